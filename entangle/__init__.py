@@ -1,0 +1,60 @@
+"""entangle: measure gradient entanglement in preference training.
+
+The public names are imported on first use, so `import entangle` and `entangle --help` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entangle.version import __version__
+
+if TYPE_CHECKING:
+    from entangle.config import ProbeConfig
+    from entangle.geometry import PairGeometry
+    from entangle.probe import ProbeResult, run_probe
+    from entangle.regimes import Prediction, Regime, predict
+
+_PUBLIC = {
+    "PairGeometry": "entangle.geometry",
+    "Prediction": "entangle.regimes",
+    "ProbeConfig": "entangle.config",
+    "ProbeResult": "entangle.probe",
+    "Regime": "entangle.regimes",
+    "predict": "entangle.regimes",
+    "run_probe": "entangle.probe",
+}
+__all__ = [
+    "PairGeometry",
+    "Prediction",
+    "ProbeConfig",
+    "ProbeResult",
+    "Regime",
+    "__version__",
+    "predict",
+    "run_probe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'entangle' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def _check_losses_package() -> None:
+    """Refuse a `losses` module that isn't ours: one beside the user's script would shadow it silently."""
+    spec = importlib.util.find_spec("losses")
+    ours = Path(__file__).resolve().parent.parent / "losses" / "__init__.py"
+    found = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
+    if found != ours:
+        raise ImportError(
+            f"entangle needs its own package `losses` ({ours}), but Python finds {found or 'none'} first. "
+            "Rename that file or folder (a losses.py beside your script shadows ours), or run from elsewhere."
+        )
+
+
+_check_losses_package()

@@ -1,0 +1,116 @@
+"""The 2 x 2 Gram block of a pair's two scores, and what follows from it alone.
+
+A score is the gradient of a response's summed log-prob in the probed parameters. With g_w, g_l the scores of
+chosen and rejected:
+
+    chosen_sq A = |g_w|^2   rejected_sq B = |g_l|^2   inner c = <g_w, g_l>
+    chosen_gap A - c = <g_w, g_w - g_l>               rejected_gap B - c = <g_l, g_l - g_w>
+
+The gaps are inputs, not derived: for nearly parallel scores `A - c` by subtraction loses every digit.
+The block doesn't depend on the loss, so one of them answers for every loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+RESOLUTION = {torch.float64: 1e-10, torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}
+"""Relative error that a dot product of two scores may carry, by the precision the scores were computed in."""
+
+
+@dataclass(frozen=True)
+class PairGeometry:
+    """Gram blocks of a batch of pairs; every field `(B,)`, float64, units 1/parameter^2.
+
+    Args:
+        chosen_sq: A = |g_w|^2.
+        rejected_sq: B = |g_l|^2.
+        inner: c = <g_w, g_l>.
+        chosen_gap: A - c, computed as <g_w, g_w - g_l>.
+        rejected_gap: B - c, computed as <g_l, g_l - g_w>.
+        resolution: relative error of the dot products (see `RESOLUTION`); signs below it are not believed.
+
+    Raises:
+        ValueError: the fields don't share one shape `(B,)`.
+    """
+
+    chosen_sq: Tensor
+    rejected_sq: Tensor
+    inner: Tensor
+    chosen_gap: Tensor
+    rejected_gap: Tensor
+    resolution: float = RESOLUTION[torch.float32]
+
+    def __post_init__(self) -> None:
+        shapes = {name: tuple(getattr(self, name).shape) for name in GEOMETRY_COLUMNS}
+        if len(set(shapes.values())) != 1 or self.inner.ndim != 1:
+            raise ValueError(f"PairGeometry fields must share one shape (B,); got {shapes}.")
+        for name in GEOMETRY_COLUMNS:
+            object.__setattr__(self, name, getattr(self, name).to(torch.float64))
+
+    @classmethod
+    def from_scores(cls, chosen: Tensor, rejected: Tensor) -> PairGeometry:
+        """From the scores themselves, `(B, P)` each. Dots are taken in float64."""
+        resolution = RESOLUTION[chosen.dtype]
+        chosen, rejected = chosen.double(), rejected.double()
+        difference = chosen - rejected
+        return cls(
+            chosen_sq=(chosen * chosen).sum(-1),
+            rejected_sq=(rejected * rejected).sum(-1),
+            inner=(chosen * rejected).sum(-1),
+            chosen_gap=(chosen * difference).sum(-1),
+            rejected_gap=-(rejected * difference).sum(-1),
+            resolution=resolution,
+        )
+
+    @property
+    def cosine(self) -> Tensor:
+        """Cos = c / sqrt(A B), in [-1, 1]; NaN where a score is zero."""
+        return (self.inner / (self.chosen_sq * self.rejected_sq).sqrt()).clamp(-1.0, 1.0)
+
+    @property
+    def norm_ratio(self) -> Tensor:
+        """r* = |g_l| / |g_w| = sqrt(B / A): the incentive ratio at the centre of the ideal band."""
+        return (self.rejected_sq / self.chosen_sq).sqrt()
+
+    @property
+    def log_band(self) -> tuple[Tensor, Tensor]:
+        """(ln(c/A), ln(B/c)): the open interval of ln rho in which a pair with c > 0 is ideal.
+
+        (-inf, inf) where c <= 0. Formed from the gaps, so it keeps its digits when cos is close to 1. Law: it
+        is centred on ln r* and its half-width is -ln cos; empty iff cos = 1 (arXiv 2604.18239's band).
+        """
+        lower = torch.log1p(-self.chosen_gap / self.chosen_sq)
+        upper = -torch.log1p(-self.rejected_gap / self.rejected_sq)
+        infinite = torch.full_like(lower, torch.inf)
+        positive = self.inner > 0
+        return torch.where(positive, lower, -infinite), torch.where(positive, upper, infinite)
+
+    @property
+    def critical_ratio(self) -> tuple[Tensor, Tensor]:
+        """(c/A, B/c): incentive ratios rho between which a pair is ideal; (0, inf) where c <= 0."""
+        lower, upper = self.log_band
+        return lower.exp(), upper.exp()
+
+    @property
+    def is_finite(self) -> Tensor:
+        """`(B,)` bool: every entry of the block is a finite number."""
+        return torch.stack([getattr(self, name) for name in GEOMETRY_COLUMNS]).isfinite().all(0)
+
+    @property
+    def is_parallel(self) -> Tensor:
+        """`(B,)` bool: the band is narrower than the arithmetic, so no loss can be said to disentangle."""
+        lower, upper = self.log_band
+        return (upper - lower) <= 4 * self.resolution
+
+    def __getitem__(self, rows: slice | Tensor) -> PairGeometry:
+        """The pairs selected by a slice or an index tensor."""
+        chosen = {name: getattr(self, name)[rows] for name in GEOMETRY_COLUMNS}
+        return PairGeometry(**chosen, resolution=self.resolution)
+
+
+GEOMETRY_COLUMNS = tuple(f.name for f in fields(PairGeometry) if f.name != "resolution")
+"""The five columns that a run folder stores for a pair."""

@@ -1,0 +1,382 @@
+"""The probe: every pair's geometry once, then every loss, into a run folder that can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from entangle import embedded
+from entangle.config import DEFAULT_LOSSES, EMBEDDED, ModelOptions, ProbeConfig
+from entangle.data import PreferencePair, TokenizedPair, fingerprint, load_pairs, tokenize_pair
+from entangle.errors import ConfigError
+from entangle.geometry import GEOMETRY_COLUMNS
+from entangle.models import Policy, check_reference, load_policy
+from entangle.predictions import FLAGS, predict_losses, usable_losses
+from entangle.provenance import environment
+from entangle.report import tables
+from entangle.runs import RunFolder
+from entangle.scores import Engine, make_engine
+from entangle.summary import summarise
+from entangle.verify import summarise_verification, verify_losses
+from losses import PreferenceLoss, build
+
+TOKENS_PER_PASS = 4096
+"""Padded tokens of a pass when no batch size is given."""
+
+
+NUMBERS = (
+    *GEOMETRY_COLUMNS, "logps_chosen", "logps_rejected", "ref_logps_chosen", "ref_logps_rejected",
+    "cosine", "band_lower", "band_upper",
+)  # fmt: skip
+"""Columns of a pair that are numbers from the model."""
+
+ROW_COLUMNS = (
+    *NUMBERS, *FLAGS, "index", "prompt_hash", "prompt_length", "chosen_length", "rejected_length",
+)  # fmt: skip
+"""Columns of a run folder's pairs; a column of the data set with such a name is stored as data_<name>."""
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C; what was finished is in the run folder."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A finished probe: its rows as data frames, its aggregates, its folder.
+
+    Args:
+        run: the run folder.
+        pairs: one row per pair.
+        predictions: one row per scored pair and loss.
+        summary: aggregates of these rows.
+    """
+
+    run: RunFolder
+    pairs: pd.DataFrame
+    predictions: pd.DataFrame
+    summary: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> ProbeResult:
+        """Read a finished run folder.
+
+        Raises:
+            RunError: there is none at `path`.
+        """
+        run = RunFolder.open(path)
+        predictions = run.table("predictions.parquet")
+        assert predictions is not None  # written before the summary that makes a run complete
+        return cls(run, run.pairs(), predictions, run.read_json("summary.json"))
+
+    def renderable(self, worst: int = 3) -> RenderableType:
+        """The tables as rich objects: regimes, groups, distributions and the `worst` pairs."""
+        losses = list(self.summary["regimes"])
+        parts: list[RenderableType] = [tables.heading(self.summary, self.run.read_json("provenance.json"))]
+        if not losses:
+            return Group(*parts, "No pair could be scored.")
+        parts.append(tables.regime_table(self.summary))
+        if "groups" in self.summary:
+            parts.append(tables.group_table(self.summary, losses[0]))
+        parts.append(tables.quantile_table(self.summary))
+        if "verification" in self.summary:
+            parts.append(tables.verification_table(self.summary["verification"]))
+        texts = self.run.table("texts.parquet")
+        parts.append(tables.pair_cards(self.pairs, self.predictions, texts, losses[0], worst))
+        return Group(*parts)
+
+    def table(self, worst: int = 3, width: int = 100) -> str:
+        """The tables as plain text."""
+        return tables.render(self.renderable(worst), width)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pairs of a probe in the order in which they are computed, cut into shards and passes.
+
+    It depends on the options and the data alone, so a resumed run computes exactly what an unbroken one would.
+    """
+
+    shards: tuple[tuple[TokenizedPair, ...], ...]
+    batch_size: int | None
+
+    @classmethod
+    def make(cls, pairs: Sequence[TokenizedPair], config: ProbeConfig) -> Plan:
+        """Sort by length, so that a pass holds little padding, and cut."""
+        ordered = sorted(pairs, key=lambda pair: (longest(pair), len(pair.prompt_ids), pair.index))
+        size = config.shard_size
+        shards = tuple(tuple(ordered[start : start + size]) for start in range(0, len(ordered), size))
+        return cls(shards, config.batch_size)
+
+    def passes(self, shard: int) -> Iterator[list[TokenizedPair]]:
+        """The scorable pairs of a shard, as many at a time as go through the model together."""
+        batch: list[TokenizedPair] = []
+        for pair in filter(is_scorable, self.shards[shard]):
+            limit = self.batch_size or max(1, TOKENS_PER_PASS // (2 * longest(pair)))
+            if len(batch) >= limit:  # pairs grow longer, so the newest one decides
+                yield batch
+                batch = []
+            batch.append(pair)
+        if batch:
+            yield batch
+
+
+def longest(pair: TokenizedPair) -> int:
+    """Tokens of the longer of a pair's two rows."""
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def is_scorable(pair: TokenizedPair) -> bool:
+    """Whether both responses have a token to score."""
+    return not (pair.dropped or pair.empty)
+
+
+def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResult:
+    """Probe a policy on preference pairs: the main job, from options to a finished run folder.
+
+    Computes A, B, c and both gaps of every pair exactly over the probed parameters, log-probs under policy and
+    reference, then every loss's incentives, predicted changes and regimes. A run that was broken off is resumed.
+
+    Args:
+        config: the options.
+        console: where progress and notes go; standard error by default.
+
+    Raises:
+        UserError: an option, the data, the model or the run folder can't be used.
+        Interrupted: Ctrl-C; the shard at hand is finished first.
+    """
+    console = console or Console(stderr=True)
+    losses = build_losses(config.losses)
+    pairs = load_pairs_of(config)
+    policy = load_policy_of(config)
+    tokenized = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in pairs]
+    run = RunFolder(config.run_path)
+    run.begin(config.recorded, dict(policy.identity) | {"data": fingerprint(pairs)}, overwrite=config.overwrite)
+    if run.is_complete:
+        console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
+        return ProbeResult.load(run.path)
+    started = time.monotonic()
+    plan = Plan.make(tokenized, config)
+    engine = make_engine(policy.model, policy.parameters, config.engine)
+    _check_first_pair(policy, plan)
+    _compute(plan, run, policy, engine, console)
+    for note in (*policy.notes, *engine.notes):
+        console.print(f"Note: {note}", markup=False)
+    seconds = time.monotonic() - started
+    provenance = environment() | dict(policy.description) | {
+        "resolution": engine.resolution, "metric": "sgd", "engine": config.engine, "seconds": seconds,
+        "notes": [*policy.notes, *engine.notes],
+    }  # fmt: skip
+    rows = run.pairs()
+    usable = _usable(losses, rows, config, console)
+    predictions = predict_losses(rows, usable, resolution=engine.resolution, batch_size=config.loss_batch_size)
+    summary = summarise(rows, predictions, config.group_by)
+    if config.verify:
+        by_index = {pair.index: pair for pair in tokenized}
+        with _progress(console, "real steps", config.verify * len(usable), 0) as advance:
+            steps = verify_losses(policy, by_index, rows, predictions, usable, config.verify, engine.resolution, advance)
+        run.write_table("verification.parquet", steps)
+        summary["verification"] = summarise_verification(steps)
+    if config.save_text:
+        run.write_table("texts.parquet", texts_of(pairs))
+    run.write_table("predictions.parquet", predictions)
+    run.write_json("provenance.json", provenance)
+    run.write_json("summary.json", summary)
+    return ProbeResult.load(run.path)
+
+
+def build_losses(specs: Iterable[Any]) -> list[PreferenceLoss]:
+    """The losses that the options name.
+
+    Raises:
+        ConfigError: one isn't known, or a hyper-parameter of it isn't, or makes no sense.
+    """
+    try:
+        return [build(spec) for spec in specs]
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_pairs_of(config: ProbeConfig) -> list[PreferencePair]:
+    """The pairs that the options describe; `embedded` stands for the package's own pair set."""
+    name = str(embedded.PAIRS) if config.dataset_name == EMBEDDED else config.dataset_name
+    return load_pairs(
+        name, split=config.dataset_train_split, config=config.dataset_config, columns=config.column_map,
+        limit=config.limit, seed=config.seed,
+    )  # fmt: skip
+
+
+def load_policy_of(config: ProbeConfig) -> Policy:
+    """The policy that the options describe."""
+    return load_policy(**model_options(config), seed=config.seed)
+
+
+def model_options(config: ProbeConfig) -> dict[str, Any]:
+    """Arguments of `load_policy`; `embedded` stands for the package's own model, with its adapter if none is given."""
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelOptions)}
+    if config.model_name_or_path == EMBEDDED:
+        options["model_name_or_path"] = str(embedded.POLICY)
+        if config.adapter_name_or_path is None and not config.use_peft and config.parameters != "full":
+            options["adapter_name_or_path"] = str(embedded.ADAPTER)
+    return options
+
+
+def _check_first_pair(policy: Policy, plan: Plan) -> None:
+    first = next((batch for shard in range(len(plan.shards)) for batch in plan.passes(shard)), None)
+    if first is not None:
+        check_reference(policy, policy.collate(first[:1]))
+
+
+def _compute(plan: Plan, run: RunFolder, policy: Policy, engine: Engine, console: Console) -> None:
+    """Write every shard that isn't there yet; on Ctrl-C, finish the one at hand and raise Interrupted."""
+    done = set(run.shards)
+    left = [number for number in range(len(plan.shards)) if number not in done]
+    total = sum(len(shard) for shard in plan.shards)
+    finished = total - sum(len(plan.shards[number]) for number in left)
+    if done:
+        console.print(f"Resuming {run.path}: {finished} of {total} pairs are there.")
+    with _progress(console, "pairs", total, finished) as advance, _deferred_interrupt() as interrupted:
+        for number in left:
+            run.write_shard(number, _shard_rows(plan, number, policy, engine, advance))
+            if interrupted():
+                raise Interrupted(
+                    f"Stopped; {len(run.shards)} of {len(plan.shards)} shards are in {run.path}. "
+                    f"Go on with: entangle probe --config {run.path / 'config.yaml'}"
+                )
+
+
+def _shard_rows(
+    plan: Plan, number: int, policy: Policy, engine: Engine, advance: Callable[[int], None]
+) -> pd.DataFrame:
+    rows = [_unscored_row(pair) for pair in plan.shards[number] if not is_scorable(pair)]
+    advance(len(rows))
+    for batch in plan.passes(number):
+        rows += _scored_rows(batch, policy, engine)
+        advance(len(batch))
+    return pd.DataFrame(rows)
+
+
+def _scored_rows(batch: list[TokenizedPair], policy: Policy, engine: Engine) -> list[dict[str, Any]]:
+    """Rows of one pass; a pass that doesn't fit the memory is halved until it does."""
+    try:
+        return _rows_of_pass(batch, policy, engine)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    return _scored_rows(batch[:half], policy, engine) + _scored_rows(batch[half:], policy, engine)
+
+
+def _rows_of_pass(batch: list[TokenizedPair], policy: Policy, engine: Engine) -> list[dict[str, Any]]:
+    rows = policy.collate(batch)
+    scores = engine.pairs(rows)
+    geometry = scores.geometry
+    chosen, rejected = scores.logps.double().cpu().chunk(2)
+    reference = policy.reference.logps(rows, batch)
+    numbers = {name: getattr(geometry, name).cpu() for name in GEOMETRY_COLUMNS}
+    numbers |= {"logps_chosen": chosen, "logps_rejected": rejected}
+    nothing = torch.full_like(chosen, torch.nan)
+    ref_chosen, ref_rejected = (nothing, nothing) if reference is None else reference.double().cpu().chunk(2)
+    numbers |= {"ref_logps_chosen": ref_chosen, "ref_logps_rejected": ref_rejected}
+    finite = torch.stack([v for k, v in numbers.items() if reference is not None or not k.startswith("ref_")])
+    chosen_length, rejected_length = rows.lengths.cpu().chunk(2)
+    lower, upper = geometry.critical_ratio
+    numbers |= {
+        "cosine": geometry.cosine, "band_lower": lower, "band_upper": upper, "chosen_length": chosen_length,
+        "rejected_length": rejected_length, "non_finite": ~finite.isfinite().all(0),
+    }  # fmt: skip
+    columns = {name: value.tolist() for name, value in numbers.items()}
+    return [
+        _description(pair) | {name: values[i] for name, values in columns.items()} for i, pair in enumerate(batch)
+    ]
+
+
+def _unscored_row(pair: TokenizedPair) -> dict[str, Any]:
+    """A pair that can't be scored: it keeps its row, with empty numbers and the flag that says why."""
+    lengths = {"chosen_length": len(pair.chosen_ids), "rejected_length": len(pair.rejected_ids)}
+    return _description(pair) | dict.fromkeys(NUMBERS, float("nan")) | lengths | {"non_finite": False}
+
+
+def _description(pair: TokenizedPair) -> dict[str, Any]:
+    extra = {f"data_{name}" if name in ROW_COLUMNS else name: value for name, value in pair.extra.items()}
+    flags = {name: getattr(pair, name) and not pair.dropped for name in ("truncated", "identical", "empty")}
+    description = {"index": pair.index, "prompt_hash": pair.prompt_hash, "prompt_length": len(pair.prompt_ids)}
+    return extra | description | flags | {"dropped": pair.dropped}
+
+
+def _usable(
+    losses: Sequence[PreferenceLoss], rows: pd.DataFrame, config: ProbeConfig, console: Console
+) -> list[PreferenceLoss]:
+    """The losses that the rows can judge. One that can't be judged is an error if the user named it."""
+    usable, refused = usable_losses(losses, has_reference=bool(rows["ref_logps_chosen"].notna().any()))
+    if refused and tuple(config.losses) != DEFAULT_LOSSES:
+        raise ConfigError(" ".join(refused))
+    for sentence in refused:
+        console.print(f"Note: {sentence}", markup=False)
+    return usable
+
+
+def texts_of(pairs: Sequence[PreferencePair]) -> pd.DataFrame:
+    """index, prompt, chosen, rejected as text; conversations as their turns."""
+    return pd.DataFrame([
+        {"index": p.index, "prompt": _text(p.prompt), "chosen": _text(p.chosen), "rejected": _text(p.rejected)}
+        for p in pairs
+    ])
+
+
+def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in content)
+
+
+@contextmanager
+def _progress(console: Console, unit: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left, counted from what this process does itself."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("elapsed"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(unit, total=total, completed=done)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag that the loop asks for; the second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = False
+
+    def on_press(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, on_press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,1 @@
+"""What people look at: readers of a run folder, nothing else."""

@@ -1,0 +1,86 @@
+"""Figures of a run folder, as functions that draw on a matplotlib axes. Needs entangle[plots]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from entangle.errors import UserError
+from entangle.regimes import Regime
+from entangle.summary import derived
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    Regime.IDEAL: "#2a9d6f",
+    Regime.BOTH_UP: "#e0a526",
+    Regime.BOTH_DOWN: "#c8382e",
+    Regime.INVERTED: "#8a4fbf",
+    Regime.DEGENERATE: "#9a9a9a",
+}
+MARKERS = {
+    Regime.IDEAL: "o", Regime.BOTH_UP: "^", Regime.BOTH_DOWN: "v", Regime.INVERTED: "s", Regime.DEGENERATE: "x",
+}  # fmt: skip
+
+
+def new_axes(width: float = 7.0, height: float = 4.6) -> Axes:
+    """An empty figure's axes, drawn without a display.
+
+    Raises:
+        UserError: matplotlib isn't installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("Figures need matplotlib: pip install 'entangle[plots]'.") from error
+    axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def save(axes: Axes, path: str | Path) -> None:
+    """Write the figure of an axes; the suffix decides the format (png, svg, pdf)."""
+    axes.get_figure(root=True).savefig(path, dpi=150)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def plane(axes: Axes, pairs: pd.DataFrame, regimes: pd.Series, ratios: Mapping[str, float]) -> Axes:
+    """Every pair in the plane of norm ratio and cosine, with the border of the ideal region of each loss.
+
+    A loss with incentive ratio rho is ideal below the tent cos = exp(-|ln r* - ln rho|) (the band |ln rho - ln r*|
+    < -ln cos read the other way round); left of its peak, above it, both rise; right of it both fall.
+
+    Args:
+        axes: where to draw.
+        pairs: scored rows of a run folder.
+        regimes: the regime of each row, in the order of `pairs`.
+        ratios: rho by loss label; at most three read well.
+    """
+    points = derived(pairs).assign(regime=regimes.to_numpy(), log_ratio=lambda d: np.log(d["norm_ratio"]))
+    for regime, colour in COLOURS.items():
+        rows = points[points["regime"] == regime]
+        if len(rows):
+            label = f"{regime.replace('_', ' ')} ({len(rows)})"
+            axes.scatter(
+                rows["log_ratio"], rows["cosine"], s=16, c=colour, marker=MARKERS[regime], alpha=0.75,
+                linewidths=0.6 if regime is Regime.DEGENERATE else 0, label=label,
+            )  # fmt: skip
+    reach = max(1.0, float(points["log_ratio"].abs().max()) * 1.08)
+    grid = np.linspace(-reach, reach, 400)
+    for (loss, rho), style in zip(ratios.items(), ("-", "--", ":"), strict=False):
+        label = f"border of ideal, {loss} (rho = {rho:.3g})"
+        axes.plot(grid, np.exp(-np.abs(grid - np.log(rho))), style, color="#333333", lw=1.2, label=label)
+    ticks = np.array([0.125, 0.25, 0.5, 1, 2, 4, 8, 16])
+    ticks = ticks[np.abs(np.log(ticks)) <= reach]
+    axes.set_xticks(np.log(ticks), [f"{tick:g}" for tick in ticks])
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(min(-0.25, float(points["cosine"].min()) - 0.05), 1.04)
+    axes.axhline(0, color="#cccccc", lw=0.8, zorder=0)
+    axes.set_xlabel("norm ratio  |rejected gradient| / |chosen gradient|  (log scale)")
+    axes.set_ylabel("cosine of the two gradients")
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    return axes

@@ -1,0 +1,173 @@
+"""The run folder: what every command writes and reads, and nothing else passes between commands.
+
+config.yaml           the resolved options; the command replays from it
+provenance.json       what the numbers were computed from and on
+pairs/00000.parquet   one row per pair, in shards written whole
+texts.parquet         the texts of the pairs (left out with --save_text false)
+predictions.parquet   one row per pair and loss
+summary.json          the aggregates, each recomputable from the rows
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from entangle.errors import RunError
+
+
+class RunFolder:
+    """One run's folder. Every file is written under a temporary name and renamed, so none is ever half there."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing, finished run.
+
+        Raises:
+            RunError: there is no run at `path`, or it isn't finished.
+        """
+        run = cls(path)
+        if not (run.path / "config.yaml").is_file():
+            raise RunError(f"Expected a run folder (with config.yaml) at {run.path}; found none.")
+        if not run.is_complete:
+            raise RunError(
+                f"The run in {run.path} isn't finished ({len(run.shards)} shards are there, no summary.json). "
+                f"Finish it with: entangle probe --config {run.path / 'config.yaml'}"
+            )
+        return run
+
+    def begin(self, config: Mapping[str, Any], identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Make the folder, or resume the same run in it.
+
+        Args:
+            config: the resolved options.
+            identity: hashes of model, adapter, tokenizer and data; a resumed run must have the same.
+            overwrite: delete a run that is already there.
+
+        Raises:
+            RunError: the folder holds another run or foreign files, or can't be written.
+        """
+        with self._writing():
+            if overwrite and (self.path / "config.yaml").is_file():
+                shutil.rmtree(self.path)
+            if self.path.is_dir() and any(self.path.iterdir()):
+                self._check_same_run(config, identity)
+            else:
+                self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / "pairs").mkdir(exist_ok=True)
+                self.write_json("identity.json", identity)
+                self.write_yaml("config.yaml", config)
+
+    def _check_same_run(self, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        advice = "Choose another --output_dir, or give --overwrite to replace it."
+        if not (self.path / "config.yaml").is_file() or not (self.path / "identity.json").is_file():
+            raise RunError(f"{self.path} isn't empty and holds no run of entangle. {advice}")
+        for name, old, new in (
+            ("option", self.config, _plain(config)),
+            ("input", self.read_json("identity.json"), _plain(identity)),
+        ):
+            changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+            if changed:
+                pairs = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+                raise RunError(f"{self.path} holds another run ({name} {pairs}). {advice}")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options that the run was started with."""
+        return yaml.safe_load((self.path / "config.yaml").read_text())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has finished: its summary is written last."""
+        return (self.path / "summary.json").is_file()
+
+    @property
+    def shards(self) -> list[int]:
+        """Numbers of the shards that are finished."""
+        return sorted(int(file.stem) for file in (self.path / "pairs").glob("[0-9]*.parquet"))
+
+    def write_shard(self, number: int, rows: pd.DataFrame) -> None:
+        """Write one finished shard of pairs."""
+        self.write_table(f"pairs/{number:05d}.parquet", rows)
+
+    def write_table(self, name: str, rows: pd.DataFrame) -> None:
+        """Write a table as parquet."""
+        with self._replacing(name) as temporary:
+            rows.to_parquet(temporary, index=False)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file; a number that isn't finite becomes null."""
+        with self._replacing(name) as temporary:
+            temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+
+    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a YAML file that `yaml.safe_load` reads back."""
+        with self._replacing(name) as temporary:
+            temporary.write_text(yaml.safe_dump(_plain(content), sort_keys=False))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the folder."""
+        return json.loads((self.path / name).read_text())
+
+    def pairs(self) -> pd.DataFrame:
+        """All rows of the finished shards, in dataset order."""
+        files = [self.path / "pairs" / f"{number:05d}.parquet" for number in self.shards]
+        rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+        return rows.sort_values("index", ignore_index=True)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A table of the folder by file name, or None where the run has none."""
+        file = self.path / name
+        return pd.read_parquet(file) if file.is_file() else None
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """A temporary path beside `name` that becomes `name` when the block ends well, and goes otherwise."""
+        target = self.path / name
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        with self._writing():
+            try:
+                yield temporary
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"Can't write the run folder {self.path}: {error.strerror or error}. What was finished is kept; "
+                "free some space or choose another --output_dir, and run the same command again to resume."
+            ) from error
+
+
+def _plain(content: Any) -> Any:
+    """Tuples and paths as YAML and JSON know them."""
+    if isinstance(content, Mapping):
+        return {str(key): _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return str(content) if isinstance(content, Path) else content
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and content != content or content in (float("inf"), float("-inf")):
+        return None
+    return _plain(content)

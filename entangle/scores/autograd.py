@@ -1,0 +1,106 @@
+"""The oracle: one backward pass per row, whole gradients, dots in float64. Right for any parameters; slow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from entangle.geometry import PairGeometry
+from entangle.rows import RowBatch
+from entangle.scores.base import (
+    Engine,
+    Metric,
+    PairScores,
+    check_pairs,
+    module_name,
+    stack_geometry,
+    studying,
+    unstack_geometry,
+)
+from entangle.scores.logps import Rows, input_device, scored_logps
+
+
+class AutogradEngine(Engine):
+    """Scores by plain autograd, a row at a time: what every other engine is tested against.
+
+    Cost: a forward and a backward per row over all probed parameters; `pairs` keeps two scores in memory,
+    `gram` the scores of all rows.
+    """
+
+    def pairs(self, batch: RowBatch, *, modules: bool = False, metric: Metric | None = None) -> PairScores:
+        """See `Engine.pairs`."""
+        check_pairs(batch)
+        rows, n = self._rows(batch), len(batch.prompt_length)
+        logps = torch.zeros(2 * n, dtype=torch.float64)
+        columns: dict[str, Tensor] = defaultdict(lambda: torch.zeros(5, n, dtype=torch.float64))
+        for i in range(n):
+            logps[i], chosen = self.score(rows[i : i + 1])
+            logps[n + i], rejected = self.score(rows[n + i : n + i + 1])
+            for name in self.parameters:
+                root = metric[name].double().sqrt() if metric else 1.0
+                g_w, g_l = (chosen[name].double() * root).ravel(), (rejected[name].double() * root).ravel()
+                columns[module_name(name)][:, i] += stack_geometry(
+                    PairGeometry.from_scores(g_w[None], g_l[None])
+                )[:, 0].cpu()
+        total = torch.stack(list(columns.values())).sum(0)
+        per_module = {name: unstack_geometry(c, self.resolution) for name, c in columns.items()}
+        return PairScores(logps, unstack_geometry(total, self.resolution), per_module if modules else None)
+
+    def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
+        """See `Engine.gram`."""
+        scores = [score for _, score in self._scores(batch)]
+        total = torch.zeros(len(scores), len(scores), dtype=torch.float64)
+        for name in self.parameters:
+            matrix = torch.stack([score[name].double().ravel() for score in scores])
+            weighted = matrix * metric[name].double().ravel() if metric else matrix
+            total += (weighted @ matrix.T).cpu()
+        return total
+
+    def products(self, batch: RowBatch, direction: Mapping[str, Tensor]) -> Tensor:
+        """See `Engine.products`."""
+        return torch.stack(
+            [
+                torch.stack(
+                    [(score[name].double() * step).sum().cpu() for name, step in direction.items()]
+                ).sum()
+                for _, score in self._scores(batch)
+            ]
+        )
+
+    def score(self, row: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log pi of a single row (float64) and its gradient in every probed parameter."""
+        with studying(self.model, self.parameters):
+            logp = scored_logps(self.model, row).sum(dtype=torch.float64)
+            grads = torch.autograd.grad(
+                logp, list(self.parameters.values()), allow_unused=True, materialize_grads=True
+            )
+        return logp.detach().cpu(), dict(zip(self.parameters, grads, strict=True))
+
+    def squared_norms(self, row: Rows) -> dict[str, float]:
+        """|S|^2 of a single row in each parameter, one gradient in memory at a time."""
+        norms = dict.fromkeys(self.parameters, 0.0)
+
+        def measure(name: str, grad: Tensor) -> Tensor:
+            norms[name] = float(grad.double().square().sum())
+            return grad.new_zeros(()).expand_as(grad)  # so that the gradient itself is freed
+
+        with studying(self.model, self.parameters):
+            handles = [p.register_hook(partial(measure, name)) for name, p in self.parameters.items()]
+            try:
+                logp = scored_logps(self.model, row).sum(dtype=torch.float64)
+                torch.autograd.grad(logp, list(self.parameters.values()), allow_unused=True)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return norms
+
+    def _rows(self, batch: RowBatch) -> Rows:
+        return Rows.from_batch(batch.to(input_device(self.model)))
+
+    def _scores(self, batch: RowBatch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        rows = self._rows(batch)
+        return (self.score(rows[i : i + 1]) for i in range(len(rows)))

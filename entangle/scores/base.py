@@ -1,0 +1,139 @@
+"""What an engine gives: Gram entries of scores, and products of scores with a direction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from entangle.errors import UserError
+from entangle.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry
+from entangle.rows import RowBatch
+from entangle.scores.logps import evaluating
+
+Metric = Mapping[str, Tensor]
+"""A diagonal metric P: positive weights by parameter name, of the parameter's shape. None means P = 1."""
+
+
+class UncoveredParameter(UserError):
+    """The factored engine has no exact rule for a parameter that was asked for."""
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What a batch of n pairs says, whatever the loss.
+
+    Args:
+        logps: `(2n,)` float64, log pi of every row in nats: chosen rows first, then rejected.
+        geometry: Gram blocks over all probed parameters, `(n,)` each.
+        modules: the same for the parameters of each module alone (LoRA's A and B are two modules); they sum
+            to `geometry`. None unless asked for.
+
+    Raises:
+        ValueError: there aren't two log-probs to a pair.
+    """
+
+    logps: Tensor
+    geometry: PairGeometry
+    modules: dict[str, PairGeometry] | None = None
+
+    def __post_init__(self) -> None:
+        if self.logps.shape != (2 * len(self.geometry.inner),):
+            raise ValueError(
+                f"PairScores needs 2 log-probs per pair; got {tuple(self.logps.shape)} for "
+                f"{len(self.geometry.inner)} pairs."
+            )
+
+
+class Engine(ABC):
+    """Computes with the scores S(y) = d log pi(y) / d theta of a batch's rows, theta = the given parameters.
+
+    For every engine: a row's numbers depend neither on the other rows of the batch nor on padding; the model
+    runs in eval mode and is left as it was found: mode, `requires_grad`, `.grad` and weights.
+
+    Args:
+        model: a causal language model of transformers, plain or with a PEFT adapter.
+        parameters: the probed parameters by name.
+
+    Attributes:
+        notes: what the user should know about how the numbers come about; may grow while the engine runs.
+
+    Raises:
+        ValueError: no parameter is given, one is given under two names, or one isn't the model's.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        if not parameters or len({id(p) for p in parameters.values()}) != len(parameters):
+            raise ValueError(f"An engine needs parameters, each under one name; got {list(parameters)[:5]}.")
+        own = {id(p) for p in model.parameters()}
+        foreign = [name for name, p in parameters.items() if id(p) not in own]
+        if foreign:
+            raise ValueError(f"An engine needs parameters of its own model; these aren't: {foreign[:5]}.")
+        self.model = model
+        self.parameters = dict(parameters)
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def pairs(self, batch: RowBatch, *, modules: bool = False, metric: Metric | None = None) -> PairScores:
+        """Log-probs and Gram block of every pair, dots being <g, P g'>; `batch.group_size` must be 2."""
+
+    @abstractmethod
+    def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
+        """K[a, b] = <S_a, P S_b> for all rows, `(rows, rows)` float64: symmetric, positive semi-definite."""
+
+    @abstractmethod
+    def products(self, batch: RowBatch, direction: Mapping[str, Tensor]) -> Tensor:
+        """<S_a, direction> for all rows, `(rows,)` float64.
+
+        The first-order change of every row's log-prob when the parameters move by `direction` (shaped like
+        the parameters; names that are absent don't move).
+        """
+
+    @property
+    def resolution(self) -> float:
+        """Relative error that this model's precision leaves in a dot product of scores."""
+        dtypes = {p.dtype for p in self.model.parameters() if p.dtype in RESOLUTION}
+        if torch.is_autocast_enabled(next(self.model.parameters()).device.type):
+            dtypes.add(torch.bfloat16)
+        return max(RESOLUTION[dtype] for dtype in dtypes)
+
+
+def check_pairs(batch: RowBatch) -> None:
+    """Raise ValueError unless the batch holds pairs."""
+    if batch.group_size != 2:
+        raise ValueError(f"pairs() needs 2 responses per prompt; got group_size {batch.group_size}.")
+
+
+def module_name(parameter: str) -> str:
+    """The module that a parameter is reported under: its name without the last part."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+def stack_geometry(geometry: PairGeometry) -> Tensor:
+    """The five columns as `(5, n)` float64: they add up over parameters."""
+    return torch.stack([getattr(geometry, name) for name in GEOMETRY_COLUMNS])
+
+
+def unstack_geometry(columns: Tensor, resolution: float) -> PairGeometry:
+    """Inverse of `stack_geometry`."""
+    return PairGeometry(*columns.unbind(0), resolution=resolution)
+
+
+@contextmanager
+def studying(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Within: eval mode, gradients on, and exactly `trained` requires them. Afterwards all is as before."""
+    before = {p: p.requires_grad for p in model.parameters()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(False)
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+        with evaluating(model), torch.enable_grad():
+            yield
+    finally:
+        for parameter, needed in before.items():
+            parameter.requires_grad_(needed)

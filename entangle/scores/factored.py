@@ -1,0 +1,234 @@
+"""The fast exact engine: one forward and one backward for all rows, no stored gradients.
+
+All parameters are frozen for the pass, so autograd forms no weight gradient; hooks on the layers give each
+row's scores as factors (`rules`), from which dot products are taken layer by layer (`reduce`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from entangle.geometry import RESOLUTION
+from entangle.rows import RowBatch
+from entangle.scores.autograd import AutogradEngine
+from entangle.scores.base import (
+    Engine,
+    Metric,
+    PairScores,
+    UncoveredParameter,
+    check_pairs,
+    module_name,
+    stack_geometry,
+    studying,
+    unstack_geometry,
+)
+from entangle.scores.check import disagreeing, logps_agree, sample_rows
+from entangle.scores.logps import Rows, input_device, scored_logps
+from entangle.scores.lora import foldable, folded, lora_sites
+from entangle.scores.prefix import record_split, split_for
+from entangle.scores.reduce import gram_block, pair_block
+from entangle.scores.sites import Recorder, find_sites
+from entangle.scores.terms import Score
+
+
+class FactoredEngine(Engine):
+    """Exact scores from layer inputs and output gradients.
+
+    On its first batch the engine compares itself with plain autograd on a few rows (`check`), so that a model
+    which doesn't fit its assumptions is found out rather than measured wrongly.
+
+    Args:
+        model: see `Engine`.
+        parameters: see `Engine`.
+        fallback: compute parameters without a rule by `AutogradEngine` (a backward per row) and say so in
+            `notes`, instead of refusing them.
+        share_prompts: evaluate a prompt once for all its responses (see `prefix`).
+
+    Raises:
+        UncoveredParameter: a parameter has no rule and `fallback` is off; the message names them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        fallback: bool = False,
+        share_prompts: bool = True,
+    ) -> None:
+        super().__init__(model, parameters)
+        self._may_fall_back = fallback
+        self._share_prompts = share_prompts
+        self._is_checked = False
+        self._dtypes: set[torch.dtype] = set()
+        self._folded = foldable(model)
+        adapted, left = lora_sites(model, self._folded, self.parameters)
+        sites, uncovered = find_sites(model, left) if left else ([], set())
+        self._sites = adapted + sites
+        self._fallback: AutogradEngine | None = None
+        if uncovered:
+            self._give_up(uncovered, "have no fast rule")
+
+    @property
+    def covered(self) -> set[str]:
+        """Names of the parameters that a fast rule covers; the others go by the fallback."""
+        return set(self.parameters) - set(self._fallback.parameters if self._fallback else ())
+
+    @property
+    def resolution(self) -> float:
+        """See `Engine.resolution`; also what the layers were seen to compute in (autocast)."""
+        return max(super().resolution, *(RESOLUTION.get(dtype, 0.0) for dtype in self._dtypes))
+
+    def pairs(self, batch: RowBatch, *, modules: bool = False, metric: Metric | None = None) -> PairScores:
+        """See `Engine.pairs`."""
+        check_pairs(batch)
+        n = len(batch.prompt_length)
+        columns: dict[str, Tensor] = defaultdict(lambda: torch.zeros(5, n, dtype=torch.float64))
+
+        def take(name: str, score: Score) -> None:
+            columns[module_name(name)] += pair_block(score, self._weight(metric, name, score)).cpu()
+
+        logps = self._run(batch, take)
+        if self._fallback:
+            slow = self._fallback.pairs(batch, modules=True, metric=metric)
+            for name, geometry in (slow.modules or {}).items():
+                columns[name] += stack_geometry(geometry)
+        for name in self.parameters:
+            columns[module_name(name)] += 0.0  # a module that wasn't called has zero scores
+        total = torch.stack(list(columns.values())).sum(0)
+        per_module = {name: unstack_geometry(c, self.resolution) for name, c in columns.items()}
+        return PairScores(logps, unstack_geometry(total, self.resolution), per_module if modules else None)
+
+    def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
+        """See `Engine.gram`."""
+        rows = len(batch.input_ids)
+        total = torch.zeros(rows, rows, dtype=torch.float64)
+
+        def take(name: str, score: Score) -> None:
+            total.add_(gram_block(score, self._weight(metric, name, score)).cpu())
+
+        self._run(batch, take)
+        if self._fallback:
+            total += self._fallback.gram(batch, metric=metric)
+        return total
+
+    def products(self, batch: RowBatch, direction: Mapping[str, Tensor]) -> Tensor:
+        """See `Engine.products`."""
+        total = torch.zeros(len(batch.input_ids), dtype=torch.float64)
+
+        def take(name: str, score: Score) -> None:
+            if name in direction:
+                total.add_(score.product(direction[name].reshape(score.shape)).cpu())
+
+        self._run(batch, take)
+        slow = {k: v for k, v in direction.items() if self._fallback and k in self._fallback.parameters}
+        if self._fallback and slow:
+            total += self._fallback.products(batch, slow)
+        return total
+
+    def _give_up(self, names: Iterable[str], reason: str) -> None:
+        """Leave parameters to the fallback, or refuse them."""
+        given_up = set(names) | set(self._fallback.parameters if self._fallback else ())
+        few = ", ".join(sorted(names)[:5]) + (", ..." if len(set(names)) > 5 else "")
+        if not self._may_fall_back:
+            raise UncoveredParameter(
+                f"{len(set(names))} of {len(self.parameters)} parameters {reason}: {few}. Use engine='auto' "
+                "(one backward pass per response for these), engine='autograd', or probe other parameters."
+            )
+        self._sites = [
+            replace(site, parameters={k: v for k, v in site.parameters.items() if v not in given_up})
+            for site in self._sites
+        ]
+        self._sites = [site for site in self._sites if site.parameters]
+        self._fallback = AutogradEngine(
+            self.model, {name: self.parameters[name] for name in sorted(given_up)}
+        )
+        self.notes.append(
+            f"{len(set(names))} of {len(self.parameters)} parameters {reason} and cost one backward pass per "
+            f"response: {few}"
+        )
+
+    def _run(self, batch: RowBatch, take: Callable[[str, Score], None]) -> Tensor:
+        """One pass over all rows: every parameter's scores go to `take`; log pi `(rows,)` float64."""
+        rows = Rows.from_batch(batch.to(input_device(self.model)))
+        if not self._is_checked:
+            self._check(rows, batch.group_size)
+        return self._record(rows, batch.group_size, take)
+
+    def _record(self, rows: Rows, group_size: int, take: Callable[[str, Score], None]) -> Tensor:
+        shapes = {name: matrix_shape(p) for name, p in self.parameters.items()}
+        recorder = Recorder(self._sites, shapes, take)
+        with studying(self.model, {}), folded(self._folded):
+            split = split_for(self.model, rows, group_size) if self._share_prompts else None
+            logps = (
+                record_split(self.model, split, recorder)
+                if split
+                else record_rows(self.model, rows, recorder)
+            )
+            recorder.flush()
+        self._dtypes |= recorder.dtypes
+        return logps.detach().cpu()
+
+    def _check(self, rows: Rows, group_size: int) -> None:
+        """Compare with plain autograd; stop sharing prompts, or give parameters up, where they disagree."""
+        sample = sample_rows(rows, group_size)
+        if sample is None or not self._sites:
+            return
+        self._is_checked = True
+        covered = {name: self.parameters[name] for name in self.covered}
+        oracle = AutogradEngine(self.model, covered).squared_norms(sample[:1])
+        with studying(self.model, {}):
+            plain = scored_logps(self.model, sample).sum(1, dtype=torch.float64)
+        if self._share_prompts:
+            try:
+                norms, logps = self._norms(sample, group_size)
+                problem = "" if logps_agree(logps, plain, self.resolution) else "log-probs differ"
+                problem = problem or ", ".join(disagreeing(norms, oracle, self.resolution)[:3])
+            except Exception as error:  # model code under a cache may fail in any way; plain rows remain
+                problem = f"{type(error).__name__}: {error}"
+            if not problem:
+                return
+            self._share_prompts = False
+            shared_problem = problem
+        else:
+            shared_problem = ""
+        norms, _ = self._norms(sample, group_size)
+        if wrong := disagreeing(norms, oracle, self.resolution):
+            self._give_up(wrong, "aren't reproduced by their rule")
+        elif shared_problem:
+            self.notes.append(f"prompts are evaluated with every response, not once ({shared_problem[:200]})")
+
+    def _norms(self, rows: Rows, group_size: int) -> tuple[dict[str, float], Tensor]:
+        """|S|^2 of the first row in each parameter, and log pi of all rows."""
+        norms: dict[str, float] = {}
+
+        def take(name: str, score: Score) -> None:
+            norms[name] = float(gram_block(score[:1], None))
+
+        logps = self._record(rows, group_size, take)
+        return norms, logps
+
+    def _weight(self, metric: Metric | None, name: str, score: Score) -> Tensor | None:
+        """The metric in one parameter, as a matrix."""
+        return None if metric is None else metric[name].reshape(score.shape)
+
+
+def record_rows(model: nn.Module, rows: Rows, recorder: Recorder) -> Tensor:
+    """Run all rows at full length under a recorder; log pi of every row, `(rows,)` float64."""
+    with recorder.recording(len(rows)):
+        logps = scored_logps(model, rows).sum(1, dtype=torch.float64)
+    if logps.requires_grad:
+        logps.sum().backward()
+    return logps
+
+
+def matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """How a parameter counts as a matrix: vectors are columns, leading axes are joined."""
+    if parameter.ndim < 2:
+        return parameter.numel(), 1
+    return parameter.numel() // parameter.shape[-1], parameter.shape[-1]

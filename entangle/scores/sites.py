@@ -1,0 +1,211 @@
+"""Sites: the modules where a pass is tapped, and the hooks that tap it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor, nn
+
+from entangle.scores.rules import Call, Rule, find_rule, output_tensors
+from entangle.scores.terms import Score, Term
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A module whose calls give the scores of some probed parameters.
+
+    Args:
+        module: the module to hook.
+        rule: from its calls to terms by local name.
+        parameters: probed parameters by the rule's local name: their names in the engine.
+    """
+
+    module: nn.Module
+    rule: Rule
+    parameters: Mapping[str, str]
+
+
+def find_sites(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tuple[list[Site], set[str]]:
+    """Sites that give the scores of `parameters`, and the names that no rule covers.
+
+    A parameter with several owners (tied weights) is covered only if each owner has a rule for it.
+    """
+    names = {id(p): name for name, p in parameters.items()}
+    candidates: list[Site] = []
+    uncovered = set(parameters)
+    refused: set[str] = set()
+    unreachable = {
+        part for module in model.modules() if type(module) is ParamWrapper for part in module.modules()
+    }
+    for module in model.modules():
+        if module in unreachable:  # PEFT reads these layers' weights and never calls them
+            continue
+        own = {local: names[id(p)] for local, p in module._parameters.items() if id(p) in names}
+        entry = find_rule(module) if own else None
+        covers = entry.covers if entry and entry.covers is not None else frozenset(own)
+        known = {local: name for local, name in own.items() if entry and local in covers}
+        if entry and known:
+            candidates.append(Site(module, entry.rule, known))
+        uncovered -= set(known.values())
+        refused |= set(own.values()) - set(known.values())
+    uncovered |= refused
+    sites = [
+        Site(site.module, site.rule, {k: v for k, v in site.parameters.items() if v not in uncovered})
+        for site in candidates
+    ]
+    return [site for site in sites if site.parameters], uncovered
+
+
+@dataclass(eq=False)
+class Tap:
+    """A recorded call: `passes` gradients are expected for each of its outputs, one per backward pass."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: int
+    passes: int
+    grads: list[list[Tensor]] = field(default_factory=list)  # by output, then by pass
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every gradient has arrived."""
+        return all(len(grads) == self.passes for grads in self.grads)
+
+    @property
+    def call(self) -> Call | None:
+        """The call over `passes * rows` rows, its inputs repeated; None if no log-prob depends on it."""
+        if not any(self.grads):
+            return None
+        if any(len(grads) not in (0, self.passes) for grads in self.grads):
+            raise RuntimeError(f"A backward pass missed a module: {[len(g) for g in self.grads]} gradients.")
+        grads = tuple(torch.cat(grads) if grads else None for grads in self.grads)
+        args, kwargs = (_repeat(value, self.passes) for value in (self.args, self.kwargs))
+        return Call(args, kwargs, grads, self.rows * self.passes)
+
+
+class Recorder:
+    """Hooks on the sites' modules; hands over a parameter's scores as soon as they are complete.
+
+    Args:
+        sites: where to tap.
+        shapes: matrix shape (a, b) of every parameter.
+        take: called once per parameter that was used, with its scores.
+
+    Attributes:
+        dtypes: precisions in which gradients arrived.
+    """
+
+    def __init__(
+        self, sites: list[Site], shapes: Mapping[str, tuple[int, int]], take: Callable[[str, Score], None]
+    ) -> None:
+        self.dtypes: set[torch.dtype] = set()
+        self._sites, self._shapes, self._take = sites, shapes, take
+        self._taps: dict[Site, list[Tap]] = defaultdict(list)
+        self._terms: dict[str, list[Term]] = defaultdict(list)
+        self._owners: dict[str, list[Site]] = defaultdict(list)
+        for site in sites:
+            for name in site.parameters.values():
+                self._owners[name].append(site)
+
+    @contextmanager
+    def recording(self, rows: int, passes: int = 1) -> Iterator[None]:
+        """Within: forward passes over `rows` rows are recorded, for `passes` backward passes each."""
+        handles = [
+            site.module.register_forward_hook(self._hook(site, rows, passes), with_kwargs=True)
+            for site in self._sites
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def flush(self) -> None:
+        """Hand over what is still waiting for gradients that don't come."""
+        for site in self._sites:
+            self._finish(site)
+
+    def _hook(self, site: Site, rows: int, passes: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if not torch.is_grad_enabled():  # not part of the graph
+                return output
+            tap = Tap(_detach(args), _detach(kwargs), rows, passes)
+            output = _outside(output)
+            for out in output_tensors(output):
+                tap.grads.append([])
+                out.register_hook(self._arrival(site, tap, tap.grads[-1]))
+            self._taps[site].append(tap)
+            return output
+
+        return hook
+
+    def _arrival(self, site: Site, tap: Tap, grads: list[Tensor]) -> Callable[[Tensor], None]:
+        versions = _versions(tap)
+
+        def arrived(grad: Tensor) -> None:
+            if _versions(tap) != versions:
+                raise RuntimeError(
+                    f"The input of a {type(site.module).__name__} was changed in place after use."
+                )
+            grads.append(grad.detach())
+            self.dtypes.add(grad.dtype)
+            if all(other.is_complete for other in self._taps[site]):
+                self._finish(site)
+
+        return arrived
+
+    def _finish(self, site: Site) -> None:
+        """Turn the site's calls into terms; hand over every parameter all of whose sites are done."""
+        for tap in self._taps.pop(site, []):
+            if (call := tap.call) is not None:
+                for local, term in site.rule(site.module, call).items():
+                    if (name := site.parameters.get(local)) is not None:
+                        self._terms[name].append(term.as_matrices(self._shapes[name]))
+        for name in site.parameters.values():
+            if name in self._terms and not any(owner in self._taps for owner in self._owners[name]):
+                self._take(name, Score(tuple(self._terms.pop(name)), self._shapes[name]))
+
+
+def _outside(output: Any) -> Any:
+    """The output as what comes after the module sees it, requiring a gradient.
+
+    If nothing below is probed the graph starts here. One of several outputs may also feed another (a router's
+    logits its weights); a clone takes the gradient from outside alone, and allows in-place steps on it.
+    """
+    if isinstance(output, tuple):
+        return tuple(_cloned(value) for value in output)
+    return output if output.requires_grad else _cloned(output)
+
+
+def _cloned(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return (value if value.requires_grad else value.detach().requires_grad_()).clone()
+
+
+def _detach(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _detach(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_detach(item) for item in value)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _repeat(value: Any, times: int) -> Any:
+    if times == 1:
+        return value
+    if isinstance(value, dict):
+        return {key: _repeat(item, times) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_repeat(item, times) for item in value)
+    return value.repeat(times, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
+
+
+def _versions(tap: Tap) -> list[int]:
+    return [value._version for value in (*tap.args, *tap.kwargs.values()) if isinstance(value, Tensor)]

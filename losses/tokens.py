@@ -1,0 +1,206 @@
+"""Losses that weigh tokens one by one: they read `PairLogps.tokens`, and their incentives are `(B, T)`.
+
+Their push isn't along the two summed scores g_w, g_l, so the pair's three scalars don't decide the regime:
+probe token groups, or take the incentives per token.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.base import PairLogps, PreferenceLoss, TokenLogps, register, require
+
+__all__ = ["TDPO1", "TDPO2", "LDDPO", "TIDPO", "WPO"]
+
+
+@register
+class LDDPO(PreferenceLoss):
+    """Length-desensitised DPO: -ln s(beta D'), where tokens beyond the shorter response's length weigh alpha.
+
+    With p = min(n_w, n_l), D' = sum of the first p tokens' log-ratios + alpha times the rest, chosen minus
+    rejected. Incentive beta s(-beta D') on the first p tokens, alpha times that on the rest.
+    DPO at alpha = 1.
+
+    Args:
+        beta: per nat of the reweighted sum; 0.1.
+        alpha: weight of a token beyond p; 0.5 (TRL's ld_alpha has no default).
+
+    Paper: arXiv 2409.06411.
+    """
+
+    name: ClassVar = "ld_dpo"
+    paper: ClassVar = "2409.06411"
+    trl: ClassVar = "sigmoid, ld_alpha"
+    trl_options: ClassVar = {"ld_alpha": "alpha"}
+    ratio: ClassVar = "1 on the first p tokens, alpha on the rest of the longer response"
+    needs_tokens: ClassVar = True
+
+    beta: float = 0.1
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self, self.beta > 0 and 0 <= self.alpha <= 1, "beta > 0 and 0 <= alpha <= 1")
+
+    def per_pair(self, logps: PairLogps) -> Tensor:
+        """Logistic loss of the reweighted margin, `(B,)`."""
+        tokens = logps.by_token
+        chosen_ratio, rejected_ratio = _token_logratios(tokens)
+        public = torch.minimum(tokens.chosen_mask.sum(1), tokens.rejected_mask.sum(1))
+        chosen = tokens.sum_chosen(self._weigh(chosen_ratio, tokens.chosen_mask, public))
+        rejected = tokens.sum_rejected(self._weigh(rejected_ratio, tokens.rejected_mask, public))
+        return -F.logsigmoid(self.beta * (chosen - rejected))
+
+    def _weigh(self, values: Tensor, mask: Tensor, public: Tensor) -> Tensor:
+        return torch.where(mask.long().cumsum(1) <= public[:, None], values, self.alpha * values)
+
+
+@register
+class TDPO1(PreferenceLoss):
+    """Token-level DPO, first form: -ln s(beta (D - (K_l - K_w))), K = sum of KL(ref || pi).
+
+    Incentive beta s(-z) on every token, z the argument of s, with K held fixed.
+
+    Args:
+        beta: per nat of the summed log-ratio; 0.1.
+
+    Paper: arXiv 2404.11999.
+    """
+
+    name: ClassVar = "tdpo1"
+    paper: ClassVar = "2404.11999"
+    ratio: ClassVar = "1 (with K held fixed)"
+    needs_tokens: ClassVar = True
+    trap: ClassVar = "K depends on the policy: its gradients are two more vectors, not in the incentives."
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self, self.beta > 0, "beta > 0")
+
+    def per_pair(self, logps: PairLogps) -> Tensor:
+        """Logistic loss of the KL-shifted margin, `(B,)`."""
+        margin = _token_margin(logps.by_token)
+        chosen_kl, rejected_kl = _sequence_kl(logps.by_token)
+        return -F.logsigmoid(self.beta * (margin - (rejected_kl - chosen_kl)))
+
+
+@register
+class TDPO2(PreferenceLoss):
+    """Token-level DPO, second form: -ln s(beta (D - alpha (K_l - sg K_w))), K = sum of KL(ref || pi).
+
+    Incentive beta s(-z) on every token, z the argument of s, with K held fixed; sg stops the gradient.
+
+    Args:
+        beta: per nat of the summed log-ratio; 0.1.
+        alpha: weight of the KL difference; 0.5.
+
+    Paper: arXiv 2404.11999.
+    """
+
+    name: ClassVar = "tdpo2"
+    paper: ClassVar = "2404.11999"
+    ratio: ClassVar = "1 (with K held fixed)"
+    needs_tokens: ClassVar = True
+    trap: ClassVar = "K_l depends on the policy: its gradient is a third vector, not in the incentives."
+
+    beta: float = 0.1
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self, self.beta > 0, "beta > 0")
+
+    def per_pair(self, logps: PairLogps) -> Tensor:
+        """Logistic loss of the KL-shifted margin, `(B,)`."""
+        margin = _token_margin(logps.by_token)
+        chosen_kl, rejected_kl = _sequence_kl(logps.by_token)
+        return -F.logsigmoid(self.beta * (margin - self.alpha * (rejected_kl - chosen_kl.detach())))
+
+
+@register
+class TIDPO(PreferenceLoss):
+    """Token-importance DPO: -ln s(beta (R_w - R_l)), R = mean log-ratio weighted by sg[1 - pi(token)].
+
+    Incentive beta s(-z) (1 - pi_t) / (sum of 1 - pi) on token t: sure tokens aren't pushed.
+
+    Args:
+        beta: per nat of the *weighted mean* log-ratio (per token, not per sequence); 0.1.
+
+    Paper: arXiv 2505.19653, in the form coded by arXiv 2604.18239 (read there, not run against it).
+    """
+
+    name: ClassVar = "tidpo"
+    paper: ClassVar = "2505.19653"
+    is_confirmed: ClassVar = False
+    ratio: ClassVar = "(1 - pi_t)/sum of the chosen side over the same of the rejected side"
+    needs_tokens: ClassVar = True
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self, self.beta > 0, "beta > 0")
+
+    def per_pair(self, logps: PairLogps) -> Tensor:
+        """Logistic loss of the weighted-mean margin, `(B,)`."""
+        tokens = logps.by_token
+        chosen_ratio, rejected_ratio = _token_logratios(tokens)
+        doubt = -torch.expm1(tokens.chosen.detach())
+        chosen = tokens.sum_chosen(doubt * chosen_ratio) / tokens.sum_chosen(doubt).clamp(min=1e-8)
+        doubt = -torch.expm1(tokens.rejected.detach())
+        rejected = tokens.sum_rejected(doubt * rejected_ratio) / tokens.sum_rejected(doubt).clamp(min=1e-8)
+        return -F.logsigmoid(self.beta * (chosen - rejected))
+
+
+@register
+class WPO(PreferenceLoss):
+    """Weighted preference optimisation: -omega ln s(beta D), omega = sg[exp(mean(ln p_t - ln sum_v p_v^2))].
+
+    Incentive omega beta s(-beta D) on every token; omega is the product over the two responses of what the
+    formula says for one.
+
+    Args:
+        beta: per nat of the summed log-ratio; 0.01.
+        max_weight: upper limit of omega; 1 (authors). Infinity is TRL's use_weighting (3.6 was seen).
+
+    Paper: arXiv 2406.11827.
+    """
+
+    name: ClassVar = "wpo"
+    paper: ClassVar = "2406.11827"
+    trl: ClassVar = "sigmoid, use_weighting"
+    ratio: ClassVar = "1"
+    needs_tokens: ClassVar = True
+    trap: ClassVar = "omega reads the policy's whole next-token distributions (`*_log_collision`)."
+
+    beta: float = 0.01
+    max_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self, self.beta > 0 and self.max_weight > 0, "beta > 0 and max_weight > 0")
+
+    def per_pair(self, logps: PairLogps) -> Tensor:
+        """DPO's loss times the pair's detached weight, `(B,)`."""
+        tokens = logps.by_token
+        chosen = tokens.sum_chosen(tokens.chosen - tokens.statistic("chosen_log_collision"))
+        rejected = tokens.sum_rejected(tokens.rejected - tokens.statistic("rejected_log_collision"))
+        log_weight = chosen / tokens.chosen_mask.sum(1) + rejected / tokens.rejected_mask.sum(1)
+        weight = log_weight.detach().clamp(max=min(60.0, math.log(self.max_weight))).exp()
+        return -weight * F.logsigmoid(self.beta * _token_margin(tokens))
+
+
+def _token_logratios(tokens: TokenLogps) -> tuple[Tensor, Tensor]:
+    return tokens.chosen - tokens.statistic("ref_chosen"), tokens.rejected - tokens.statistic("ref_rejected")
+
+
+def _token_margin(tokens: TokenLogps) -> Tensor:
+    chosen, rejected = _token_logratios(tokens)
+    return tokens.sum_chosen(chosen) - tokens.sum_rejected(rejected)
+
+
+def _sequence_kl(tokens: TokenLogps) -> tuple[Tensor, Tensor]:
+    chosen = tokens.sum_chosen(tokens.statistic("chosen_kl"))
+    return chosen, tokens.sum_rejected(tokens.statistic("rejected_kl"))

@@ -1,0 +1,41 @@
+"""Settings that every test shares: no network, no telemetry, one thread, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+)  # fmt: skip
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tldr() -> Path:
+    """The folder of real TL;DR data beside the project."""
+    folder = SHARED / "data" / "tldr"
+    if not folder.is_dir():
+        pytest.skip("the real TL;DR data (../shared/data/tldr) isn't beside the project")
+    return folder
+
+
+@pytest.fixture
+def small_llama() -> Path:
+    """The folder of a small real Llama beside the project."""
+    folder = SHARED / "models" / "stories260k"
+    if not folder.is_dir():
+        pytest.skip("the small real Llama (../shared/models/stories260k) isn't beside the project")
+    return folder
