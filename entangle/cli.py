@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from entangle.errors import UserError
@@ -57,7 +58,35 @@ def whatif(arguments: Sequence[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"probe": probe, "whatif": whatif}
+def losses(arguments: Sequence[str]) -> int:
+    """The catalogue of losses, or everything about one of them."""
+    from rich.console import Console
+
+    from entangle import catalogue
+    from entangle.config import LossesConfig, parse, parse_loss
+    from entangle.report.tables import loss_table
+
+    config, _ = parse(LossesConfig, arguments, prog="entangle losses")
+    console = Console()
+    try:
+        if config.name is not None:
+            console.print(
+                catalogue.explain(parse_loss(config.name)), markup=False, highlight=False, soft_wrap=True
+            )
+        elif config.markdown:
+            print(catalogue.markdown_table(), end="")
+        else:
+            rows = catalogue.loss_rows(
+                family=config.family, needs_reference=config.needs_reference,
+                batch_coupled=config.batch_coupled, needs_tokens=config.needs_tokens,
+            )  # fmt: skip
+            console.print(loss_table(rows))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {"probe": probe, "whatif": whatif, "losses": losses}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in VERBS:
         print(f"entangle: unknown command {words[0]!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _quieten()
     try:
         return VERBS[words[0]](words[1:])
     except UserError as error:
@@ -81,6 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _quieten() -> None:
+    """Keep other libraries' notices out of the terminal: what a user must know, the command says itself."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
 
 
 def _usage() -> str:

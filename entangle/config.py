@@ -53,7 +53,9 @@ Losses = Annotated[
         metavar="NAME[:KEY=VALUE,...]",
         instance_from_str=tuple,
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [loss if isinstance(loss, str) else json.dumps(loss) for loss in value],
+        str_from_instance=lambda value: [
+            loss if isinstance(loss, str) else json.dumps(loss) for loss in value
+        ],
     ),
 ]
 
@@ -186,7 +188,7 @@ class WhatIfConfig:
     target: float = 0.9
     """Share of the pairs that the smallest change must make ideal."""
     knobs: tuple[str, ...] = ("nll", "dpop", "shift", "length")
-    """What may be changed: nll, nll_sum, nll_batch (NLL weight per token, per sequence, per batch token), dpop, shift,
+    """What may be changed: nll, nll_sum, nll_batch (NLL weight per token, sequence, batch token), dpop, shift,
     length."""
     loss_batch_size: int | None = None
     """Pairs per batch for losses whose incentives depend on the batch; by default the probe's."""
@@ -206,6 +208,24 @@ class WhatIfConfig:
     def output_path(self) -> Path:
         """The folder of the result."""
         return Path(self.output_dir) if self.output_dir else Path(self.run) / "whatif"
+
+
+@dataclass(frozen=True)
+class LossesConfig:
+    """The catalogue of losses; `entangle losses NAME` explains one."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """A loss to explain: name or name:key=value,..."""
+    family: str | None = None
+    """Only this family: margin, normalised, anchored, pointwise, divergence, batch, tokens, compose."""
+    needs_reference: bool | None = None
+    """Only losses that compare with a reference policy (True), or that don't (False)."""
+    batch_coupled: bool | None = None
+    """Only losses whose incentives depend on the rest of the batch (True), or don't (False)."""
+    needs_tokens: bool | None = None
+    """Only losses that weigh tokens one by one (True), or don't (False)."""
+    markdown: bool = False
+    """Print the table as Markdown."""
 
 
 def fingerprint(content: Any) -> str:
@@ -286,20 +306,29 @@ def _load_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _losses_of_trl(options: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """TRL's `loss_type` (with `beta` and the like, where a loss has that hyper-parameter) as losses of ours."""
+def _losses_of_trl(options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """TRL's `loss_type` as one loss of ours, with TRL's values of its hyper-parameters.
+
+    Several loss types are one loss in TRL, their sum weighted by `loss_weights`.
+    """
     from losses import CATALOGUE
 
-    by_trl_name = {cls.trl: name for name, cls in reversed(CATALOGUE.items()) if cls.trl}
-    types = options["loss_type"]
-    specs = []
-    for trl_name in [types] if isinstance(types, str) else types:
-        name = by_trl_name.get(trl_name, trl_name)
-        if name not in CATALOGUE:
+    by_trl_name = {cls.trl: cls for cls in reversed(CATALOGUE.values()) if cls.trl}
+
+    def spec(trl_name: str) -> dict[str, Any]:
+        cls = by_trl_name.get(trl_name) or CATALOGUE.get(trl_name)
+        if cls is None:
             raise ConfigError(f"loss_type {trl_name!r} isn't known. Known: {', '.join(sorted(by_trl_name))}.")
-        own = {f.name for f in fields(CATALOGUE[name])}
-        specs.append({"name": name} | {key: options[key] for key in options if key in own})
-    return tuple(specs)
+        own = {f.name for f in fields(cls)}
+        ours = {cls.trl_options.get(key, key): value for key, value in options.items()}
+        return {"name": cls.name} | {key: value for key, value in ours.items() if key in own}
+
+    types = options["loss_type"]
+    parts = tuple(map(spec, [types] if isinstance(types, str) else types))
+    if len(parts) == 1:
+        return parts
+    weights = tuple(options.get("loss_weights") or [1.0] * len(parts))
+    return ({"name": "weighted_sum", "losses": parts, "weights": weights},)
 
 
 def _training_keys() -> set[str]:
@@ -308,7 +337,9 @@ def _training_keys() -> set[str]:
 
     keys = {f.name for f in fields(TrainingArguments)} | {"datasets", "env", "loss_type", "beta"}
     try:
-        from trl import DPOConfig, ModelConfig, ScriptArguments
+        from trl.scripts.utils import ScriptArguments
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.model_config import ModelConfig
     except ImportError:
         return keys
     return keys.union(*({f.name for f in fields(cls)} for cls in (DPOConfig, ModelConfig, ScriptArguments)))

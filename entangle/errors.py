@@ -13,3 +13,11 @@ class ConfigError(UserError):
 
 class RunError(UserError):
     """A run folder can't be used: it holds another run, isn't complete, or can't be written."""
+
+
+class ModelError(UserError):
+    """A model, adapter, reference or parameter choice can't be used: expected, came, what to do."""
+
+
+class DataError(UserError):
+    """The data can't be used: the message says what was expected, what came and what to do."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,7 +16,7 @@ from torch.func import grad, vmap
 
 from entangle.errors import ConfigError
 from entangle.geometry import GEOMETRY_COLUMNS, PairGeometry
-from entangle.regimes import REGIMES, predict
+from entangle.regimes import predict
 from losses import Coefficients, PairLogps, PreferenceLoss
 
 FLAGS = ("truncated", "identical", "dropped", "empty", "non_finite")
@@ -29,7 +30,7 @@ def is_scored(pairs: pd.DataFrame) -> pd.Series:
 
 def geometry_of(pairs: pd.DataFrame, resolution: float) -> PairGeometry:
     """The Gram blocks that rows of a run folder hold."""
-    return PairGeometry(**{name: _column(pairs, name) for name in GEOMETRY_COLUMNS}, resolution=resolution)
+    return PairGeometry(*(_column(pairs, name) for name in GEOMETRY_COLUMNS), resolution=resolution)
 
 
 def logps_of(pairs: pd.DataFrame) -> PairLogps:
@@ -63,7 +64,8 @@ def _whole_batches(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> C
     chosen, rejected = batches.pop("chosen"), batches.pop("rejected")
 
     def total(chosen: Tensor, rejected: Tensor, rest: dict[str, Tensor]) -> Tensor:
-        return loss.per_pair(PairLogps(chosen=chosen, rejected=rejected, **rest)).sum()
+        batch: dict[str, Any] = dict(rest)  # six columns by their field names
+        return loss.per_pair(PairLogps(chosen, rejected, **batch)).sum()
 
     by_chosen, by_rejected = vmap(grad(total, argnums=(0, 1)))(chosen, rejected, batches)
     return Coefficients(0.0 - by_chosen.flatten(), by_rejected.flatten())  # 0 - x: no negative zeros
@@ -76,7 +78,9 @@ def usable_losses(
     usable, refused = [], []
     for loss in losses:
         if loss.needs_tokens:
-            refused.append(f"{loss.label} weighs tokens: it needs token-level log-probs, which the rows don't hold.")
+            refused.append(
+                f"{loss.label} weighs tokens: it needs token-level log-probs, which the rows don't hold."
+            )
         elif loss.needs_reference and not has_reference:
             refused.append(f"{loss.label} needs a reference policy, and this run has none.")
         else:
@@ -111,18 +115,19 @@ def _predict_one(
 ) -> pd.DataFrame:
     coefficients = coefficients_of(loss, logps, batch_size)
     prediction = predict(geometry, coefficients)
-    names = [str(regime) for regime in REGIMES]
-    return pd.DataFrame({
-        "index": scored["index"].to_numpy(),
-        "loss": loss.label,
-        "coefficient_chosen": coefficients.chosen.numpy(),
-        "coefficient_rejected": coefficients.rejected.numpy(),
-        "change_chosen": prediction.chosen_change.numpy(),
-        "change_rejected": prediction.rejected_change.numpy(),
-        "regime": pd.Categorical.from_codes(prediction.regime_codes.tolist(), names).astype(str),
-        "band": prediction.band.numpy(),
-        "slack": prediction.slack.numpy(),
-    })
+    return pd.DataFrame(
+        {
+            "index": scored["index"].to_numpy(),
+            "loss": loss.label,
+            "coefficient_chosen": coefficients.chosen.numpy(),
+            "coefficient_rejected": coefficients.rejected.numpy(),
+            "change_chosen": prediction.chosen_change.numpy(),
+            "change_rejected": prediction.rejected_change.numpy(),
+            "regime": [str(regime) for regime in prediction.regimes],
+            "band": prediction.band.numpy(),
+            "slack": prediction.slack.numpy(),
+        }
+    )
 
 
 def _column(rows: pd.DataFrame, name: str) -> Tensor:

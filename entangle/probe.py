@@ -169,7 +169,9 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     policy = load_policy_of(config)
     tokenized = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in pairs]
     run = RunFolder(config.run_path)
-    run.begin(config.recorded, dict(policy.identity) | {"data": fingerprint(pairs)}, overwrite=config.overwrite)
+    run.begin(
+        config.recorded, dict(policy.identity) | {"data": fingerprint(pairs)}, overwrite=config.overwrite
+    )
     if run.is_complete:
         console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
         return ProbeResult.load(run.path)
@@ -187,12 +189,16 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     }  # fmt: skip
     rows = run.pairs()
     usable = _usable(losses, rows, config, console)
-    predictions = predict_losses(rows, usable, resolution=engine.resolution, batch_size=config.loss_batch_size)
+    predictions = predict_losses(
+        rows, usable, resolution=engine.resolution, batch_size=config.loss_batch_size
+    )
     summary = summarise(rows, predictions, config.group_by)
     if config.verify:
         by_index = {pair.index: pair for pair in tokenized}
         with _progress(console, "real steps", config.verify * len(usable), 0) as advance:
-            steps = verify_losses(policy, by_index, rows, predictions, usable, config.verify, engine.resolution, advance)
+            steps = verify_losses(
+                policy, by_index, rows, predictions, usable, config.verify, engine.resolution, advance
+            )
         run.write_table("verification.parquet", steps)
         summary["verification"] = summarise_verification(steps)
     if config.save_text:
@@ -306,7 +312,8 @@ def _rows_of_pass(batch: list[TokenizedPair], policy: Policy, engine: Engine) ->
     }  # fmt: skip
     columns = {name: value.tolist() for name, value in numbers.items()}
     return [
-        _description(pair) | {name: values[i] for name, values in columns.items()} for i, pair in enumerate(batch)
+        _description(pair) | {name: values[i] for name, values in columns.items()}
+        for i, pair in enumerate(batch)
     ]
 
 
@@ -319,7 +326,11 @@ def _unscored_row(pair: TokenizedPair) -> dict[str, Any]:
 def _description(pair: TokenizedPair) -> dict[str, Any]:
     extra = {f"data_{name}" if name in ROW_COLUMNS else name: value for name, value in pair.extra.items()}
     flags = {name: getattr(pair, name) and not pair.dropped for name in ("truncated", "identical", "empty")}
-    description = {"index": pair.index, "prompt_hash": pair.prompt_hash, "prompt_length": len(pair.prompt_ids)}
+    description = {
+        "index": pair.index,
+        "prompt_hash": pair.prompt_hash,
+        "prompt_length": len(pair.prompt_ids),
+    }
     return extra | description | flags | {"dropped": pair.dropped}
 
 
@@ -337,10 +348,17 @@ def _usable(
 
 def texts_of(pairs: Sequence[PreferencePair]) -> pd.DataFrame:
     """index, prompt, chosen, rejected as text; conversations as their turns."""
-    return pd.DataFrame([
-        {"index": p.index, "prompt": _text(p.prompt), "chosen": _text(p.chosen), "rejected": _text(p.rejected)}
-        for p in pairs
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "index": p.index,
+                "prompt": _text(p.prompt),
+                "chosen": _text(p.chosen),
+                "rejected": _text(p.rejected),
+            }
+            for p in pairs
+        ]
+    )
 
 
 def _text(content: str | Sequence[Mapping[str, Any]]) -> str:

@@ -28,13 +28,15 @@ def derived(pairs: pd.DataFrame) -> pd.DataFrame:
     cosine = c / sqrt(AB); norm_ratio r* = |g_l| / |g_w|; chosen_ratio = c / A and rejected_ratio = c / B (DPO is
     ideal iff both are below 1); length_ratio = rejected tokens / chosen tokens.
     """
-    return pd.DataFrame({
-        "cosine": pairs["cosine"],
-        "norm_ratio": np.sqrt(pairs["rejected_sq"] / pairs["chosen_sq"]),
-        "chosen_ratio": pairs["inner"] / pairs["chosen_sq"],
-        "rejected_ratio": pairs["inner"] / pairs["rejected_sq"],
-        "length_ratio": pairs["rejected_length"] / pairs["chosen_length"],
-    })
+    return pd.DataFrame(
+        {
+            "cosine": pairs["cosine"],
+            "norm_ratio": np.sqrt(pairs["rejected_sq"] / pairs["chosen_sq"]),
+            "chosen_ratio": pairs["inner"] / pairs["chosen_sq"],
+            "rejected_ratio": pairs["inner"] / pairs["rejected_sq"],
+            "length_ratio": pairs["rejected_length"] / pairs["chosen_length"],
+        }
+    )
 
 
 def summarise(pairs: pd.DataFrame, predictions: pd.DataFrame, group_by: str | None = None) -> dict[str, Any]:
@@ -47,11 +49,15 @@ def summarise(pairs: pd.DataFrame, predictions: pd.DataFrame, group_by: str | No
     """
     scored = pairs[is_scored(pairs)]
     summary: dict[str, Any] = {
-        "pairs": {"total": len(pairs), "scored": len(scored)} | {flag: int(pairs[flag].sum()) for flag in FLAGS},
+        "pairs": {"total": len(pairs), "scored": len(scored)}
+        | {flag: int(pairs[flag].sum()) for flag in FLAGS},
         "regimes": regime_shares(predictions),
         "incentive_ratio": _incentive_ratios(predictions),
         "quantiles": {
-            name: {f"{q:g}": float(value) for q, value in zip(QUANTILES, column.quantile(list(QUANTILES)), strict=True)}
+            name: {
+                f"{q:g}": float(value)
+                for q, value in zip(QUANTILES, column.quantile(list(QUANTILES)), strict=True)
+            }
             for name, column in derived(scored).items()
         },
     }
@@ -73,7 +79,9 @@ def summarise(pairs: pd.DataFrame, predictions: pd.DataFrame, group_by: str | No
 def regime_shares(predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """Loss -> regime -> share of pairs with its interval."""
     return {
-        str(loss): {str(regime): share(int((rows["regime"] == regime).sum()), len(rows)) for regime in REGIMES}
+        str(loss): {
+            str(regime): share(int((rows["regime"] == regime).sum()), len(rows)) for regime in REGIMES
+        }
         for loss, rows in predictions.groupby("loss", sort=False)
     }
 

@@ -25,16 +25,25 @@ STEP = 0.02
 """Predicted change, in nats, of the response that moves more: small enough for first order to rule, large enough
 for the second-order remainder (about STEP squared) to stand above the rounding of a log-prob."""
 
-STEP_COLUMNS = ["index", "loss", "response", "learning_rate", "predicted", "measured", "measured_half", "floor"]
+STEP_COLUMNS = [
+    "index",
+    "loss",
+    "response",
+    "learning_rate",
+    "predicted",
+    "measured",
+    "measured_half",
+    "floor",
+]
 
 
-def measure_step(
+def measure_steps(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: RowBatch, loss: PreferenceLoss,
-    reference: Tensor | None, rate: float,
+    reference: Tensor | None, rates: Sequence[float],
 ) -> Tensor:  # fmt: skip
-    """Change of both log-probs, `(2,)` nats, by one step of `torch.optim.SGD` on one pair's loss.
+    """Changes of both log-probs, `(rates, 2)` nats, by one step of `torch.optim.SGD` on one pair's loss.
 
-    The parameters are restored bit for bit afterwards, their gradients too.
+    Every step starts from the same parameters, which are restored bit for bit afterwards, their gradients too.
 
     Args:
         model: the policy, in eval mode.
@@ -42,24 +51,31 @@ def measure_step(
         batch: one pair, two rows.
         loss: the loss stepped on.
         reference: `(2,)` reference log-probs, or None.
-        rate: learning rate.
+        rates: learning rates.
     """
     saved = {name: p.detach().clone() for name, p in parameters.items()}
     grads = {name: p.grad for name, p in parameters.items()}
-    before = row_logps(model, batch)
-    optimiser = torch.optim.SGD(parameters.values(), lr=rate)
     try:
-        optimiser.zero_grad(set_to_none=True)
-        logps = token_logps(model, batch).double().sum(1)
-        pair = pair_logps(batch, logps, reference)
-        loss.per_pair(pair).mean().backward()
-        optimiser.step()
-        return row_logps(model, batch) - before
+        for p in parameters.values():
+            p.grad = None
+        before = token_logps(model, batch).sum(1, dtype=torch.float64)
+        loss.per_pair(pair_logps(batch, before, reference)).mean().backward()
+        changes = []
+        for rate in rates:
+            torch.optim.SGD(parameters.values(), lr=rate).step()
+            changes.append(row_logps(model, batch) - before.detach())
+            _copy(saved, parameters)
+        return torch.stack(changes)
     finally:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(saved[name])
-                p.grad = grads[name]
+        _copy(saved, parameters)
+        for name, p in parameters.items():
+            p.grad = grads[name]
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, p in parameters.items():
+        p.copy_(values[name])
 
 
 def pair_logps(batch: RowBatch, logps: Tensor, reference: Tensor | None) -> PairLogps:
@@ -71,18 +87,19 @@ def pair_logps(batch: RowBatch, logps: Tensor, reference: Tensor | None) -> Pair
 
 
 def verify_pair(
-    measure: Callable[[float], Tensor], predicted: tuple[float, float], floor: tuple[float, float], step: float = STEP
-) -> list[dict[str, float]]:
+    measure: Callable[[Sequence[float]], Tensor], predicted: tuple[float, float], floor: tuple[float, float],
+    step: float = STEP,
+) -> list[dict[str, Any]]:  # fmt: skip
     """One row per response: predicted and measured change of a full and of a half step, in nats.
 
     Args:
-        measure: learning rate -> measured changes `(2,)`.
+        measure: learning rates -> measured changes `(rates, 2)`.
         predicted: first-order changes per unit learning rate.
         floor: sizes per unit learning rate below which the arithmetic can't tell a sign.
         step: predicted change of the response that moves more; sets the learning rate.
     """
     rate = step / max(abs(value) for value in predicted)
-    full, half = measure(rate).tolist(), measure(rate / 2).tolist()
+    full, half = measure([rate, rate / 2]).tolist()
     return [
         {
             "response": response, "learning_rate": rate, "predicted": rate * predicted[i], "measured": full[i],
@@ -156,7 +173,9 @@ def verify_losses(
             batch = policy.collate([pairs[index]])
             reference = policy.reference.logps(batch, [pairs[index]])
             for loss in losses:
-                steps = _verify_one(policy, batch, reference, loss, geometry_of(row, resolution), logps_of(row))
+                steps = _verify_one(
+                    policy, batch, reference, loss, geometry_of(row, resolution), logps_of(row)
+                )
                 found += [{"index": index, "loss": loss.label} | step for step in steps]
                 advance(1)
     return pd.DataFrame(found, columns=STEP_COLUMNS)
@@ -190,7 +209,11 @@ class _KeepFloat64(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func in (torch.Tensor.to, torch.Tensor.float) and args[0].dtype == torch.float64:
-            if func is torch.Tensor.float or args[1:] == (torch.float32,) or options == {"dtype": torch.float32}:
+            if (
+                func is torch.Tensor.float
+                or args[1:] == (torch.float32,)
+                or options == {"dtype": torch.float32}
+            ):
                 return args[0]
         return func(*args, **options)
 
@@ -198,12 +221,14 @@ class _KeepFloat64(TorchFunctionMode):
 def _verify_one(
     policy: Policy, batch: RowBatch, reference: Tensor | None, loss: PreferenceLoss, geometry: PairGeometry,
     logps: PairLogps,
-) -> list[dict[str, float]]:  # fmt: skip
+) -> list[dict[str, Any]]:  # fmt: skip
     prediction = predict(geometry, loss.coefficients(logps))
     predicted = prediction.chosen_change.item(), prediction.rejected_change.item()
     if not any(predicted):
         return []
     floor = prediction.chosen_floor.item(), prediction.rejected_floor.item()
     return verify_pair(
-        lambda rate: measure_step(policy.model, policy.parameters, batch, loss, reference, rate), predicted, floor
+        lambda rates: measure_steps(policy.model, policy.parameters, batch, loss, reference, rates),
+        predicted,
+        floor,
     )

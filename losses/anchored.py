@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from losses.margin import DPO
 from losses.pointwise import SFT, BCOPair
 
 __all__ = [
+    "BPO",
     "CPO",
     "DPOP",
     "MPO",
@@ -151,6 +153,39 @@ class MinorDPO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss with the rejected side rectified, `(B,)`."""
         return -F.logsigmoid(self.beta * (logps.chosen_logratio - F.relu(logps.rejected_logratio)))
+
+
+@register
+class BPO(PreferenceLoss):
+    """DPO with a balanced margin: -ln s(z), z = beta min(r_w, -alpha r_l).
+
+    d_w = beta s(-z) while r_w < -alpha r_l, else 0; d_l = alpha beta s(-z) while r_w > -alpha r_l, else 0;
+    half of each where they are equal, as at the reference point.
+
+    Args:
+        beta: per nat of the summed log-ratio; 0.1 (no default of the authors confirmed).
+        gap_adaptor: alpha, weight of the rejected log-ratio; 0.3 (authors' comparison of losses).
+
+    Paper: arXiv 2506.03557 (the margin as in its authors' description; the placing of alpha is unconfirmed).
+    """
+
+    name: ClassVar = "bpo"
+    paper: ClassVar = "2506.03557"
+    is_confirmed: ClassVar = False
+    ratio: ClassVar = "infinite, or 0 once r_w > -alpha r_l"
+    ideal: ClassVar = "c < 0 (only one side acts at a time); at the reference point also c/A < 1/alpha < B/c"
+    trap: ClassVar = "With c > 0 a pair is never ideal after the first step: both_up or both_down, by turns."
+
+    beta: float = 0.1
+    gap_adaptor: float = 0.3
+
+    def __post_init__(self) -> None:
+        require(self, self.beta > 0 and self.gap_adaptor > 0, "beta > 0 and gap_adaptor > 0")
+
+    def per_pair(self, logps: PairLogps) -> Tensor:
+        """Logistic loss of the weaker of the two sides, `(B,)`."""
+        weaker = torch.minimum(logps.chosen_logratio, -self.gap_adaptor * logps.rejected_logratio)
+        return -F.logsigmoid(self.beta * weaker)
 
 
 @register

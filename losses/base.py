@@ -158,7 +158,8 @@ class PairLogps:
 class TokenLogps:
     """Per-token log-probs (nats) of a batch of pairs: chosen fields `(B, T)`, rejected fields `(B, U)`.
 
-    Values at masked positions are ignored, whatever they are (they are read as 0). Padding on either side.
+    Values at masked positions are ignored and become 0, so `.sum(1)` sums over scored tokens. Padding
+    may be on either side.
 
     Args:
         chosen: log pi(token t | prompt, tokens before it) of the chosen response, `(B, T)`.
@@ -195,7 +196,7 @@ class TokenLogps:
             if len(set(shapes.values())) != 1 or len(shape) != 2:
                 raise ValueError(f"TokenLogps fields of one side must share one shape (B, T); got {shapes}.")
             mask = columns.pop(f"{side}_mask").bool()
-            for name, value in columns.items():  # 0, so that a NaN in the padding can't reach a gradient
+            for name, value in columns.items():  # also keeps a NaN in the padding from reaching a gradient
                 object.__setattr__(self, name, torch.where(mask, value, 0.0))
         if len(self.chosen) != len(self.rejected):
             raise ValueError(
@@ -206,23 +207,15 @@ class TokenLogps:
     def pairs(self, score_gap: Tensor | None = None) -> PairLogps:
         """The batch of sums over scored tokens, with these tokens inside; gradients flow to both."""
         return PairLogps(
-            chosen=self.sum_chosen(self.chosen),
-            rejected=self.sum_rejected(self.rejected),
+            chosen=self.chosen.sum(1),
+            rejected=self.rejected.sum(1),
             chosen_length=self.chosen_mask.sum(1),
             rejected_length=self.rejected_mask.sum(1),
-            ref_chosen=None if self.ref_chosen is None else self.sum_chosen(self.ref_chosen),
-            ref_rejected=None if self.ref_rejected is None else self.sum_rejected(self.ref_rejected),
+            ref_chosen=None if self.ref_chosen is None else self.ref_chosen.sum(1),
+            ref_rejected=None if self.ref_rejected is None else self.ref_rejected.sum(1),
             score_gap=score_gap,
             tokens=self,
         )
-
-    def sum_chosen(self, values: Tensor) -> Tensor:
-        """Sum of `(B, T)` values over the chosen response's scored tokens, `(B,)`."""
-        return (values * self.chosen_mask).sum(1)
-
-    def sum_rejected(self, values: Tensor) -> Tensor:
-        """Sum of `(B, U)` values over the rejected response's scored tokens, `(B,)`."""
-        return (values * self.rejected_mask).sum(1)
 
     def statistic(self, name: str) -> Tensor:
         """An optional per-token column by its field name, which must be there."""

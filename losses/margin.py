@@ -245,12 +245,11 @@ class ODPO(PreferenceLoss):
         alpha: offset in units of beta D per unit of ln(score gap); 1 (authors' code).
         score_gap: the gap of every pair where the batch has no `score_gap` column; 1 makes it DPO.
 
-    Paper: arXiv 2402.10571 (form from memory; the exact scaling of the score gap is unconfirmed).
+    Paper: arXiv 2402.10571; as in the authors' code.
     """
 
     name: ClassVar = "odpo"
     paper: ClassVar = "2402.10571"
-    is_confirmed: ClassVar = False
     ratio: ClassVar = "1"
     trap: ClassVar = "A gap <= 0 (the judge disagrees with the label) counts as 1e-6, an offset of -13.8."
 

@@ -34,9 +34,4 @@ def capped_expm1(x: Tensor) -> Tensor:
 def log1mexp(x: Tensor) -> Tensor:
     """ln(1 - e^x) for x < 0, both for x near 0 and far from it; x above `SURE` counts as `SURE`."""
     x = x.clamp(max=SURE)
-    near = x > -0.6931  # each form is fed only where it is accurate: `where` alone would spread NaN gradients
-    return torch.where(
-        near,
-        torch.log(-torch.expm1(torch.where(near, x, -0.5))),
-        torch.log1p(-torch.exp(torch.where(near, -1.0, x))),
-    )
+    return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

@@ -268,12 +268,11 @@ class NPO(PreferenceLoss):
     Args:
         beta: per nat of the summed log-ratio; 0.1.
 
-    Paper: arXiv 2404.05868 (form from memory, unconfirmed).
+    Paper: arXiv 2404.05868; as in the authors' code, where the rejected responses are a set to be forgotten.
     """
 
     name: ClassVar = "npo"
     paper: ClassVar = "2404.05868"
-    is_confirmed: ClassVar = False
     ratio: ClassVar = "0"
     ideal: ClassVar = "c < 0; with c > 0 lowering the rejected response lowers the chosen one too (both_down)"
 

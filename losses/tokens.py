@@ -51,8 +51,8 @@ class LDDPO(PreferenceLoss):
         tokens = logps.by_token
         chosen_ratio, rejected_ratio = _token_logratios(tokens)
         public = torch.minimum(tokens.chosen_mask.sum(1), tokens.rejected_mask.sum(1))
-        chosen = tokens.sum_chosen(self._weigh(chosen_ratio, tokens.chosen_mask, public))
-        rejected = tokens.sum_rejected(self._weigh(rejected_ratio, tokens.rejected_mask, public))
+        chosen = self._weigh(chosen_ratio, tokens.chosen_mask, public).sum(1)
+        rejected = self._weigh(rejected_ratio, tokens.rejected_mask, public).sum(1)
         return -F.logsigmoid(self.beta * (chosen - rejected))
 
     def _weigh(self, values: Tensor, mask: Tensor, public: Tensor) -> Tensor:
@@ -149,9 +149,9 @@ class TIDPO(PreferenceLoss):
         tokens = logps.by_token
         chosen_ratio, rejected_ratio = _token_logratios(tokens)
         doubt = -torch.expm1(tokens.chosen.detach())
-        chosen = tokens.sum_chosen(doubt * chosen_ratio) / tokens.sum_chosen(doubt).clamp(min=1e-8)
+        chosen = (doubt * chosen_ratio).sum(1) / doubt.sum(1).clamp(min=1e-8)
         doubt = -torch.expm1(tokens.rejected.detach())
-        rejected = tokens.sum_rejected(doubt * rejected_ratio) / tokens.sum_rejected(doubt).clamp(min=1e-8)
+        rejected = (doubt * rejected_ratio).sum(1) / doubt.sum(1).clamp(min=1e-8)
         return -F.logsigmoid(self.beta * (chosen - rejected))
 
 
@@ -185,8 +185,8 @@ class WPO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """DPO's loss times the pair's detached weight, `(B,)`."""
         tokens = logps.by_token
-        chosen = tokens.sum_chosen(tokens.chosen - tokens.statistic("chosen_log_collision"))
-        rejected = tokens.sum_rejected(tokens.rejected - tokens.statistic("rejected_log_collision"))
+        chosen = (tokens.chosen - tokens.statistic("chosen_log_collision")).sum(1)
+        rejected = (tokens.rejected - tokens.statistic("rejected_log_collision")).sum(1)
         log_weight = chosen / tokens.chosen_mask.sum(1) + rejected / tokens.rejected_mask.sum(1)
         weight = log_weight.detach().clamp(max=min(60.0, math.log(self.max_weight))).exp()
         return -weight * F.logsigmoid(self.beta * _token_margin(tokens))
@@ -198,9 +198,8 @@ def _token_logratios(tokens: TokenLogps) -> tuple[Tensor, Tensor]:
 
 def _token_margin(tokens: TokenLogps) -> Tensor:
     chosen, rejected = _token_logratios(tokens)
-    return tokens.sum_chosen(chosen) - tokens.sum_rejected(rejected)
+    return chosen.sum(1) - rejected.sum(1)
 
 
 def _sequence_kl(tokens: TokenLogps) -> tuple[Tensor, Tensor]:
-    chosen = tokens.sum_chosen(tokens.statistic("chosen_kl"))
-    return chosen, tokens.sum_rejected(tokens.statistic("rejected_kl"))
+    return tokens.statistic("chosen_kl").sum(1), tokens.statistic("rejected_kl").sum(1)

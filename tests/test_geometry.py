@@ -52,7 +52,12 @@ def test_hundred_prefix_tokens_leave_a_band_of_two_percent():
 
 @pytest.mark.parametrize(
     ("suffix", "chosen_sq", "rejected_sq", "inner", "chosen_gap"),
-    [(3, 0.68, 3.38, 0.22, 0.46), (4, 0.82, 5.62, 0.78, 0.04), (5, 1.0, 8.5, 1.5, -0.5), (8, 1.78, 20.98, 4.62, -2.84)],
+    [
+        (3, 0.68, 3.38, 0.22, 0.46),
+        (4, 0.82, 5.62, 0.78, 0.04),
+        (5, 1.0, 8.5, 1.5, -0.5),
+        (8, 1.78, 20.98, 4.62, -2.84),
+    ],
 )
 def test_shared_suffix_has_the_closed_form(suffix, chosen_sq, rejected_sq, inner, chosen_gap):
     """T3, p = .9, q = .6: A = 1/2 + 2 T^2 (1-p)^2, c = -1/2 + 2 T^2 (1-p)(1-q)."""
@@ -108,7 +113,10 @@ def test_disjoint_parameter_blocks_are_orthogonal():
 
 def test_scaling_the_parameters_changes_no_ratio():
     chosen, rejected = torch.randn(2, 50, 6, dtype=torch.float64)
-    block, scaled = PairGeometry.from_scores(chosen, rejected), PairGeometry.from_scores(7 * chosen, 7 * rejected)
+    block, scaled = (
+        PairGeometry.from_scores(chosen, rejected),
+        PairGeometry.from_scores(7 * chosen, 7 * rejected),
+    )
     assert_close(scaled.chosen_sq, 49 * block.chosen_sq)
     assert_close(scaled.cosine, block.cosine)
     assert_close(scaled.norm_ratio, block.norm_ratio)

@@ -50,7 +50,11 @@ def write_rows(path: Path, count: int = 10, seed: int = 0) -> str:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("inputs")
     base = save_policy(folder / "base", gpt2_tokenizer())
-    return {"base": base, "adapter": save_adapter(folder / "adapter", base), "data": write_rows(folder / "rows.jsonl")}
+    return {
+        "base": base,
+        "adapter": save_adapter(folder / "adapter", base),
+        "data": write_rows(folder / "rows.jsonl"),
+    }
 
 
 def options(inputs: dict[str, str], output: Path, **changes) -> ProbeConfig:
@@ -80,14 +84,20 @@ def test_rows_equal_the_oracle_pair_by_pair(inputs, tmp_path):
         scale = float((expected.geometry.chosen_sq * expected.geometry.rejected_sq).sqrt())
         for name in GEOMETRY_COLUMNS:
             assert row[name] == pytest.approx(getattr(expected.geometry, name).item(), abs=1e-9 * scale)
-        assert [row["logps_chosen"], row["logps_rejected"]] == pytest.approx(expected.logps.tolist(), abs=1e-9)
+        assert [row["logps_chosen"], row["logps_rejected"]] == pytest.approx(
+            expected.logps.tolist(), abs=1e-9
+        )
         reference = policy.reference.logps(batch)
-        assert [row["ref_logps_chosen"], row["ref_logps_rejected"]] == pytest.approx(reference.tolist(), abs=1e-9)
+        assert [row["ref_logps_chosen"], row["ref_logps_rejected"]] == pytest.approx(
+            reference.tolist(), abs=1e-9
+        )
 
 
 def test_run_folder_holds_what_it_promises(inputs, tmp_path):
     result = probe(options(inputs, tmp_path / "run"))
-    files = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    files = {
+        str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*") if file.is_file()
+    }
     assert files == {
         "config.yaml", "identity.json", "provenance.json", "predictions.parquet", "summary.json", "texts.parquet",
         *(f"pairs/{i:05d}.parquet" for i in range(4)),
@@ -116,7 +126,9 @@ def test_replay_from_its_own_config_gives_the_same_rows(inputs, tmp_path):
 
     first = probe(options(inputs, tmp_path / "run"))
     config, _ = parse(
-        ProbeConfig, ["--config", str(tmp_path / "run/config.yaml"), "--output_dir", str(tmp_path / "again")], prog="p"
+        ProbeConfig,
+        ["--config", str(tmp_path / "run/config.yaml"), "--output_dir", str(tmp_path / "again")],
+        prog="p",
     )
     second = probe(config)
     pd.testing.assert_frame_equal(first.pairs, second.pairs)
@@ -173,7 +185,12 @@ def test_unscorable_pairs_keep_their_rows_with_a_flag(inputs, tmp_path):
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = probe(options(inputs, tmp_path / "run", dataset_name=str(tmp_path / "rows.jsonl")))
-    assert result.pairs["identical"].tolist()[0] and result.pairs["dropped"].tolist() == [False, True, False, False]
+    assert result.pairs["identical"].tolist()[0] and result.pairs["dropped"].tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert result.pairs["truncated"].tolist() == [False, False, True, False]
     assert result.summary["pairs"] == {
         "total": 4, "scored": 3, "truncated": 1, "identical": 1, "dropped": 1, "empty": 0, "non_finite": 0,
@@ -193,7 +210,8 @@ def test_nan_weights_flag_the_pairs_and_the_run_goes_on(tmp_path):
     weights[name][token] = torch.nan
     save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
     rows = [
-        {"prompt": "TL;DR:", "chosen": " the cat sat", "rejected": f" {word} there"} for word in ("they", "nothing")
+        {"prompt": "TL;DR:", "chosen": " the cat sat", "rejected": f" {word} there"}
+        for word in ("they", "nothing")
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = probe(

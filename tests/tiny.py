@@ -103,15 +103,12 @@ def save_policy(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, 
     return str(folder)
 
 
-def save_adapter(
-    folder: Path, base: str, *, seed: int = 1, zero: bool = False, bias: str = "none", **shape: int
-) -> str:
+def save_adapter(folder: Path, base: str, *, seed: int = 1, zero: bool = False, **shape: int) -> str:
     """A trained LoRA on disk, for a base of the given shape (see `llama`): B is random, or 0 if `zero`."""
     config = LoraConfig(
         r=2,
         lora_alpha=4,
         lora_dropout=0.5,
-        bias=bias,  # pyright: ignore[reportArgumentType]
         target_modules=["q_proj", "v_proj"],
         task_type="CAUSAL_LM",
     )

@@ -70,7 +70,9 @@ def plane(axes: Axes, pairs: pd.DataFrame, regimes: pd.Series, ratios: Mapping[s
                 linewidths=0.6 if regime is Regime.DEGENERATE else 0, label=label,
             )  # fmt: skip
     reach = max(1.0, float(points["log_ratio"].abs().max()) * 1.08)
-    grid = np.linspace(-reach, reach, 400)
+    grid = np.sort(
+        np.append(np.linspace(-reach, reach, 400), np.log(list(ratios.values())))
+    )  # peaks included
     for (loss, rho), style in zip(ratios.items(), ("-", "--", ":"), strict=False):
         label = f"border of ideal, {loss} (rho = {rho:.3g})"
         axes.plot(grid, np.exp(-np.abs(grid - np.log(rho))), style, color="#333333", lw=1.2, label=label)
@@ -78,9 +80,15 @@ def plane(axes: Axes, pairs: pd.DataFrame, regimes: pd.Series, ratios: Mapping[s
     ticks = ticks[np.abs(np.log(ticks)) <= reach]
     axes.set_xticks(np.log(ticks), [f"{tick:g}" for tick in ticks])
     axes.set_xlim(-reach, reach)
-    axes.set_ylim(min(-0.25, float(points["cosine"].min()) - 0.05), 1.04)
+    lowest = min(-0.1, float(points["cosine"].min()) - 0.05)
+    angle = (lambda cosine: -np.arccos(np.clip(cosine, -1, 1)), lambda angle: np.cos(angle))
+    axes.set_yscale("function", functions=angle)  # near 1, where entangled pairs are, cosines crowd
+    axes.set_ylim(lowest, 1.0)
+    ticks = np.array([1, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0, -0.25, -0.5, -0.75])
+    axes.set_yticks(ticks[ticks >= lowest], [f"{tick:g}" for tick in ticks[ticks >= lowest]])
     axes.axhline(0, color="#cccccc", lw=0.8, zorder=0)
-    axes.set_xlabel("norm ratio  |rejected gradient| / |chosen gradient|  (log scale)")
+    axes.set_xlabel("norm ratio  |rejected gradient| / |chosen gradient|")
     axes.set_ylabel("cosine of the two gradients")
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    figure = axes.get_figure(root=True)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)  # pyright: ignore[reportOptionalMemberAccess]
     return axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from entangle.catalogue import LossRow
 from entangle.regimes import REGIMES, Regime
 from entangle.report.explain import explain
 
@@ -62,14 +63,14 @@ def verification_table(verification: Mapping[str, Any]) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.4g}"
+def _number(value: float | None, form: str = ".4g") -> str:
+    return "-" if value is None or value != value else format(value, form)
 
 
 def regime_table(summary: Mapping[str, Any]) -> Table:
     """Share of pairs per regime and loss, with 95 % intervals."""
     shares = summary["regimes"]
-    shown = [r for r in REGIMES if r is not Regime.DEGENERATE or any(row[r]["count"] for row in shares.values())]
+    shown = _occurring(shares)
     table = Table(title="Share of pairs per regime, % [95 % interval]", title_justify="left")
     table.add_column("loss")
     table.add_column("rho", justify="right")
@@ -84,17 +85,37 @@ def regime_table(summary: Mapping[str, Any]) -> Table:
 def group_table(summary: Mapping[str, Any], loss: str) -> Table:
     """Regimes of one loss for each value of the grouping column."""
     groups = summary["groups"]
+    rows = {value: group["regimes"][loss] for value, group in groups["values"].items()}
+    shown = _occurring(rows)
     table = Table(title=f"By {groups['column']}, under {loss}, %", title_justify="left")
-    table.add_column(Text(groups["column"]))
+    table.add_column(Text(groups["column"]), no_wrap=True)
     table.add_column("pairs", justify="right")
-    table.add_column("median cosine", justify="right")
-    for regime in REGIMES:
+    table.add_column("cosine", justify="right")
+    for regime in shown:
         table.add_column(regime, justify="right", style=_COLOURS[regime])
     for value, group in groups["values"].items():
-        row = group["regimes"][loss]
-        cosine = "-" if group["cosine"] is None else f"{group['cosine']:.2f}"
-        table.add_row(Text(value), str(group["pairs"]), cosine, *(percent(row[r], interval=False) for r in REGIMES))
+        shares = (percent(rows[value][regime], interval=False) for regime in shown)
+        table.add_row(Text(value), str(group["pairs"]), _number(group["cosine"], ".2f"), *shares)
+    table.caption = "cosine: median of the two gradients' cosine"
     return table
+
+
+def loss_table(rows: Sequence[LossRow]) -> Table:
+    """The catalogue: name, formula, incentive ratio, what a loss reads."""
+    table = Table(title=f"{len(rows)} losses (`entangle losses NAME` explains one)", title_justify="left")
+    for column in ("name", "formula", "rho = d_w / d_l", "reads"):
+        table.add_column(column, no_wrap=column == "name")
+    for number, row in enumerate(rows):
+        if number == 0 or row.family != rows[number - 1].family:
+            table.add_section()
+        table.add_row(*(Text(cell) for cell in (row.name, row.formula, row.ratio, row.reads)))
+    return table
+
+
+def _occurring(shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Regime]:
+    """The regimes worth a column: the three usual ones, the others where a pair has them."""
+    usual = (Regime.IDEAL, Regime.BOTH_UP, Regime.BOTH_DOWN)
+    return [r for r in REGIMES if r in usual or any(row[r]["count"] for row in shares.values())]
 
 
 def quantile_table(summary: Mapping[str, Any]) -> Table:
@@ -112,7 +133,7 @@ def quantile_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(f"{100 * float(quantile):.0f} %", justify="right")
     for name, meaning in meanings.items():
         values = summary["quantiles"][name].values()
-        table.add_row(meaning, *("-" if value is None else f"{value:.3g}" for value in values))
+        table.add_row(meaning, *(_number(value, ".3g") for value in values))
     return table
 
 
@@ -123,14 +144,21 @@ def worst_pairs(pairs: pd.DataFrame, predictions: pd.DataFrame, loss: str, count
     return rows.merge(pairs, on="index", how="left", sort=False)
 
 
-def pair_cards(pairs: pd.DataFrame, predictions: pd.DataFrame, texts: pd.DataFrame | None, loss: str, count: int):
+def pair_cards(
+    pairs: pd.DataFrame, predictions: pd.DataFrame, texts: pd.DataFrame | None, loss: str, count: int
+):
     """The worst pairs as readable blocks: numbers, a sentence, and a snippet of both responses."""
     worst = worst_pairs(pairs, predictions, loss, count)
     if worst.empty:
         return Text(f"No pair's chosen log-prob falls under {loss}.", style="green")
-    by_index = {} if texts is None else texts.set_index("index").to_dict("index")
-    cards: list[RenderableType] = [Text(f"Worst pairs under {loss} (largest predicted fall of the chosen)", "bold")]
-    cards += [_card(row, by_index.get(row["index"])) for row in worst.to_dict("records")]
+    by_index: dict[Any, Any] = {} if texts is None else texts.set_index("index").to_dict("index")
+    cards: list[RenderableType] = [
+        Text(f"Worst pairs under {loss} (largest predicted fall of the chosen)", "bold")
+    ]
+    cards += [
+        _card({str(k): v for k, v in row.items()}, by_index.get(row["index"]))
+        for row in worst.to_dict("records")
+    ]
     return Group(*cards)
 
 

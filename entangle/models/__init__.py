@@ -1,0 +1,51 @@
+"""The policy, its adapter, its reference and its probed parameters: loaded, chosen, checked."""
+
+from entangle.errors import ModelError
+from entangle.models.loading import (
+    DTYPES,
+    Loading,
+    coarsest_dtype,
+    fresh_lora,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    pad_id,
+)
+from entangle.models.origin import Origin, adapter_config, find_origin
+from entangle.models.parameters import choose_parameters
+from entangle.models.policy import Policy, check_reference, load_policy
+from entangle.models.reference import (
+    AdapterOff,
+    Columns,
+    Itself,
+    NoReference,
+    Reference,
+    SecondModel,
+    adapter_off,
+)
+
+__all__ = [
+    "AdapterOff",
+    "Columns",
+    "DTYPES",
+    "Itself",
+    "Loading",
+    "ModelError",
+    "NoReference",
+    "Origin",
+    "Policy",
+    "Reference",
+    "SecondModel",
+    "adapter_config",
+    "adapter_off",
+    "check_reference",
+    "choose_parameters",
+    "coarsest_dtype",
+    "find_origin",
+    "fresh_lora",
+    "load_adapter",
+    "load_base",
+    "load_policy",
+    "load_tokenizer",
+    "pad_id",
+]

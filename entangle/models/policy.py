@@ -1,0 +1,287 @@
+"""The policy, its adapter, its reference and its probed parameters, loaded and checked.
+
+A `Policy` is ready to be measured: in eval mode, gradients wanted for exactly the probed parameters, its
+reference named and provable. Weights are read from safetensors only; nothing of a model is executed unless
+`trust_remote_code` says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from entangle.data import TokenizedPair, collate
+from entangle.errors import ModelError
+from entangle.geometry import RESOLUTION
+from entangle.models.identity import _commit, describe, identity_of
+from entangle.models.loading import (
+    Loading,
+    check_vocabulary,
+    coarsest_dtype,
+    embedding_of,
+    fresh_lora,
+    load_adapter,
+    load_base,
+    load_second,
+    load_tokenizer,
+    pad_id,
+)
+from entangle.models.origin import find_origin
+from entangle.models.parameters import choose_parameters, is_adapter_parameter
+from entangle.models.reference import (
+    AdapterOff,
+    Reference,
+    SecondModel,
+    adapter_off,
+    check_reference_options,
+    make_reference,
+)
+from entangle.rows import RowBatch
+from entangle.scores.logps import evaluating, input_device, row_logps
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model that is ready to be probed.
+
+    Args:
+        model: in eval mode, with `requires_grad` set on the probed parameters and on no others.
+        tokenizer: its tokenizer.
+        parameters: the probed parameters, named as in `model.named_parameters()`.
+        reference: where reference log-probs come from.
+        identity: hashes of what decides the numbers; a resumed run must find the same.
+        description: names, sizes and precision, for people.
+        notes: what the reader of the numbers should know.
+        base_echo: `(V,)` logits of the base on fixed tokens, taken before the adapter was put on; None
+            without an adapter.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    parameters: dict[str, nn.Parameter]
+    reference: Reference
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    description: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    base_echo: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its token ids."""
+        return input_device(self.model)
+
+    @property
+    def pad_id(self) -> int:
+        """A filler token: the tokenizer's pad, else its end of sequence, else 0. Masks decide what counts."""
+        return pad_id(self.tokenizer, self.model)
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """The coarsest precision among the model's weights: what a score can be trusted to."""
+        return coarsest_dtype(self.model)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the model's positions reach; a longer row is an error or outside its training."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def collate(self, pairs: Sequence[TokenizedPair]) -> RowBatch:
+        """Pairs as a batch on the model's device."""
+        return collate(pairs, self.pad_id).to(self.device)
+
+
+def load_policy(
+    model_name_or_path: str | Path,
+    *,
+    adapter_name_or_path: str | Path | None = None,
+    model_revision: str = "main",
+    dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    use_peft: bool = False,
+    lora_r: int = 16,
+    lora_alpha: int = 32,
+    lora_target_modules: str | Sequence[str] = "all-linear",
+    parameters: str | None = None,
+    reference: str = "auto",
+    ref_model_name_or_path: str | Path | None = None,
+    seed: int | None = None,
+) -> Policy:
+    """Load a policy, with its adapter and its reference, and choose what is probed.
+
+    Args:
+        model_name_or_path: a hub id or a folder; a folder or id of an adapter brings its own base.
+        adapter_name_or_path: an adapter to put on the model (this also overrides the adapter's own base).
+        model_revision: branch, tag or commit of a hub model.
+        dtype: precision of the weights.
+        device: where to load; by default the GPU if there is one.
+        device_map: spread over devices, as in transformers; then `device` isn't used.
+        attn_implementation: as in transformers.
+        trust_remote_code: run code that comes with the model. Only for authors you trust.
+        load_in_4bit: load the base in 4 bits (NF4), computing in `dtype`.
+        load_in_8bit: load the base in 8 bits.
+        use_peft: put a fresh LoRA on the model, as a training run would start. Its B is 0, so the policy
+            equals its reference and the gradient in A is 0.
+        lora_r: rank of a fresh LoRA.
+        lora_alpha: its scale is lora_alpha / lora_r.
+        lora_target_modules: modules it is put on.
+        parameters: what is probed. None: the adapter's parameters, or all without an adapter. "lora": the
+            adapter's factors. "full": every parameter that isn't the adapter's. Else a regular expression
+            that is searched for in parameter names.
+        reference: "adapter_off", "model" (`ref_model_name_or_path`), "columns" of the data, "self" or "none".
+            "auto" is the second model if one is named, else the adapter switched off, else the columns where
+            the data has them.
+        ref_model_name_or_path: the second model.
+        seed: of the fresh LoRA's A (42 if None).
+
+    Raises:
+        ModelError: something can't be found, loaded or fitted together.
+    """
+    loading = Loading(
+        dtype,
+        device,
+        device_map,
+        attn_implementation,
+        trust_remote_code,
+        load_in_4bit,
+        load_in_8bit,
+    )
+    origin = find_origin(
+        _name(model_name_or_path), model_revision, adapter_name_or_path and _name(adapter_name_or_path)
+    )
+    if use_peft and origin.adapter:
+        raise ModelError(
+            f"use_peft puts a fresh LoRA on the model, but there is an adapter already ({origin.adapter}). "
+            "Drop one."
+        )
+    check_reference_options(reference, ref_model_name_or_path is not None, use_peft or bool(origin.adapter))
+    base = load_base(origin, loading)
+    tokenizer = load_tokenizer(origin, loading)
+    check_vocabulary(tokenizer, base, origin.base)
+    echo = _echo(base) if origin.adapter or use_peft else None
+    model: PreTrainedModel | PeftModel = base
+    if origin.adapter:
+        model = load_adapter(base, origin.adapter, origin.adapter_revision)
+    elif use_peft:
+        model = fresh_lora(base, lora_r, lora_alpha, lora_target_modules, seed)
+    model.eval()
+    chosen = choose_parameters(model, parameters)
+    second = None
+    if ref_model_name_or_path is not None:
+        second = load_second(_name(ref_model_name_or_path), loading, tokenizer)
+    source = make_reference(reference, model, second)
+    names = {
+        "model_name_or_path": origin.base,
+        "model_revision": _commit(base) or origin.base_revision,
+        "adapter_name_or_path": origin.adapter,
+        "ref_model_name_or_path": ref_model_name_or_path and str(ref_model_name_or_path),
+        "reference": source.name,
+    }
+    return Policy(
+        model=model,
+        tokenizer=tokenizer,
+        parameters=chosen,
+        reference=source,
+        identity=identity_of(origin.base, base, model, tokenizer),
+        description=describe(base, model, chosen, names, loading),
+        notes=_notes(model, loading),
+        base_echo=echo,
+    )
+
+
+def _name(name: str | Path) -> str:
+    return os.path.expanduser(str(name))
+
+
+def check_reference(policy: Policy, batch: RowBatch) -> None:
+    """Prove on a batch that the reference is what it claims to be.
+
+    - With the adapter off, the model gives the logits that the base gave before the adapter was put on.
+    - While every B of a LoRA is 0, policy and reference agree: every log-ratio is 0.
+    - Once a B isn't, switching the adapter off changes something.
+
+    NaN agrees with NaN here: broken weights are reported per pair, not as a wrong reference.
+
+    Raises:
+        ModelError: one of these fails.
+    """
+    if not isinstance(policy.model, PeftModel) or not isinstance(policy.reference, AdapterOff | SecondModel):
+        return
+    is_off = isinstance(policy.reference, AdapterOff)
+    if is_off and policy.base_echo is not None:
+        _check_echo(policy.model, policy.base_echo)
+    logps, reference = row_logps(policy.model, batch), policy.reference.logps(batch)
+    if _is_zero_lora(policy.model):
+        tolerance = 10 * RESOLUTION[policy.score_dtype]
+        if not torch.allclose(logps, reference.to(logps), rtol=tolerance, atol=tolerance, equal_nan=True):
+            raise ModelError(
+                "The LoRA is untrained (every B is 0), so policy and reference should agree; their log-probs "
+                f"differ by up to {_largest_difference(logps, reference):.3g} nats. The reference is another "
+                "model than the policy's base (or it is quantised, or in another precision). Name the base, "
+                "or drop ref_model_name_or_path so that the adapter is switched off."
+            )
+    elif is_off and torch.equal(logps, reference) and bool(logps.isfinite().all()):
+        raise ModelError(
+            "The adapter's weights aren't 0, yet switching it off changes no log-prob: the adapter isn't "
+            "active, so policy and reference are one model. Check the adapter's target modules and its scale "
+            "(lora_alpha)."
+        )
+
+
+def _check_echo(model: PeftModel, expected: Tensor) -> None:
+    with adapter_off(model):
+        echo = _echo(model)
+    scale = float(expected.abs().max()) if expected.isfinite().all() else 1.0
+    tolerance = 10 * RESOLUTION[coarsest_dtype(model)] * max(scale, 1.0)
+    if not torch.allclose(echo, expected, rtol=0, atol=tolerance, equal_nan=True):
+        raise ModelError(
+            "With its adapter off the model isn't its base any more (logits differ by up to "
+            f"{_largest_difference(echo, expected):.3g}): the adapter brings weights of the base itself "
+            "(trained biases or embeddings, or an initialisation such as PiSSA). Give the base as "
+            "ref_model_name_or_path."
+        )
+
+
+def _largest_difference(first: Tensor, second: Tensor) -> float:
+    return float((first - second.to(first)).abs().nan_to_num(nan=float("inf")).max())
+
+
+@torch.no_grad()
+def _echo(model: nn.Module) -> Tensor:
+    """Logits `(V,)` after sixteen fixed tokens: a fingerprint of the function that the model computes."""
+    ids = torch.arange(16, device=input_device(model)) % embedding_of(model).num_embeddings
+    with evaluating(model):
+        return model(input_ids=ids[None], use_cache=False).logits[0, -1].float().cpu()
+
+
+def _is_zero_lora(model: nn.Module) -> bool:
+    """Whether the adapter is plain LoRA whose every B is 0, so that it adds nothing."""
+    adapter = {n: p for n, p in model.named_parameters() if is_adapter_parameter(n)}
+    plain = all(".lora_A" in n or ".lora_B" in n for n in adapter)
+    return bool(adapter) and plain and not any(bool(p.any()) for n, p in adapter.items() if ".lora_B" in n)
+
+
+def _notes(model: nn.Module, loading: Loading) -> tuple[str, ...]:
+    notes = []
+    if isinstance(model, PeftModel) and _is_zero_lora(model):
+        notes.append("Every B of the LoRA is 0: the gradient in A is exactly 0, so scores lie in B alone.")
+    if loading.is_quantised:
+        notes.append(
+            f"The base is in {4 if loading.load_in_4bit else 8} bits: scores are those of a rounded model."
+        )
+    return tuple(notes)

@@ -1,0 +1,27 @@
+"""The picture of the README: the embedded pairs in the plane of norm ratio and cosine.
+
+python experiments/probe/picture.py runs/readme docs/plane.png
+"""
+
+from __future__ import annotations
+
+import sys
+
+from entangle import ProbeResult
+from entangle.predictions import is_scored
+from entangle.report import plots
+
+
+def draw(run: str, output: str, losses: tuple[str, ...] = ("dpo", "cpo")) -> None:
+    """Draw a finished probe; colours are the regimes under the first loss, lines the borders of each."""
+    result = ProbeResult.load(run)
+    scored = result.pairs[is_scored(result.pairs)]
+    regimes = result.predictions.query("loss == @losses[0]").set_index("index")["regime"]
+    ratios = {loss: result.summary["incentive_ratio"][loss] for loss in losses}
+    axes = plots.plane(plots.new_axes(7.6, 4.4), scored, regimes.loc[scored["index"]], ratios)
+    axes.set_title(f"72 pairs, regimes under {losses[0]}", loc="left", fontsize=10)
+    plots.save(axes, output)
+
+
+if __name__ == "__main__":
+    draw(*sys.argv[1:])

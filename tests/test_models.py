@@ -1,0 +1,440 @@
+"""Loading policies, adapters and references, and the proof that a reference is what it claims to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from entangle.data import load_pairs, tokenize_pair
+from entangle.models import (
+    ModelError,
+    Policy,
+    adapter_off,
+    check_reference,
+    choose_parameters,
+    load_policy,
+    pad_id,
+)
+from entangle.rows import RowBatch
+from entangle.scores.logps import row_logps
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    """The folder of a tiny Llama."""
+    return tiny.save_policy(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory) -> str:
+    """The folder of a trained LoRA for it."""
+    return tiny.save_adapter(tmp_path_factory.mktemp("adapter"), base)
+
+
+def batch_of(policy: Policy, rows: Any = tiny.ROWS) -> RowBatch:
+    """Three pairs as a batch for the policy."""
+    return policy.collate([tokenize_pair(policy.tokenizer, pair, 40) for pair in load_pairs(rows)])
+
+
+def trainable(policy: Policy) -> set[str]:
+    """Names of the parameters that want a gradient."""
+    return {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+
+
+# --- what is loaded -----------------------------------------------------------------------------------------
+
+
+def test_full_model(base):
+    """Without an adapter every parameter is probed, in eval mode, and there is no reference."""
+    policy = load_policy(base)
+    assert set(policy.parameters) == {n for n, _ in policy.model.named_parameters()} == trainable(policy)
+    assert not any(module.training for module in policy.model.modules())
+    assert policy.reference.logps(batch_of(policy)) is None
+    assert policy.score_dtype == torch.float32 and policy.max_positions == 64
+    assert policy.description["probed_kind"] == "full"
+    assert policy.description["model_parameters"] == sum(p.numel() for p in policy.parameters.values())
+
+
+def test_adapter_on_its_base_or_on_a_named_one(base, adapter):
+    """An adapter's folder stands for its base and itself; its parameters are probed, and nothing else."""
+    alone = load_policy(adapter)
+    named = load_policy(base, adapter_name_or_path=adapter)
+    batch = batch_of(alone)
+    assert torch.equal(row_logps(alone.model, batch), row_logps(named.model, batch))
+    assert alone.identity == named.identity
+    assert all(".lora_" in name for name in alone.parameters) and len(alone.parameters) == 8
+    assert trainable(alone) == set(alone.parameters)
+    assert alone.description | {"probed_kind": "lora", "lora_r": 2, "adapter_base": base} == alone.description
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_dtype(base, adapter, dtype):
+    """The base has the precision asked for, and the scores are marked with it."""
+    policy = load_policy(base, adapter_name_or_path=adapter, dtype=dtype)
+    weights = {p.dtype for n, p in policy.model.named_parameters() if "lora_" not in n}
+    assert weights == {policy.score_dtype} == {getattr(torch, dtype)}
+
+
+def test_dropout_is_off(adapter):
+    """The adapter has dropout 0.5 and the model attention dropout 0.5: two evaluations agree all the same."""
+    policy = load_policy(adapter)
+    batch = batch_of(policy)
+    assert torch.equal(row_logps(policy.model, batch), row_logps(policy.model, batch))
+
+
+def test_fresh_lora_is_decided_by_its_seed(base):
+    """A random by the seed, B = 0; the surrounding random state is untouched."""
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, again, other = (load_policy(base, use_peft=True, lora_r=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    assert first.identity == again.identity != other.identity
+    assert all(bool(p.any()) == ("lora_A" in n) for n, p in first.parameters.items())
+    assert "B of the LoRA is 0" in first.notes[0]
+    one = load_policy(base, use_peft=True, lora_target_modules=("q_proj",))
+    assert all("q_proj" in name for name in one.parameters)
+
+
+def test_nan_weights_load(base, tmp_path):
+    """Broken weights are reported per pair by whoever computes with them; loading and checking go through."""
+    folder = Path(tiny.save_policy(tmp_path))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    policy = load_policy(folder, use_peft=True)
+    batch = batch_of(policy)
+    check_reference(policy, batch)
+    assert row_logps(policy.model, batch).isnan().all()
+
+
+def test_identity_follows_the_weights(base, adapter, tmp_path):
+    """Other weights, another adapter or another tokenizer: another identity; the folder's name is no part."""
+    copy = load_policy(tiny.save_policy(tmp_path / "copy")).identity
+    assert copy == load_policy(base).identity
+    other = load_policy(tiny.save_policy(tmp_path / "other", tiny.gpt2_tokenizer(chat=True), seed=3)).identity
+    assert {key for key in copy if copy[key] != other[key]} == {"model", "chat_template"}
+    second = tiny.save_adapter(tmp_path / "second", base, seed=9)
+    assert load_policy(adapter).identity["adapter"] != load_policy(second).identity["adapter"]
+    json.dumps([copy, dict(load_policy(adapter).description)])
+
+
+# --- tokenizers ---------------------------------------------------------------------------------------------
+
+
+def test_pad_token_falls_back(base):
+    """Pad, else end of sequence, else 0; and an id that the model has no embedding for is never used."""
+    model = tiny.llama()
+    assert pad_id(tiny.llama_tokenizer(), model) == 0
+    tokenizer = tiny.gpt2_tokenizer()
+    assert pad_id(tokenizer, model) == tokenizer.eos_token_id == 2
+    tokenizer.add_special_tokens({"pad_token": "<|late|>"})
+    assert pad_id(tokenizer, tiny.llama(vocabulary=tokenizer.pad_token_id)) == 2
+    tokenizer.pad_token = tokenizer.eos_token = None
+    assert pad_id(tokenizer, model) == 0
+    policy = load_policy(base)
+    assert policy.tokenizer.pad_token is None and len(batch_of(policy).input_ids) == 6
+
+
+def test_the_tokenizer_beside_the_adapter_wins(base, tmp_path):
+    """It carries the chat template that the adapter was trained with."""
+    folder = tiny.save_adapter(tmp_path, base)
+    assert load_policy(folder).tokenizer.chat_template is None
+    tiny.gpt2_tokenizer(chat=True).save_pretrained(folder)
+    assert load_policy(folder).tokenizer.chat_template == tiny.CHAT_TEMPLATE
+
+
+# --- probed parameters --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec, count, part",
+    [
+        ("lora", 8, ".lora_"),
+        ("lora_B", 4, ".lora_B"),
+        (r"layers\.1\..*lora_A", 2, "layers.1."),
+        ("norm", 5, "norm"),
+    ],
+)
+def test_parameters_of_an_adapter(adapter, spec, count, part):
+    """By group or by expression; exactly the chosen ones want a gradient."""
+    policy = load_policy(adapter, parameters=spec)
+    assert len(policy.parameters) == count and all(part in name for name in policy.parameters)
+    assert trainable(policy) == set(policy.parameters)
+    policy.reference.logps(
+        batch_of(policy)
+    )  # PEFT marks every LoRA weight when it switches the adapter on again
+    assert trainable(policy) == set(policy.parameters)
+
+
+def test_full_parameters_leave_the_adapter_out(base, adapter):
+    """The base's own parameters, at the adapted function."""
+    policy = load_policy(adapter, parameters="full")
+    assert len(policy.parameters) == len(load_policy(base).parameters)
+    assert not any("lora_" in name for name in policy.parameters)
+    assert policy.description["probed_kind"] == "full"
+
+
+def test_an_inactive_adapter_is_not_probed(adapter):
+    """TRL's frozen copy of the adapter, kept as its reference, carries LoRA weights too."""
+    policy = load_policy(adapter)
+    assert isinstance(policy.model, PeftModel)
+    policy.model.add_adapter("ref", policy.model.peft_config["default"])
+    policy.model.set_adapter("default")
+    for spec in (None, "lora", "q_proj"):
+        assert not any(".ref." in name for name in choose_parameters(policy.model, spec))
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("nothing_like_it", "selects none of .* such as"),
+        ("lora", "has no adapter"),
+        ("(", "regular expression"),
+    ],
+)
+def test_parameters_that_cannot_be(base, spec, message):
+    """Nothing selected: some names are shown."""
+    with pytest.raises(ModelError, match=message):
+        load_policy(base, parameters=spec)
+
+
+# --- references ---------------------------------------------------------------------------------------------
+
+
+def test_adapter_off_is_the_base(base, adapter):
+    """The reference of an adapter equals its base alone, bit for bit."""
+    policy = load_policy(adapter)
+    batch = batch_of(policy)
+    check_reference(policy, batch)
+    alone = row_logps(load_policy(base).model, batch)
+    reference = policy.reference.logps(batch)
+    assert reference is not None and torch.equal(reference, alone)
+    assert not torch.allclose(row_logps(policy.model, batch), alone)
+
+
+def test_second_model(base, adapter, tmp_path):
+    """A whole model or one with its own adapter; frozen, and without influence on the policy."""
+    policy = load_policy(adapter, ref_model_name_or_path=tiny.save_policy(tmp_path / "other", seed=3))
+    batch = batch_of(policy)
+    reference = policy.reference.logps(batch)
+    assert reference is not None
+    assert torch.equal(reference, row_logps(tiny.llama(seed=3), batch))
+    same = load_policy(base, ref_model_name_or_path=adapter)
+    expected = row_logps(policy.model, batch)
+    torch.testing.assert_close(same.reference.logps(batch), expected)
+    assert same.description["reference"] == "model" and same.description["ref_model_name_or_path"] == adapter
+
+
+def test_the_policy_itself_and_none(base, adapter):
+    """Log-ratio 0, and no reference at all."""
+    policy = load_policy(adapter, reference="self")
+    batch = batch_of(policy)
+    assert torch.equal(policy.reference.logps(batch), row_logps(policy.model, batch))  # pyright: ignore
+    assert load_policy(adapter, reference="none").reference.logps(batch) is None
+
+
+def test_columns(base):
+    """Chosen first, then rejected; without being asked for, they are used where the data has them."""
+    rows = [
+        row | {"ref_chosen_logps": -float(i), "ref_rejected_logps": -10.0} for i, row in enumerate(tiny.ROWS)
+    ]
+    policy, strict = load_policy(base), load_policy(base, reference="columns")
+    for each in (policy, strict):
+        pairs = [tokenize_pair(each.tokenizer, pair) for pair in load_pairs(rows)]
+        logps = each.reference.logps(each.collate(pairs), pairs)
+        assert logps is not None and logps.tolist() == [0.0, -1.0, -2.0, -10.0, -10.0, -10.0]
+    plain = [tokenize_pair(policy.tokenizer, pair) for pair in load_pairs(tiny.ROWS)]
+    assert policy.reference.logps(policy.collate(plain), plain) is None
+    with pytest.raises(ModelError, match=r"every pair; rows without them: \[0, 1, 2\]"):
+        strict.reference.logps(strict.collate(plain), plain)
+    mixed = [pairs[0], *plain[1:]]
+    with pytest.raises(ModelError, match=r"rows without them: \[1, 2\]"):
+        policy.reference.logps(policy.collate(mixed), mixed)
+    wrong = [dataclasses.replace(pairs[0], ref_chosen_logps=0.5)]
+    with pytest.raises(ModelError, match="none is above 0; got 0.5"):
+        policy.reference.logps(policy.collate(wrong), wrong)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"reference": "adapter"}, "Unknown reference 'adapter'. Known: auto"),
+        ({"reference": "adapter_off"}, "needs an adapter"),
+        ({"reference": "model"}, "needs ref_model_name_or_path"),
+        ({"reference": "self", "ref_model_name_or_path": "x/y"}, "but the reference is 'self'"),
+    ],
+)
+def test_reference_options_that_contradict(base, options, message):
+    """What is missing or too much is named."""
+    with pytest.raises(ModelError, match=message):
+        load_policy(base, **options)
+
+
+# --- the proof of the reference -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("second", [False, True])
+def test_a_fresh_lora_starts_at_reward_zero(base, dtype, second):
+    """Against its base switched off, and against a second copy of it."""
+    policy = load_policy(base, use_peft=True, dtype=dtype, ref_model_name_or_path=base if second else None)
+    check_reference(policy, batch_of(policy))
+    zero = policy.reference.logps(batch_of(policy))
+    torch.testing.assert_close(row_logps(policy.model, batch_of(policy)), zero, rtol=0, atol=0)
+
+
+def test_a_wrong_reference_of_an_untrained_lora_is_refused(base, tmp_path):
+    """Also for an adapter from disk whose B is still 0, as a checkpoint of step 0 has it."""
+    other = tiny.save_policy(tmp_path / "other", seed=3)
+    zero = tiny.save_adapter(tmp_path / "zero", base, zero=True)
+    for policy in (
+        load_policy(base, use_peft=True, ref_model_name_or_path=other),
+        load_policy(zero, ref_model_name_or_path=other),
+    ):
+        with pytest.raises(ModelError, match=r"every B is 0.* differ by up to \d"):
+            check_reference(policy, batch_of(policy))
+
+
+def test_an_adapter_that_changes_its_base_is_refused(base, adapter):
+    """Switching it off doesn't bring the base back: the reference would have moved with the training."""
+    policy = load_policy(adapter)
+    with torch.no_grad():
+        dict(policy.model.named_parameters())["base_model.model.lm_head.weight"].mul_(1.01)
+    with pytest.raises(ModelError, match="isn't its base any more"):
+        check_reference(policy, batch_of(policy))
+
+
+def test_an_adapter_that_does_nothing_is_refused(adapter):
+    """Trained weights that aren't active: policy and reference would silently be one."""
+    policy = load_policy(adapter)
+    assert isinstance(policy.model, PeftModel)
+    for module in policy.model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling["default"] = 0.0
+    with pytest.raises(ModelError, match="the adapter isn't active"):
+        check_reference(policy, batch_of(policy))
+
+
+def test_adapter_off_restores_what_wants_a_gradient(adapter):
+    """PEFT would leave every LoRA weight trainable."""
+    policy = load_policy(adapter, parameters="layers.0.*lora_A")
+    assert isinstance(policy.model, PeftModel)
+    with adapter_off(policy.model):
+        pass
+    assert trainable(policy) == set(policy.parameters)
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def refused(message: str, *arguments: Any, **options: Any) -> None:
+    """`load_policy` raises ModelError with this message."""
+    with pytest.raises(ModelError, match=message):
+        load_policy(*arguments, **options)
+
+
+def test_names_that_lead_nowhere(base, adapter, tmp_path):
+    """Missing, without a model, without an adapter, out of reach, or two at once."""
+    (tmp_path / "notes.txt").write_text("x")
+    refused("folder with a model or an adapter at ./missing; there is none", "./missing")
+    refused("there is none", base, adapter_name_or_path=str(tmp_path / "missing"))
+    refused("config.json .a model. .* it holds notes.txt", tmp_path)
+    refused("so it isn't an adapter", base, adapter_name_or_path=base)
+    refused("'nobody/nothing' from the hub .*offline", "nobody/nothing")
+    refused("holds an adapter, and a second one", adapter, adapter_name_or_path=adapter)
+    refused("there is an adapter already", adapter, use_peft=True)
+
+
+def test_an_adapter_whose_base_is_gone(base, tmp_path):
+    """Its base can be named instead."""
+    folder = tiny.save_adapter(tmp_path, "some/place/else")
+    refused("its base is 'some/place/else', and there is no such folder here", folder)
+    check_reference(policy := load_policy(base, adapter_name_or_path=folder), batch_of(policy))
+
+
+@pytest.mark.parametrize(
+    "shape", [{"hidden": 32}, {"layers": 1}, {"layers": 3}], ids=["shape", "fewer_layers", "more_layers"]
+)
+def test_an_adapter_made_for_another_base(adapter, shape, tmp_path):
+    """PEFT alone would load an adapter for other depths without an error, leaving layers fresh or unused."""
+    refused("made for", tiny.save_policy(tmp_path, **shape), adapter_name_or_path=adapter)
+
+
+def test_adapters_that_cannot_be_used(base, adapter, tmp_path):
+    """Other modules, another kind, broken or missing files."""
+
+    def copy(name: str, **changes: Any) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in Path(adapter).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        config = (
+            changes.pop("config", None) or json.loads((folder / "adapter_config.json").read_text()) | changes
+        )
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    refused("made for", base, adapter_name_or_path=copy("modules", target_modules=["query_key_value"]))
+    refused("of the kind IA3", base, adapter_name_or_path=copy("kind", config={"peft_type": "IA3"}))
+    broken = Path(copy("broken"))
+    (broken / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{nothing")
+    refused("doesn't load", base, adapter_name_or_path=str(broken))
+    (broken / "adapter_model.safetensors").rename(broken / "adapter_model.bin")
+    refused("Expected adapter_model.safetensors", base, adapter_name_or_path=str(broken))
+    (broken / "adapter_config.json").write_text("{")
+    refused("Can't read the adapter", base, adapter_name_or_path=str(broken))
+
+
+def test_weights_that_are_not_whole(base, tmp_path):
+    """Transformers would fill what is missing with random numbers."""
+    folder = Path(tiny.save_policy(tmp_path))
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused("lacks weights of LlamaForCausalLM .*up_proj", folder)
+    (folder / "model.safetensors").write_bytes(b"broken")
+    refused("Can't load the model", folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    refused("safetensors weights", folder)
+
+
+def test_tokenizers_that_do_not_fit(base, tmp_path):
+    """Too many tokens, none at all, or another one than the reference's."""
+    small = tiny.save_policy(tmp_path / "small", vocabulary=100)
+    refused("tokens, but .* has embeddings for 100", small)
+    (Path(tiny.save_policy(tmp_path / "none")) / "tokenizer.json").unlink()
+    (tmp_path / "none" / "tokenizer_config.json").unlink()
+    refused("Can't load a tokenizer", tmp_path / "none")
+    other = tiny.save_policy(tmp_path / "other", tiny.llama_tokenizer())
+    refused("another tokenizer than the policy", base, ref_model_name_or_path=other)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"dtype": "fp32"}, "Unknown dtype 'fp32'. Known: float32"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
+        ({"use_peft": True, "lora_target_modules": ["query"]}, "Can't put a LoRA on LlamaForCausalLM"),
+    ],
+)
+def test_options_that_cannot_be(base, options, message):
+    """Unknown or contradictory options."""
+    refused(message, base, **options)
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_quantised_loading_needs_its_package(base, bits, monkeypatch):
+    """Said before anything is loaded, with the command that installs it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(r"bitsandbytes.*entangle\[quantization\]", base, **{bits: True})
