@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from entangle.geometry import PairGeometry
     from entangle.probe import ProbeResult, run_probe
     from entangle.regimes import Prediction, Regime, predict
+    from entangle.whatif import WhatIf, what_if
 
 _PUBLIC = {
     "PairGeometry": "entangle.geometry",
@@ -25,7 +26,9 @@ _PUBLIC = {
     "ProbeResult": "entangle.probe",
     "Regime": "entangle.regimes",
     "predict": "entangle.regimes",
+    "WhatIf": "entangle.whatif",
     "run_probe": "entangle.probe",
+    "what_if": "entangle.whatif",
 }
 __all__ = [
     "PairGeometry",
@@ -33,9 +36,11 @@ __all__ = [
     "ProbeConfig",
     "ProbeResult",
     "Regime",
+    "WhatIf",
     "__version__",
     "predict",
     "run_probe",
+    "what_if",
 ]
 
 

@@ -26,6 +26,8 @@ def probe(arguments: Sequence[str]) -> int:
 
         Console().print(estimate(config))
         return 0
+    from accelerate import PartialState
+
     from entangle.probe import Interrupted, run_probe
 
     try:
@@ -33,9 +35,10 @@ def probe(arguments: Sequence[str]) -> int:
     except Interrupted as interrupted:
         notes.print(str(interrupted), markup=False)
         return 130
-    console = Console()
-    console.print(result.renderable())
-    console.print(f"Run folder: {result.run.path}", markup=False, soft_wrap=True)
+    if PartialState().is_main_process:
+        console = Console()
+        console.print(result.renderable())
+        console.print(f"Run folder: {result.run.path}", markup=False, soft_wrap=True)
     return 0
 
 

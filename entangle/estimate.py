@@ -156,9 +156,9 @@ class Stack:
             trust_remote_code=self.loading.trust_remote_code,
         ).to(self.loading.target, DTYPES[self.loading.dtype]).eval()  # fmt: skip
         if self.origin.adapter:
-            return get_peft_model(
-                model, adapter_config(self.origin.adapter, self.origin.adapter_revision)
-            ).eval()
+            adapter = adapter_config(self.origin.adapter, self.origin.adapter_revision)
+            adapter.base_model_name_or_path, adapter.inference_mode = None, False  # no name; to be probed
+            return get_peft_model(model, adapter).eval()
         if self.config.use_peft:
             options = self.config.lora_r, self.config.lora_alpha, self.config.lora_target_modules, 0
             return fresh_lora(model, *options).eval()

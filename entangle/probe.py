@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from rich.console import Console, Group, RenderableType
 from rich.progress import (
     BarColumn,
@@ -154,6 +155,7 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
 
     Computes A, B, c and both gaps of every pair exactly over the probed parameters, log-probs under policy and
     reference, then every loss's incentives, predicted changes and regimes. A run that was broken off is resumed.
+    Under `accelerate launch` or `torchrun` the processes share the shards and write one folder.
 
     Args:
         config: the options.
@@ -163,15 +165,17 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
         UserError: an option, the data, the model or the run folder can't be used.
         Interrupted: Ctrl-C; the shard at hand is finished first.
     """
-    console = console or Console(stderr=True)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    console = (console or Console(stderr=True)) if processes.is_main_process else Console(quiet=True)
     losses = build_losses(config.losses)
     pairs = load_pairs_of(config)
-    policy = load_policy_of(config)
+    policy = load_policy_of(config, processes)
     tokenized = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in pairs]
     run = RunFolder(config.run_path)
-    run.begin(
-        config.recorded, dict(policy.identity) | {"data": fingerprint(pairs)}, overwrite=config.overwrite
-    )
+    with processes.main_process_first():
+        run.begin(
+            config.recorded, dict(policy.identity) | {"data": fingerprint(pairs)}, overwrite=config.overwrite
+        )  # fmt: skip
     if run.is_complete:
         console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
         return ProbeResult.load(run.path)
@@ -179,34 +183,47 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     plan = Plan.make(tokenized, config)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     _check_first_pair(policy, plan)
-    _compute(plan, run, policy, engine, console)
-    for note in (*policy.notes, *engine.notes):
+    _compute(plan, run, policy, engine, console, processes)
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        _finish(run, config, losses, policy, engine, pairs, tokenized, console, time.monotonic() - started)
+    processes.wait_for_everyone()
+    return ProbeResult.load(run.path)
+
+
+def _finish(
+    run: RunFolder, config: ProbeConfig, losses: Sequence[PreferenceLoss], policy: Policy, engine: Engine,
+    pairs: Sequence[PreferencePair], tokenized: Sequence[TokenizedPair], console: Console, seconds: float,
+) -> None:  # fmt: skip
+    """Judge every loss on the finished rows, verify if asked, and write what closes a run, its summary last."""
+    notes = [*policy.notes, *engine.notes]
+    for note in notes:
         console.print(f"Note: {note}", markup=False)
-    seconds = time.monotonic() - started
-    provenance = environment() | dict(policy.description) | {
-        "resolution": engine.resolution, "metric": "sgd", "engine": config.engine, "seconds": seconds,
-        "notes": [*policy.notes, *engine.notes],
-    }  # fmt: skip
     rows = run.pairs()
     usable = _usable(losses, rows, config, console)
-    predictions = predict_losses(
-        rows, usable, resolution=engine.resolution, batch_size=config.loss_batch_size
-    )
+    resolution = engine.resolution
+    predictions = predict_losses(rows, usable, resolution=resolution, batch_size=config.loss_batch_size)
     summary = summarise(rows, predictions, config.group_by)
     if config.verify:
         by_index = {pair.index: pair for pair in tokenized}
         with _progress(console, "real steps", config.verify * len(usable), 0) as advance:
             steps = verify_losses(
-                policy, by_index, rows, predictions, usable, config.verify, engine.resolution, advance
+                policy, by_index, rows, predictions, usable, config.verify, resolution, advance
             )
         run.write_table("verification.parquet", steps)
         summary["verification"] = summarise_verification(steps)
     if config.save_text:
         run.write_table("texts.parquet", texts_of(pairs))
     run.write_table("predictions.parquet", predictions)
-    run.write_json("provenance.json", provenance)
+    facts = {
+        "resolution": resolution,
+        "metric": "sgd",
+        "engine": config.engine,
+        "seconds": seconds,
+        "notes": notes,
+    }
+    run.write_json("provenance.json", environment() | dict(policy.description) | facts)
     run.write_json("summary.json", summary)
-    return ProbeResult.load(run.path)
 
 
 def build_losses(specs: Iterable[Any]) -> list[PreferenceLoss]:
@@ -230,9 +247,12 @@ def load_pairs_of(config: ProbeConfig) -> list[PreferencePair]:
     )  # fmt: skip
 
 
-def load_policy_of(config: ProbeConfig) -> Policy:
-    """The policy that the options describe."""
-    return load_policy(**model_options(config), seed=config.seed)
+def load_policy_of(config: ProbeConfig, processes: PartialState | None = None) -> Policy:
+    """The policy that the options describe; each of several processes takes an accelerator of its own."""
+    options = model_options(config)
+    if processes is not None and processes.num_processes > 1 and torch.cuda.is_available():
+        options["device"] = options["device"] or f"cuda:{processes.local_process_index}"
+    return load_policy(**options, seed=config.seed)
 
 
 def model_options(config: ProbeConfig) -> dict[str, Any]:
@@ -251,11 +271,14 @@ def _check_first_pair(policy: Policy, plan: Plan) -> None:
         check_reference(policy, policy.collate(first[:1]))
 
 
-def _compute(plan: Plan, run: RunFolder, policy: Policy, engine: Engine, console: Console) -> None:
-    """Write every shard that isn't there yet; on Ctrl-C, finish the one at hand and raise Interrupted."""
+def _compute(
+    plan: Plan, run: RunFolder, policy: Policy, engine: Engine, console: Console, processes: PartialState
+) -> None:
+    """Write every shard of this process that isn't there yet; on Ctrl-C, finish the one at hand, then Interrupted."""
     done = set(run.shards)
-    left = [number for number in range(len(plan.shards)) if number not in done]
-    total = sum(len(shard) for shard in plan.shards)
+    own = range(processes.process_index, len(plan.shards), processes.num_processes)
+    left = [number for number in own if number not in done]
+    total = sum(len(plan.shards[number]) for number in own)
     finished = total - sum(len(plan.shards[number]) for number in left)
     if done:
         console.print(f"Resuming {run.path}: {finished} of {total} pairs are there.")

@@ -61,7 +61,9 @@ class Prediction:
     def regime_codes(self) -> Tensor:
         """`(B,)` int64 indices into `REGIMES`; a non-finite change is `degenerate`."""
         up, down = self.chosen_change > 0, self.rejected_change < 0
-        known = (self.chosen_change.abs() > self.chosen_floor) & (self.rejected_change.abs() > self.rejected_floor)
+        known = (self.chosen_change.abs() > self.chosen_floor) & (
+            self.rejected_change.abs() > self.rejected_floor
+        )
         codes = torch.where(up, torch.where(down, 0, 1), torch.where(down, 2, 3))
         return torch.where(known, codes, 4)
 

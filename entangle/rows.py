@@ -34,7 +34,8 @@ class RowBatch:
 
     def __post_init__(self) -> None:
         shapes = {
-            name: tuple(getattr(self, name).shape) for name in ("input_ids", "attention_mask", "completion_mask")
+            name: tuple(getattr(self, name).shape)
+            for name in ("input_ids", "attention_mask", "completion_mask")
         }
         if len(set(shapes.values())) != 1 or self.input_ids.ndim != 2:
             raise ValueError(f"RowBatch fields must share one shape (rows, T); got {shapes}.")
@@ -62,6 +63,9 @@ class RowBatch:
     def to(self, device: torch.device | str) -> RowBatch:
         """The same batch on another device."""
         return RowBatch(
-            *(t.to(device) for t in (self.input_ids, self.attention_mask, self.completion_mask, self.prompt_length)),
+            *(
+                t.to(device)
+                for t in (self.input_ids, self.attention_mask, self.completion_mask, self.prompt_length)
+            ),
             group_size=self.group_size,
         )

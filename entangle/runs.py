@@ -47,7 +47,9 @@ class RunFolder:
             )
         return run
 
-    def begin(self, config: Mapping[str, Any], identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def begin(
+        self, config: Mapping[str, Any], identity: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
         """Make the folder, or resume the same run in it.
 
         Args:

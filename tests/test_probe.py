@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -290,10 +291,13 @@ def test_run_killed_at_random_moments_equals_an_unbroken_one(inputs, tmp_path):
         "--adapter_name_or_path", inputs["adapter"], "--dataset_name", data, "--losses", "dpo", "simpo", "kto",
         "--shard_size", "1", "--batch_size", "1", "--max_length", "64", "--output_dir", str(tmp_path / "run"),
     ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # threads decide the order of sums
     draw = random.Random(7)
     counts = [0]
     for goal in sorted(draw.sample(range(3, 40), 3)):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
         deadline = time.monotonic() + 120
         while len(RunFolder(tmp_path / "run").shards) < goal and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -308,3 +312,29 @@ def test_run_killed_at_random_moments_equals_an_unbroken_one(inputs, tmp_path):
     pd.testing.assert_frame_equal(resumed.pairs, unbroken.pairs)
     pd.testing.assert_frame_equal(resumed.predictions, unbroken.predictions)
     assert resumed.summary == unbroken.summary
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_pairs_and_equal_one(inputs, tmp_path):
+    """`torchrun` on two gloo processes writes one folder, equal to a single process's."""
+    arguments = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
+        "-m", "entangle", "probe", "--model_name_or_path", inputs["base"], "--adapter_name_or_path",
+        inputs["adapter"], "--dataset_name", inputs["data"], "--losses", "dpo", "simpo", "kto", "--shard_size", "3",
+        "--max_length", "64", "--output_dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("Share of pairs per regime") == 1
+    both, one = ProbeResult.load(tmp_path / "run"), probe(options(inputs, tmp_path / "one"))
+    assert both.pairs["index"].tolist() == one.pairs["index"].tolist()
+    for name in (*GEOMETRY_COLUMNS, "logps_chosen", "ref_logps_rejected"):
+        np.testing.assert_allclose(both.pairs[name], one.pairs[name], rtol=1e-6, atol=1e-6)
+    assert both.summary["regimes"] == one.summary["regimes"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -32,7 +32,8 @@ def one_pair(block: PairGeometry, chosen: float = 1.0, rejected: float = 1.0) ->
 
 
 IMPOSSIBLE = {
-    (1, 1): {Regime.INVERTED}, (-1, -1): {Regime.IDEAL}, (1, -1): {Regime.BOTH_DOWN}, (-1, 1): {Regime.BOTH_UP},
+    (1, 1): {Regime.INVERTED}, (-1, -1): {Regime.IDEAL}, (1, -1): {Regime.BOTH_DOWN},
+    (-1, 1): {Regime.BOTH_UP},
     (1, 0): {Regime.BOTH_DOWN, Regime.INVERTED}, (0, 1): {Regime.BOTH_UP, Regime.INVERTED},
     (-1, 0): {Regime.BOTH_UP, Regime.IDEAL}, (0, -1): {Regime.BOTH_DOWN, Regime.IDEAL},
     (0, 0): set(REGIMES) - {Regime.DEGENERATE},
@@ -90,7 +91,8 @@ def test_three_ways_to_the_regime_agree(sign: int):
     lower, upper = block.critical_ratio
     rho = sizes[0] / sizes[1]
     names = {
-        1: (Regime.BOTH_DOWN, Regime.IDEAL, Regime.BOTH_UP), -1: (Regime.BOTH_UP, Regime.INVERTED, Regime.BOTH_DOWN)
+        1: (Regime.BOTH_DOWN, Regime.IDEAL, Regime.BOTH_UP),
+        -1: (Regime.BOTH_UP, Regime.INVERTED, Regime.BOTH_DOWN),
     }[sign]  # fmt: skip
     for i, regime in enumerate(regimes):
         by_ratio = names[0] if rho[i] < lower[i] else names[2] if rho[i] > upper[i] else names[1]
@@ -176,9 +178,9 @@ PAIRS: list[tuple[str, LogProb, LogProb, Tensor]] = [
 @pytest.mark.parametrize(("chosen", "rejected", "theta"), [p[1:] for p in PAIRS], ids=[p[0] for p in PAIRS])
 def test_a_real_step_goes_where_the_prediction_says_with_second_order_error(chosen, rejected, theta):
     """Error of the prediction falls by 4 when the step is halved; the signs agree."""
-    w, l = chosen(theta)[None], rejected(theta)[None]
+    logps = chosen(theta)[None], rejected(theta)[None]
     length = torch.ones(1, dtype=torch.float64)
-    d = DPO(beta=1.0).coefficients(PairLogps(w, l, length, length, w, l))
+    d = DPO(beta=1.0).coefficients(PairLogps(*logps, length, length, *logps))
     prediction = predict(geometry(chosen, rejected, theta), d)
     direction = d.chosen * score(chosen, theta) - d.rejected * score(rejected, theta)
 

@@ -57,7 +57,9 @@ def _what_would_help(pair: Mapping[str, Any], prediction: Mapping[str, Any], reg
     room = f"between {lower:.3g} and {upper:.3g}"
     if math.log(upper / lower) < 0.05:
         room += ", a narrow band"
-    return f"It would be ideal for an incentive ratio {room}; {loss_ratio(prediction['loss'], rho)}: {advice}."
+    return (
+        f"It would be ideal for an incentive ratio {room}; {loss_ratio(prediction['loss'], rho)}: {advice}."
+    )
 
 
 def loss_ratio(loss: str, rho: float) -> str:

@@ -1,4 +1,4 @@
-"""Figures of a what-if: regime shares over a knob or a grid, the verdicts side by side, the plane of pairs."""
+"""Figures of a what-if: regime shares over a knob or a grid, verdicts side by side, the plane of pairs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_figures(result: WhatIf, folder: Path) -> list[str]:
             f"knob-{change['knob']}.png",
         )
     for field in grid_fields(result.settings):
-        put(grid_lines(new_axes(8, 4.6), result.settings, field), f"grid-{field}.png")
+        put(grid_lines(new_axes(8, 4.6), result.settings, field, base), f"grid-{field}.png")
     return written
 
 
@@ -68,7 +68,8 @@ def knob_curve(axes: Axes, curves: pd.DataFrame, change: Mapping[str, Any], targ
     shares = 100 * shares.div(shares.sum(axis=1), axis=0)
     used = [regime for regime in REGIMES if shares[regime].any()]
     axes.stackplot(
-        rows["setting"], [shares[regime] for regime in used], colors=[COLOURS[regime] for regime in used], alpha=0.85,
+        rows["setting"], [shares[regime] for regime in used], alpha=0.85,
+        colors=[COLOURS[regime] for regime in used],
         labels=[regime.replace("_", " ") for regime in used], linewidth=0,
     )  # fmt: skip
     axes.set_xscale("log" if geometric else "linear")
@@ -94,7 +95,7 @@ def _is_even(values: np.ndarray) -> bool:
 def verdict_bars(axes: Axes, settings: pd.DataFrame, base: str) -> Axes:
     """One stacked bar per verdict, most ideal on top; losses with equal verdicts share a bar."""
     groups = verdicts(settings, VERDICTS, base)
-    labels = [names(short_labels(group, settings), 3, 30) for group in groups]
+    labels = [names(short_labels(group, settings), base, 2, 28) for group in groups]
     left = np.zeros(len(groups))
     for regime in REGIMES:
         shares = np.array([100 * group[str(regime)].iloc[0] for group in groups])
@@ -116,7 +117,7 @@ def _bars(settings: pd.DataFrame) -> int:
 
 
 def pair_plane(axes: Axes, result: WhatIf) -> Axes:
-    """The pairs in the plane of norm ratio and cosine, coloured by the base's regime, with the lines of three losses.
+    """The pairs in the plane of norm ratio and cosine, coloured by the base's regime, with loss lines.
 
     The other lines are those of losses whose rho is the same for every pair: the ones with most ideal pairs.
     """
@@ -144,7 +145,7 @@ def grid_fields(settings: pd.DataFrame) -> list[str]:
     ]
 
 
-def grid_lines(axes: Axes, settings: pd.DataFrame, field: str) -> Axes:
+def grid_lines(axes: Axes, settings: pd.DataFrame, field: str, base: str) -> Axes:
     """Share of ideal pairs over a hyper-parameter, one line per loss; equal lines are drawn once."""
     lines: dict[tuple[Any, ...], list[str]] = {}
     for name, points in _lines(settings, field):
@@ -153,7 +154,9 @@ def grid_lines(axes: Axes, settings: pd.DataFrame, field: str) -> Axes:
     ordered = sorted(lines.items(), key=lambda item: -max(y for _, y in item[0]))
     positive = all(x > 0 for points in lines for x, _ in points)
     for (points, losses), colour in zip(ordered, LINES, strict=False):
-        axes.plot(*zip(*points, strict=True), "o-", color=colour, ms=4, lw=1.4, label=names(losses, 3, 34))
+        axes.plot(
+            *zip(*points, strict=True), "o-", color=colour, ms=4, lw=1.4, label=names(losses, base, 3, 34)
+        )
     if len(ordered) > len(LINES):
         axes.plot([], [], " ", label=f"and {len(ordered) - len(LINES)} more in whatif.parquet")
     axes.set_xscale("log" if positive else "linear")

@@ -1,4 +1,4 @@
-"""What-if for a terminal: verdict classes, smallest changes, pairs to look at, and a recommendation in plain words."""
+"""What-if for a terminal: verdicts, smallest changes, pairs to look at, a recommendation in plain words."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from entangle.regimes import REGIMES, Regime
 from entangle.report.tables import count_line, percent, snippet
+from entangle.report.tables import heading as probe_heading
 
 if TYPE_CHECKING:
     from entangle.whatif import WhatIf
@@ -52,13 +53,13 @@ def report(result: WhatIf, rows: int) -> RenderableType:
 
 def heading(summary: Mapping[str, Any]) -> Text:
     """Pairs counted, what they were measured on, and the batches of batch-coupled losses."""
-    text = Text(count_line(summary), "bold")
-    source = summary["provenance"]
-    known = [str(source[key]) for key in ("model", "parameters", "score_dtype") if source.get(key)]
-    text.append(f"\n{'; '.join([*known, summary['metric'].upper() + ' metric'])}\n", style="not bold")
+    if summary["provenance"]:
+        text = probe_heading(summary, summary["provenance"])
+    else:
+        text = Text(count_line(summary), "bold").append("\n")
     if summary["batch_coupled"]:
-        names = sorted({label.partition("(")[0] for label in summary["batch_coupled"]})
-        text.append(f"Batches of {', '.join(names)}: {batch_composition(summary)}.\n", style="not bold dim")
+        losses = sorted({label.partition("(")[0] for label in summary["batch_coupled"]})
+        text.append(f"Batches of {', '.join(losses)}: {batch_composition(summary)}.\n", style="not bold dim")
     return text
 
 
@@ -83,12 +84,12 @@ def verdict_table(settings: pd.DataFrame, rows: int, base: str) -> Table:
         row = group.iloc[0]
         cells = [_cell(row, regime, regime is Regime.IDEAL) for regime in used]
         kept = _percent(row["margin_efficiency_median"])
-        table.add_row(*cells, _ratio(group), kept, Text(names(short_labels(group, settings))))
+        table.add_row(*cells, _ratio(group), kept, Text(names(short_labels(group, settings), base)))
     return table
 
 
 def verdicts(settings: pd.DataFrame, count: int, base: str) -> list[pd.DataFrame]:
-    """Settings grouped by equal verdicts, at most `count` groups, most ideal first; the base's is always one."""
+    """Settings grouped by equal verdicts, at most `count` groups, most ideal first, the base's among them."""
     groups = sorted(
         (g for _, g in settings.groupby("verdict", sort=False)), key=lambda g: -g["ideal"].iloc[0]
     )
@@ -105,14 +106,13 @@ def short_labels(group: pd.DataFrame, settings: pd.DataFrame) -> list[str]:
     return list(labels)
 
 
-def names(labels: Sequence[str], shown: int = 8, width: int = 60) -> str:
-    """The first labels, the shorter ones first, and how many more there are."""
-    ordered = sorted(labels, key=len)
+def names(labels: Sequence[str], base: str, shown: int = 8, width: int = 60) -> str:
+    """The first labels, the base before all, then the shorter ones, and how many more there are."""
+    first = base.partition("(")[0]
+    ordered = sorted(labels, key=lambda label: (label.partition("(")[0].strip() != first, len(label)))
+    cut = [label if len(label) <= width else f"{label[: width - 1]}…" for label in ordered[:shown]]
     more = f" and {len(labels) - shown} more" if len(labels) > shown else ""
-    return (
-        ", ".join(label if len(label) <= width else f"{label[: width - 1]}…" for label in ordered[:shown])
-        + more
-    )
+    return ", ".join(cut) + more
 
 
 def _ratio(group: pd.DataFrame) -> str:
@@ -134,24 +134,34 @@ def change_table(summary: Mapping[str, Any]) -> RenderableType:
     """One row per knob: the smallest setting that reaches the target, or the best there is, and its cost."""
     title = f"Smallest change that makes {100 * summary['target']:g} % of the pairs ideal"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in (
-        "knob", "setting", "up to", "ideal %\nbefore", "ideal %\nafter", "both\nup", "both\ndown", "margin\nkept %"
-    ):  # fmt: skip
+    columns = (
+        "knob",
+        "setting",
+        "up to",
+        "ideal %",
+        "both\nup",
+        "both\ndown",
+        "margin\nper lr",
+        "margin\nkept %",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column == "knob" else "right", no_wrap=True)
     for change in summary["changes"]:
-        before, after = change["at_start"]["regimes"], change["at_setting"]["regimes"]
-        unmoved = change["setting"] == change["start"]
+        before, after = change["at_start"], change["at_setting"]
         table.add_row(
-            change["knob"], _setting_text(change), "-" if unmoved else _number(change["until"]),
-            percent(before["ideal"], interval=False), percent(after["ideal"]),
-            *(percent(after[name], interval=False) for name in ("both_up", "both_down")),
-            _percent(change["at_setting"]["margin_efficiency_median"]),
+            change["knob"], _setting_text(change), _until_text(change),
+            percent(after["regimes"]["ideal"]),
+            *(percent(after["regimes"][name], interval=False) for name in ("both_up", "both_down")),
+            _times(after["margin_change_median"], before["margin_change_median"]),
+            _percent(after["margin_efficiency_median"]),
         )  # fmt: skip
     lines = [f"{change['knob']}: {change['title']}." for change in summary["changes"]]
     lines.append(
-        "setting: the smallest that reaches the target, or (most) the one with the most ideal pairs. margin kept: how "
-        "fast a step of this loss widens the margin, in % of the fastest that a step of the same length can (median "
-        "pair; every loss with rho = 1 has 100)."
+        "setting: the smallest that reaches the target, or (most) the one with the most ideal pairs. "
+        "margin per lr: growth of the margin per unit of learning rate, as a multiple of the start's (median "
+        "pair). "
+        "margin kept: how fast a step of this loss widens the margin, in % of the fastest that a step of the "
+        "same length can (median pair; every loss with rho = 1 has 100)."
     )
     return Group(table, Text("\n".join(lines) + "\n", "dim"))
 
@@ -160,6 +170,16 @@ def _setting_text(change: Mapping[str, Any]) -> str:
     if change["setting"] == change["start"]:
         return "none needed" if change["reaches"] else "none helps"
     return f"{_number(change['setting'])}{'' if change['reaches'] else ' (most)'}"
+
+
+def _until_text(change: Mapping[str, Any]) -> str:
+    if change["setting"] == change["start"]:
+        return "-"
+    return _number(change["until"]) if change["overshoots_into"] else "its end"
+
+
+def _times(value: float, start: float) -> str:
+    return f"x {value / start:.3g}" if start and value / start == value / start else "-"
 
 
 def _number(value: float) -> str:
@@ -237,8 +257,9 @@ def _worth(change: Mapping[str, Any]) -> tuple[float, int]:
 def _where_it_stands(summary: Mapping[str, Any]) -> str:
     regimes = summary["regimes"]
     others = {
-        "both_down": "both responses fall on", "both_up": "both rise on", "inverted": "the chosen falls and the rejected "
-        "rises on", "degenerate": "the sign of a change can't be told on",
+        "both_down": "both responses fall on", "both_up": "both rise on",
+        "inverted": "the chosen falls and the rejected rises on",
+        "degenerate": "the sign of a change can't be told on",
     }  # fmt: skip
     parts = [f"{words} {_portion(regimes[name])}" for name, words in others.items() if regimes[name]["count"]]
     tail = f"; {', '.join(parts)}" if parts else ""
@@ -259,11 +280,11 @@ def _pairs(count: int) -> str:
 
 def _what_to_turn(change: Mapping[str, Any], reaching: Sequence[Mapping[str, Any]]) -> list[str]:
     after = change["at_setting"]["regimes"]
-    kept = _percent(change["at_setting"]["margin_efficiency_median"])
     words = (
-        f"The cheapest knob that gets there is {change['knob']} ({change['title']}) = {change['setting']:.4g}, that "
-        f"is {change['loss']}: {percent(after['ideal'])} % ideal, and {kept} % of the fastest margin growth (median pair)."
+        f"The cheapest knob that gets there is {change['knob']} ({change['title']}) = "
+        f"{change['setting']:.4g}, that is {change['loss']}: {percent(after['ideal'])} % ideal."
     )
+    words += f" {_cost(change)}"
     edge = _edge(change)
     others = [f"{other['knob']} = {other['setting']:.4g}" for other in reaching if other is not change]
     return [
@@ -274,16 +295,22 @@ def _what_to_turn(change: Mapping[str, Any], reaching: Sequence[Mapping[str, Any
     ]
 
 
-def _edge(change: Mapping[str, Any]) -> list[str]:
-    if not abs(change["until"]) < float("inf"):
-        return []
-    counts = change["at_setting"]["regimes"]
-    beyond = (
-        "overshoots: more pairs then rise together"
-        if counts["both_up"]["count"]
-        else "loses the target again"
+def _cost(change: Mapping[str, Any]) -> str:
+    """What a change costs in margin growth, per unit of learning rate and at equal length of the step."""
+    before, after = change["at_start"], change["at_setting"]
+    return (
+        f"The median pair's margin then grows by {after['margin_change_median']:.3g} nats per unit of "
+        f"learning rate ({before['label']}: {before['margin_change_median']:.3g}), and at "
+        f"{_percent(after['margin_efficiency_median'])} % of the fastest rate for a step of that length."
     )
-    return [f"More than {change['until']:.4g} {beyond}." if change["until"] > change["setting"] else ""]
+
+
+def _edge(change: Mapping[str, Any]) -> list[str]:
+    into = change["overshoots_into"]
+    words = {"both_up": "both responses rise", "both_down": "both fall"}
+    if into is None:
+        return []
+    return [f"Beyond {change['until']:.4g} it overshoots: on more pairs {words.get(into, 'it goes wrong')}."]
 
 
 def _nothing_reaches(summary: Mapping[str, Any]) -> list[str]:
@@ -329,7 +356,8 @@ def _better_loss(summary: Mapping[str, Any], counts: Sequence[int]) -> list[str]
         return []
     kept = _percent(best["margin_efficiency_median"])
     return [
-        f"Of the losses judged, {best['label']} does best: {percent(ideal)} % ideal, {kept} % of the fastest margin growth."
+        f"Of the losses judged, {best['label']} does best: {percent(ideal)} % ideal, {kept} % of the fastest "
+        "margin growth."
     ]
 
 
@@ -348,8 +376,9 @@ def _ceiling(summary: Mapping[str, Any], needed: float) -> list[str]:
 def limits(summary: Mapping[str, Any]) -> list[str]:
     """What the numbers leave out."""
     sentences = [
-        f"First order, one small {summary['metric'].upper()} step on the pair's own loss: what other pairs of a "
-        "batch do to it isn't counted, and training moves the model away from the one state that was probed.",
+        f"First order, one small {summary['metric'].upper()} step on the pair's own loss: what other pairs "
+        "of a batch do to it isn't counted, and training moves the model away from the one state that was "
+        "probed.",
         "Settings were chosen on the pairs that they are judged on.",
     ]
     if summary["batch_coupled"]:

@@ -19,9 +19,9 @@ def draw(run: str, output: str, losses: tuple[str, ...] = ("dpo", "cpo")) -> Non
     regimes = result.predictions.query("loss == @losses[0]").set_index("index")["regime"]
     ratios = {loss: result.summary["incentive_ratio"][loss] for loss in losses}
     axes = plots.plane(plots.new_axes(7.6, 4.4), scored, regimes.loc[scored["index"]], ratios)
-    axes.set_title(f"72 pairs, regimes under {losses[0]}", loc="left", fontsize=10)
+    axes.set_title(f"{len(scored)} pairs, regimes under {losses[0]}", loc="left", fontsize=10)
     plots.save(axes, output)
 
 
 if __name__ == "__main__":
-    draw(*sys.argv[1:])
+    draw(sys.argv[1], sys.argv[2])

@@ -1,0 +1,1 @@
+"""Training: identity with TRL, the catalogue under the trainer, the contract with TRL, a loop by hand."""
