@@ -29,7 +29,7 @@ EMBEDDED = "embedded"
 
 
 def parse_loss(text: str) -> str | dict[str, Any]:
-    """A loss given on the command line, for `losses.build`: `dpo` as it is, `dpop:lam=5,beta=0.2` as a mapping.
+    """A loss given on the command line, for `losses.build`: `dpo` as it is, `dpop:penalty=5,beta=0.2` as a mapping.
 
     Raises:
         ConfigError: an option isn't of the form key=value.
@@ -208,6 +208,30 @@ class WhatIfConfig:
     def output_path(self) -> Path:
         """The folder of the result."""
         return Path(self.output_dir) if self.output_dir else Path(self.run) / "whatif"
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens."""
+
+    run: tyro.conf.Positional[str] = ""
+    """Run folder of a finished probe."""
+    pairs: tuple[int, ...] = ()
+    """Pairs by their index in the run; by default the worst ones."""
+    worst: int = 3
+    """Without --pairs: this many pairs whose chosen log-prob falls most, for each of the losses."""
+    losses: Losses = ()
+    """Losses of the run whose worst pairs are taken; tables show the changes under the first. By default the run's
+    first loss."""
+    matrix: bool = False
+    """Also draw the cosines of all pairs of tokens as heat maps (needs entangle[plots]): a backward pass per token."""
+    dtype: Literal["float32", "float64"] | None = None
+    """Precision of the computation; by default the probe's."""
+    rows: int = 8
+    """Rows of the table, per response."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, {"worst": 1, "rows": 1})
 
 
 @dataclass(frozen=True)

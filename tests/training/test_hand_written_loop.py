@@ -11,40 +11,10 @@ import pytest
 from peft import get_peft_model
 
 import entangle.embedded
+from tests.test_readme import blocks
 from tests.training import runs
 
-SNIPPET = """
-import json
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from entangle.embedded import ADAPTER, PAIRS, POLICY
-from losses import DPO, as_function
-
-tokenizer = AutoTokenizer.from_pretrained(POLICY)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(POLICY), ADAPTER, is_trainable=True)
-optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02)
-dpo_loss = as_function(DPO(beta=0.1))  # or any other of `entangle losses`
-
-
-def logp(prompt, response):  # log pi(response | prompt), summed over its tokens, (1,)
-    ids = tokenizer(prompt + response + tokenizer.eos_token, return_tensors="pt").input_ids
-    tokens = model(ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-    return tokens[:, len(tokenizer(prompt).input_ids) - 1 :].sum(1)
-
-
-for pair in map(json.loads, PAIRS.read_text(encoding="utf-8").splitlines()[::8]):
-    sides = [(pair["prompt"], pair["chosen"]), (pair["prompt"], pair["rejected"])]
-    before = [logp(*side) for side in sides]
-    with torch.no_grad(), model.disable_adapter():
-        reference = [logp(*side) for side in sides]
-    dpo_loss(*before, *reference)[0].mean().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    with torch.no_grad():
-        change = [float(logp(*side) - old) for side, old in zip(sides, before)]
-    print(f"{pair['kind']}: chosen {change[0]:+.3f}, rejected {change[1]:+.3f} nats")
-"""
+SNIPPET = next(block for block in blocks("python") if "as_function" in block)
 
 
 def run_snippet() -> list[str]:
