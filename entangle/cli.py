@@ -61,6 +61,25 @@ def whatif(arguments: Sequence[str]) -> int:
     return 0
 
 
+def tokens(arguments: Sequence[str]) -> int:
+    """Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens."""
+    from rich.console import Console
+
+    from entangle.config import TokensConfig, parse
+    from entangle.errors import ConfigError
+
+    config, _ = parse(TokensConfig, arguments, prog="entangle tokens")
+    if not config.run:
+        raise ConfigError("expected the run folder of a finished probe: entangle tokens RUN. Got none.")
+    from entangle.tokens import run_tokens
+
+    result = run_tokens(config)
+    console = Console()
+    console.print(result.renderable(config.rows))
+    console.print(f"Tokens: {result.probe.run.path / 'tokens.parquet'}", markup=False, soft_wrap=True)
+    return 0
+
+
 def losses(arguments: Sequence[str]) -> int:
     """The catalogue of losses, or everything about one of them."""
     from rich.console import Console
@@ -89,7 +108,44 @@ def losses(arguments: Sequence[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"probe": probe, "whatif": whatif, "losses": losses}
+def rft(arguments: Sequence[str]) -> int:
+    """Spread of the rewards of sampled answers, and the reward gradient that it leaves."""
+    from rich.console import Console
+
+    from entangle.config import RftConfig, parse
+
+    config, ignored = parse(RftConfig, arguments, prog="entangle rft")
+    notes = Console(stderr=True)
+    if ignored:
+        notes.print(f"Ignored, since they only concern training: {', '.join(ignored)}.", markup=False)
+    from entangle.probe import Interrupted
+    from entangle.rft import run_rft
+
+    if config.before is not None:
+        from entangle.rft import run_change
+
+        change = run_change(config)
+        Console().print(change.renderable())
+        Console().print(f"Run folder: {change.run.path}", markup=False, soft_wrap=True)
+        return 0
+    try:
+        result = run_rft(config, notes)
+    except Interrupted as interrupted:
+        notes.print(str(interrupted), markup=False)
+        return 130
+    console = Console()
+    console.print(result.renderable())
+    console.print(f"Run folder: {result.run.path}", markup=False, soft_wrap=True)
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "probe": probe,
+    "whatif": whatif,
+    "tokens": tokens,
+    "losses": losses,
+    "rft": rft,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

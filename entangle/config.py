@@ -1,7 +1,7 @@
 """Options of every command: one dataclass each, filled from YAML, then from flags.
 
-Names are TRL's and transformers' where they have one. A YAML file written for `trl dpo` is accepted: keys that
-only concern training are ignored, and named.
+Names are TRL's and transformers' where they have one. A YAML file written for `trl dpo` is accepted: keys
+that only concern training are ignored, and named.
 """
 
 from __future__ import annotations
@@ -291,8 +291,12 @@ class RftConfig(ModelOptions, DataOptions):
     """A std below this share of the rewards' half-range is small."""
     mean_threshold: float | None = None
     """A mean reward below this is low; by default the middle of the rewards' range."""
+    before: str | None = None
+    """Finished run of this command before a fine-tuning: compare it with --after, without a model."""
+    after: str | None = None
+    """Finished run on the same prompts with the same reward, after the fine-tuning."""
     gamma_positions: int = 0
-    """Answer tokens at which the Jacobian norm of the paper's bound is estimated (from below); 0: leave it out."""
+    """Prompts at one answer token of which gamma of the paper's bound is estimated (from below); 0: leave it out."""
     engine: Literal["auto", "factored", "autograd"] = "auto"
     """How scores are computed: `factored` is fast and exact, `autograd` is its slow oracle."""
     batch_size: int = 64
@@ -318,8 +322,15 @@ class RftConfig(ModelOptions, DataOptions):
                 "Expected temperature > 0, 0 < top_p <= 1 and 0 < std_threshold <= 1; got "
                 f"{self.temperature}, {self.top_p} and {self.std_threshold}."
             )
+        if (self.before is None) != (self.after is None):
+            raise ConfigError(f"--before and --after belong together; got {self.before} and {self.after}.")
         if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
             raise ConfigError(f"reward_range needs the smaller number first; got {self.reward_range}.")
+
+    @property
+    def column_map(self) -> dict[str, str]:
+        """`columns` as a mapping from our names to the data set's."""
+        return dict(_column(item) for item in self.columns)
 
     @property
     def run_path(self) -> Path:

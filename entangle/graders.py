@@ -301,7 +301,7 @@ def build_grader(spec: str | Mapping[str, Any]) -> Grader:
         >>> build_grader("length:most=20")
         Length(least=1, most=20)
     """
-    if isinstance(spec, str) and re.fullmatch(r"[\w.]+:\w+", spec):
+    if isinstance(spec, str) and re.fullmatch(r"[\w.]+:\w+", spec) and spec.partition(":")[0] not in GRADERS:
         return Function(spec)
     try:
         options = parse_loss(spec) if isinstance(spec, str) else dict(spec)

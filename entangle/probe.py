@@ -24,6 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from entangle import embedded
 from entangle.config import DEFAULT_LOSSES, EMBEDDED, ModelOptions, ProbeConfig
@@ -96,7 +97,7 @@ class ProbeResult:
             return Group(*parts, "No pair could be scored.")
         parts.append(tables.regime_table(self.summary))
         if "groups" in self.summary:
-            parts.append(tables.group_table(self.summary, losses[0]))
+            parts.append(tables.group_table(self.summary))
         parts.append(tables.quantile_table(self.summary))
         if "verification" in self.summary:
             parts.append(tables.verification_table(self.summary["verification"]))
@@ -222,6 +223,12 @@ def _finish(
         "seconds": seconds,
         "notes": notes,
     }
+    if config.model_name_or_path == EMBEDDED:  # not the place where this installation keeps it
+        facts |= {
+            name: EMBEDDED
+            for name in ("model_name_or_path", "adapter_name_or_path")
+            if policy.description[name]
+        }
     run.write_json("provenance.json", environment() | dict(policy.description) | facts)
     run.write_json("summary.json", summary)
 
@@ -325,6 +332,8 @@ def _rows_of_pass(batch: list[TokenizedPair], policy: Policy, engine: Engine) ->
     numbers |= {"logps_chosen": chosen, "logps_rejected": rejected}
     nothing = torch.full_like(chosen, torch.nan)
     ref_chosen, ref_rejected = (nothing, nothing) if reference is None else reference.double().cpu().chunk(2)
+    ref_chosen = _same_if_untold(ref_chosen, chosen, engine.resolution)
+    ref_rejected = _same_if_untold(ref_rejected, rejected, engine.resolution)
     numbers |= {"ref_logps_chosen": ref_chosen, "ref_logps_rejected": ref_rejected}
     finite = torch.stack([v for k, v in numbers.items() if reference is not None or not k.startswith("ref_")])
     chosen_length, rejected_length = rows.lengths.cpu().chunk(2)
@@ -338,6 +347,16 @@ def _rows_of_pass(batch: list[TokenizedPair], policy: Policy, engine: Engine) ->
         _description(pair) | {name: values[i] for name, values in columns.items()}
         for i, pair in enumerate(batch)
     ]
+
+
+def _same_if_untold(reference: Tensor, logps: Tensor, resolution: float) -> Tensor:
+    """The reference log-prob, or the policy's own where the two can't be told apart.
+
+    Policy and reference are often one function (a fresh LoRA, the policy itself), computed along two paths. The
+    rounding between them must not decide on which side of a loss's kink at log-ratio 0 (DPOP) a pair falls.
+    """
+    untold = (reference - logps).abs() <= resolution * logps.abs().clamp(min=1.0)
+    return torch.where(untold, logps, reference)
 
 
 def _unscored_row(pair: TokenizedPair) -> dict[str, Any]:

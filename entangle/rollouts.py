@@ -293,11 +293,12 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 def load_rollouts(
     path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, limit: int | None = None
 ) -> list[Rollout]:
-    """Answers from a file: `prompt, completions[, rewards]` a row per prompt, or `prompt, completion[, reward]` a row
-    per answer (rows of one prompt needn't stand together).
+    """Answers that were drawn before, from a file.
 
-    Answers are tokenised as a preference pair's responses are, end-of-sequence token included, and cut at the
-    right to `max_length` tokens with their prompt.
+    Its columns are `prompt, completions[, rewards]` (lists) with a row per prompt, or `prompt, completion[,
+    reward]` with a row per answer; rows of one prompt needn't stand together. Answers are tokenised as a
+    preference pair's responses are, end-of-sequence token included, and cut at the right to `max_length`
+    tokens with their prompt.
 
     Raises:
         DataError: the file can't be read, lacks a column, or lists don't match.
@@ -318,7 +319,7 @@ def _grouped(rows: list[Mapping[str, Any]], path: str) -> list[tuple[Prompt, lis
             )
         texts, rewards = row[names[0]], row.get(names[1])
         if names[0] == "completion":
-            texts, rewards = [texts], None if rewards is None else [rewards]
+            texts, rewards = [texts], [rewards] if names[1] in row else None
         if not isinstance(texts, list) or (rewards is not None and len(rewards) != len(texts)):
             raise DataError(f"Row {index} of {path}: completions and rewards should be lists of one length.")
         prompt = Prompt(index, row["prompt"], {k: v for k, v in row.items() if k not in ("prompt", *names)})

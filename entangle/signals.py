@@ -1,6 +1,7 @@
 """The RFT signal of a prompt, from its answers' rewards and scores, and its aggregates over prompts.
 
-Pure functions of the rows that `entangle rft` keeps: rewards, log-probs and the Gram matrix of K answers per prompt.
+Pure functions of the rows that `entangle rft` keeps: rewards, log-probs and the Gram matrix of K answers per
+prompt.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from entangle.rewards import (
 from entangle.summary import QUANTILES, share
 
 TRL_SENTENCE = (
-    "TRL's reward_std is the std of all rewards of a batch, so it holds the differences between prompts and can be large "
-    "while no prompt has any spread; the std here is within a prompt. TRL's frac_reward_zero_std counts groups whose "
-    "answers tie exactly: it depends on the group size, counts prompts whose answers would differ if more were drawn, "
-    "and doesn't see a small std that isn't 0."
+    "TRL's reward_std is the std of all rewards of a batch, so it holds the differences between prompts and can be "
+    "large while no prompt has any spread; the std here is within a prompt. TRL's frac_reward_zero_std counts groups "
+    "whose answers tie exactly: it depends on the group size, counts prompts whose answers would differ if more were "
+    "drawn, and doesn't see a small std that isn't 0."
 )
 
 
@@ -75,12 +76,13 @@ def measure(row: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
     """All numbers of one prompt.
 
     Args:
-        row: `rewards`, `logps`, `ref_logps` (NaN without a reference), `lengths`, `finished`: `(K,)` each; `gram`.
+        row: `rewards`, `logps`, `ref_logps` (NaN without a reference), `lengths`, `finished`: `(K,)` each;
+            `gram`.
         setting: support, group size and what the bounds need.
 
     Returns:
-        Columns of prompts.parquet: the fields of `RewardStatistics` as reward_*, gradient norms and bounds in reward
-        per unit of parameter, GRPO's and RLOO's view, KL's gradient.
+        Columns of prompts.parquet: the fields of `RewardStatistics` as reward_*, gradient norms and bounds in
+        reward per unit of parameter, GRPO's and RLOO's view, KL's gradient.
     """
     rewards, gram = np.asarray(row["rewards"], dtype=np.float64), gram_of(row)
     statistics = RewardStatistics.from_rewards(rewards, setting.support)
@@ -183,8 +185,8 @@ class Thresholds:
     ) -> Thresholds:
         """From the options: the std as a share of the half-range, the mean by default the middle of the range.
 
-        Without a known range, the std of all prompts' means and variances together takes the half-range's place, and
-        the median of the means the middle's.
+        Without a known range, the std of all prompts' means and variances together takes the half-range's
+        place, and the median of the means the middle's.
         """
         if support.is_known:
             return cls(
@@ -214,10 +216,17 @@ def summarise(
         "tied": share(int((prompts["reward_distinct"] == 1).sum()), len(prompts)),
         "dead_probability": float(prompts["dead_probability"].mean()),
         "quantiles": {
-            name: {f"{q:g}": float(prompts[name].quantile(q)) for q in QUANTILES}
+            name: dict(
+                zip(
+                    map("{:g}".format, QUANTILES),
+                    prompts[name].quantile(list(QUANTILES)).tolist(),
+                    strict=True,
+                )
+            )
             for name in ("reward_mean", "reward_std", "grad_norm", "bound_trace", "kl")
         },
         "gradient": gradient_summary(prompts),
+        "kl_gradient": kl_summary(prompts),
         "histogram": joint_histogram(prompts),
     }
     if rewards.size:
@@ -231,8 +240,8 @@ def summarise(
 def prevalence(prompts: pd.DataFrame, thresholds: Thresholds) -> dict[str, dict[str, float]]:
     """Shares of prompts with a small empirical std, split by mean reward, with Wilson and bootstrap intervals.
 
-    The harmful cell is `small_low`: little spread and a low mean, where RFT would have most to gain. `small_high` are
-    prompts that are solved.
+    The harmful cell is `small_low`: little spread and a low mean, where RFT would have most to gain.
+    `small_high` are prompts that are solved.
     """
     small = (prompts["reward_std"] < thresholds.std).to_numpy()
     low = (prompts["reward_mean"] < thresholds.mean).to_numpy()
@@ -248,20 +257,48 @@ def prevalence(prompts: pd.DataFrame, thresholds: Thresholds) -> dict[str, dict[
 
 
 def gradient_summary(prompts: pd.DataFrame) -> dict[str, Any]:
-    """How the gradient follows the std, how tight the bounds are, and in how many prompts it stands out of noise."""
+    """How the gradient follows the std, how tight the bounds are, and in how many prompts it stands out of noise.
+
+    Over prompts squares are averaged, since they are unbiased and their roots aren't: `rms_norm` is
+    sqrt(mean ||grad V||^2), with the error of the mean over prompts, and `share_of_bound` divides it by the
+    root mean square of the bound. `signal_in_one_group` is mean ||grad V||^2 / mean |RLOO estimate|^2: the
+    part of one group's squared gradient that isn't noise. All are NaN where the mean square isn't above 0.
+    """
     usable = prompts[prompts["grad_sq"].notna()]
     certain = usable["grad_sq"] > 2 * usable["grad_sq_error"]
-    ratios = {
-        name: float((usable["grad_norm"] / usable[name]).median())
-        for name in ("bound_fisher", "bound_trace", "bound_length", "bound_paper")
-    }
-    noise = (usable["grad_sq"] / usable["rloo_sample_norm"] ** 2).median()
+    squares = usable["grad_sq"].to_numpy()
+    mean_sq = float(squares.mean()) if len(squares) else math.nan
+    error = float(squares.std(ddof=1)) / math.sqrt(len(squares)) if len(squares) > 1 else math.nan
+    rms = math.sqrt(mean_sq) if mean_sq > 0 else math.nan
+    bounds = ("bound_fisher", "bound_trace", "bound_length", "bound_paper")
     return {
         "above_two_errors": share(int(certain.sum()), len(usable)),
+        "rms_norm": rms,
+        "rms_norm_error": error / (2 * rms),
+        "mean_sq": mean_sq,
+        "mean_sq_error": error,
         "std_rank_correlation": rank_correlation(usable["reward_std"], usable["grad_norm"]),
-        "median_share_of_bound": ratios,
-        "median_signal_in_one_group": float(noise),
+        "share_of_bound": {
+            name: rms / math.sqrt(float((usable[name] ** 2).mean()) or math.nan) for name in bounds
+        },
+        "signal_in_one_group": mean_sq / (float((usable["rloo_sample_norm"] ** 2).mean()) or math.nan),
     }
+
+
+def kl_summary(prompts: pd.DataFrame) -> dict[str, float]:
+    """Means over prompts, with errors, of ||grad KL||^2 and of <grad V, grad KL>, both unbiased per prompt.
+
+    A positive product: following the reward leads away from the reference, at first order. NaN without a
+    reference.
+    """
+    summary = {}
+    for name, column in {"mean_sq": "kl_grad_sq", "reward_product": "kl_reward_product"}.items():
+        values = prompts[column].dropna().to_numpy()
+        summary[name] = float(values.mean()) if len(values) else math.nan
+        summary[f"{name}_error"] = (
+            float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        )
+    return summary
 
 
 def rank_correlation(first: pd.Series, second: pd.Series) -> dict[str, float]:

@@ -68,6 +68,7 @@ def summarise(pairs: pd.DataFrame, predictions: pd.DataFrame, group_by: str | No
                 str(value): {
                     "pairs": len(rows),
                     "cosine": float(rows["cosine"].median()),
+                    "band": [float(rows["band_lower"].median()), float(rows["band_upper"].median())],
                     "regimes": regime_shares(predictions[predictions["index"].isin(rows["index"])]),
                 }
                 for value, rows in scored.groupby(group_by, sort=False)

@@ -193,13 +193,13 @@ def _in_float64(model: nn.Module) -> Iterator[None]:
         return
     model.double()
     try:
-        with _KeepFloat64():
+        with KeepFloat64():
             yield
     finally:
         model.float()
 
 
-class _KeepFloat64(TorchFunctionMode):
+class KeepFloat64(TorchFunctionMode):
     """Leaves float64 tensors as they are where a model asks for float32.
 
     Norms of transformers compute in float32 whatever they are given; their rounding (1e-6 nats of a log-prob)

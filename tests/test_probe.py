@@ -109,7 +109,10 @@ def test_run_folder_holds_what_it_promises(inputs, tmp_path):
     }  # fmt: skip
     provenance = result.run.read_json("provenance.json")
     assert provenance["resolution"] == 1e-6 and provenance["reference"] == "adapter_off"
-    assert "Share of pairs per regime" in result.table() and "By kind, under dpo" in result.table()
+    assert (
+        "Share of pairs per regime" in result.table()
+        and "By kind: ideal / both up / both down" in result.table()
+    )
 
 
 def test_summary_is_recomputable_from_the_rows(inputs, tmp_path):
@@ -246,6 +249,19 @@ def test_verification_confirms_the_predictions_and_leaves_the_policy_alone(input
     assert overall["slope"] == pytest.approx(1, abs=0.02) and overall["r_squared"] > 0.999
     assert 3.8 < overall["error_ratio"] < 4.2
     assert "Predictions against one real SGD step" in result.table()
+
+
+@pytest.mark.parametrize("start", [{"reference": "self"}, {"use_peft": True, "lora_r": 2}])
+def test_rounding_decides_nothing_where_policy_and_reference_are_one(inputs, tmp_path, start):
+    """At log-ratio 0 DPOP's penalty is off: its verdicts are DPO's, and real steps confirm them."""
+    given = {"adapter_name_or_path": None, "losses": ("dpo", "dpop"), "verify": 5} | start
+    result = probe(options(inputs, tmp_path / "run", **given))
+    assert (result.pairs["logps_chosen"] == result.pairs["ref_logps_chosen"]).all()
+    by_loss = dict(list(result.predictions.groupby("loss")))
+    assert by_loss["dpo"]["regime"].tolist() == by_loss["dpop"]["regime"].tolist()
+    verification = result.summary["verification"]["dpop"]
+    assert verification["signs_agree"] == verification["signs_compared"] > 0
+    assert verification["slope"] == pytest.approx(1, abs=0.02)
 
 
 def test_interrupt_finishes_the_shard_and_says_how_to_go_on(inputs, tmp_path, monkeypatch):

@@ -20,7 +20,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
+COMMANDS = [
+    line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()
+]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -82,22 +83,48 @@ def regime_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def group_table(summary: Mapping[str, Any], loss: str) -> Table:
-    """Regimes of one loss for each value of the grouping column."""
+def group_table(summary: Mapping[str, Any], losses: int = 3) -> Table:
+    """Regimes for each value of the grouping column, under the losses whose verdicts differ most."""
     groups = summary["groups"]
-    rows = {value: group["regimes"][loss] for value, group in groups["values"].items()}
-    shown = _occurring(rows)
-    table = Table(title=f"By {groups['column']}, under {loss}, %", title_justify="left")
+    title = f"By {groups['column']}: ideal / both up / both down, %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column(Text(groups["column"]), no_wrap=True)
-    table.add_column("pairs", justify="right")
     table.add_column("cosine", justify="right")
-    for regime in shown:
-        table.add_column(regime, justify="right", style=_COLOURS[regime])
+    table.add_column("ideal rho", justify="right", no_wrap=True)
+    shown = most_different(groups["values"], losses)
+    for loss in shown:
+        table.add_column(Text(loss), justify="right")
     for value, group in groups["values"].items():
-        shares = (percent(rows[value][regime], interval=False) for regime in shown)
-        table.add_row(Text(value), str(group["pairs"]), _number(group["cosine"], ".2f"), *shares)
-    table.caption = "cosine: median of the two gradients' cosine"
+        band = "-".join(_number(edge, ".2f") for edge in group["band"])
+        cells = (_split(group["regimes"][loss]) for loss in shown)
+        table.add_row(Text(value), _number(group["cosine"], ".2f"), band, *cells)
+    table.caption = "medians of the two gradients' cosine and of the edges of the ideal band, c/A and B/c"
     return table
+
+
+def most_different(groups: Mapping[str, Mapping[str, Any]], count: int) -> list[str]:
+    """The first loss, then each time the one whose regime counts are farthest from those already chosen."""
+    losses = list(next(iter(groups.values()))["regimes"])
+    counts = {
+        loss: [group["regimes"][loss][regime]["count"] for group in groups.values() for regime in REGIMES]
+        for loss in losses
+    }
+
+    def distance(loss: str, other: str) -> int:
+        return sum(abs(a - b) for a, b in zip(counts[loss], counts[other], strict=True))
+
+    chosen = losses[:1]
+    while len(chosen) < min(count, len(losses)):
+        rest = [loss for loss in losses if loss not in chosen]
+        chosen.append(max(rest, key=lambda loss: min(distance(loss, other) for other in chosen)))
+    return sorted(chosen, key=losses.index)
+
+
+def _split(regimes: Mapping[str, Mapping[str, float]]) -> Text:
+    text = Text()
+    for regime in (Regime.IDEAL, Regime.BOTH_UP, Regime.BOTH_DOWN):
+        text.append("/" if text else "").append(f"{100 * regimes[regime]['share']:.0f}", _COLOURS[regime])
+    return text
 
 
 def loss_table(rows: Sequence[LossRow]) -> Table:

@@ -4,7 +4,8 @@ Start with `make_engine(model, parameters)`, parameters by name; then, for a `Ro
 
 - `engine.pairs(batch)`: log-probs and Gram block of every pair, `PairScores`;
 - `engine.gram(batch)`: all dot products of the batch's scores, `(rows, rows)`;
-- `engine.products(batch, direction)`: first-order change of every log-prob along a step, `(rows,)`.
+- `engine.products(batch, direction)`: first-order change of every log-prob along a step, `(rows,)`;
+- `score_gram(engine, batches)`: the Gram matrix of more rows than fit one batch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.base import Engine, Metric, PairScores, UncoveredParameter
 from entangle.scores.factored import FactoredEngine
+from entangle.scores.gram import score_gram
 from entangle.scores.logps import row_logps, token_logps
 from entangle.scores.rules import RULES, Call, register_rule
 
@@ -32,6 +34,7 @@ __all__ = [
     "make_engine",
     "register_rule",
     "row_logps",
+    "score_gram",
     "token_logps",
 ]
 

@@ -17,9 +17,9 @@ from entangle.scores.base import (
     PairScores,
     check_pairs,
     module_name,
+    pair_scores,
     stack_geometry,
     studying,
-    unstack_geometry,
 )
 from entangle.scores.logps import Rows, input_device, scored_logps
 
@@ -46,16 +46,14 @@ class AutogradEngine(Engine):
                 columns[module_name(name)][:, i] += stack_geometry(
                     PairGeometry.from_scores(g_w[None], g_l[None])
                 )[:, 0].cpu()
-        total = torch.stack(list(columns.values())).sum(0)
-        per_module = {name: unstack_geometry(c, self.resolution) for name, c in columns.items()}
-        return PairScores(logps, unstack_geometry(total, self.resolution), per_module if modules else None)
+        return pair_scores(logps, columns, self.resolution, modules)
 
     def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
         """See `Engine.gram`."""
-        scores = [score for _, score in self._scores(batch)]
-        total = torch.zeros(len(scores), len(scores), dtype=torch.float64)
-        for name in self.parameters:
-            matrix = torch.stack([score[name].double().ravel() for score in scores])
+        rows = len(batch.input_ids)
+        total = torch.zeros(rows, rows, dtype=torch.float64)
+        for name, score in self.scores(batch).items():
+            matrix = score.double()
             weighted = matrix * metric[name].double().ravel() if metric else matrix
             total += (weighted @ matrix.T).cpu()
         return total
@@ -71,10 +69,17 @@ class AutogradEngine(Engine):
             ]
         )
 
+    def scores(self, batch: RowBatch) -> dict[str, Tensor]:
+        """See `Engine.scores`."""
+        scores = [score for _, score in self._scores(batch)]
+        return {name: torch.stack([score[name].ravel() for score in scores]) for name in self.parameters}
+
     def score(self, row: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         """Log pi of a single row (float64) and its gradient in every probed parameter."""
         with studying(self.model, self.parameters):
             logp = scored_logps(self.model, row).sum(dtype=torch.float64)
+            if not logp.requires_grad:  # no probed parameter takes part
+                return logp.cpu(), {name: torch.zeros_like(p) for name, p in self.parameters.items()}
             grads = torch.autograd.grad(
                 logp, list(self.parameters.values()), allow_unused=True, materialize_grads=True
             )
@@ -92,7 +97,8 @@ class AutogradEngine(Engine):
             handles = [p.register_hook(partial(measure, name)) for name, p in self.parameters.items()]
             try:
                 logp = scored_logps(self.model, row).sum(dtype=torch.float64)
-                torch.autograd.grad(logp, list(self.parameters.values()), allow_unused=True)
+                if logp.requires_grad:
+                    torch.autograd.grad(logp, list(self.parameters.values()), allow_unused=True)
             finally:
                 for handle in handles:
                     handle.remove()

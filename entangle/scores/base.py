@@ -93,12 +93,19 @@ class Engine(ABC):
         the parameters; names that are absent don't move).
         """
 
+    @abstractmethod
+    def scores(self, batch: RowBatch) -> dict[str, Tensor]:
+        """The scores themselves, written out: `(rows, numel)` by parameter. Memory: rows times theta."""
+
     @property
     def resolution(self) -> float:
         """Relative error that this model's precision leaves in a dot product of scores."""
         dtypes = {p.dtype for p in self.model.parameters() if p.dtype in RESOLUTION}
-        if torch.is_autocast_enabled(next(self.model.parameters()).device.type):
-            dtypes.add(torch.bfloat16)
+        device = next(self.model.parameters()).device.type
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
+        if device == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+            dtypes.add(torch.float16)  # TensorFloat-32 keeps as many digits
         return max(RESOLUTION[dtype] for dtype in dtypes)
 
 
@@ -121,6 +128,13 @@ def stack_geometry(geometry: PairGeometry) -> Tensor:
 def unstack_geometry(columns: Tensor, resolution: float) -> PairGeometry:
     """Inverse of `stack_geometry`."""
     return PairGeometry(*columns.unbind(0), resolution=resolution)
+
+
+def pair_scores(logps: Tensor, columns: Mapping[str, Tensor], resolution: float, modules: bool) -> PairScores:
+    """From the `(5, n)` columns of every module."""
+    total = unstack_geometry(torch.stack(list(columns.values())).sum(0), resolution)
+    parts = {name: unstack_geometry(part, resolution) for name, part in columns.items()} if modules else None
+    return PairScores(logps, total, parts)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ row's scores as factors (`rules`), from which dot products are taken layer by la
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -23,14 +22,14 @@ from entangle.scores.base import (
     UncoveredParameter,
     check_pairs,
     module_name,
+    pair_scores,
     stack_geometry,
     studying,
-    unstack_geometry,
 )
 from entangle.scores.check import disagreeing, logps_agree, sample_rows
 from entangle.scores.logps import Rows, input_device, scored_logps
-from entangle.scores.lora import foldable, folded, lora_sites
-from entangle.scores.prefix import record_split, split_for
+from entangle.scores.lora import check_adapters, foldable, folded, lora_sites
+from entangle.scores.prefix import Split, record_split, split_for
 from entangle.scores.reduce import gram_block, pair_block
 from entangle.scores.sites import Recorder, find_sites
 from entangle.scores.terms import Score
@@ -64,7 +63,7 @@ class FactoredEngine(Engine):
         super().__init__(model, parameters)
         self._may_fall_back = fallback
         self._share_prompts = share_prompts
-        self._is_checked = False
+        self._are_rules_checked = self._is_sharing_checked = False
         self._dtypes: set[torch.dtype] = set()
         self._folded = foldable(model)
         adapted, left = lora_sites(model, self._folded, self.parameters)
@@ -82,54 +81,72 @@ class FactoredEngine(Engine):
     @property
     def resolution(self) -> float:
         """See `Engine.resolution`; also what the layers were seen to compute in (autocast)."""
-        return max(super().resolution, *(RESOLUTION.get(dtype, 0.0) for dtype in self._dtypes))
+        return max([super().resolution, *(RESOLUTION.get(dtype, 0.0) for dtype in self._dtypes)])
 
     def pairs(self, batch: RowBatch, *, modules: bool = False, metric: Metric | None = None) -> PairScores:
         """See `Engine.pairs`."""
         check_pairs(batch)
         n = len(batch.prompt_length)
-        columns: dict[str, Tensor] = defaultdict(lambda: torch.zeros(5, n, dtype=torch.float64))
+        blocks: dict[str, Tensor] = {}
 
         def take(name: str, score: Score) -> None:
-            columns[module_name(name)] += pair_block(score, self._weight(metric, name, score)).cpu()
+            block = pair_block(score, self._weight(metric, name, score))
+            blocks[module_name(name)] = blocks.get(module_name(name), 0.0) + block
 
         logps = self._run(batch, take)
+        unused = torch.zeros(5, n, dtype=torch.float64)  # a module that wasn't called has zero scores
+        columns = {module_name(name): unused for name in self.parameters}
+        columns |= {name: block.cpu() for name, block in blocks.items()}
         if self._fallback:
             slow = self._fallback.pairs(batch, modules=True, metric=metric)
             for name, geometry in (slow.modules or {}).items():
-                columns[name] += stack_geometry(geometry)
-        for name in self.parameters:
-            columns[module_name(name)] += 0.0  # a module that wasn't called has zero scores
-        total = torch.stack(list(columns.values())).sum(0)
-        per_module = {name: unstack_geometry(c, self.resolution) for name, c in columns.items()}
-        return PairScores(logps, unstack_geometry(total, self.resolution), per_module if modules else None)
+                columns[name] = columns[name] + stack_geometry(geometry)
+        return pair_scores(logps, columns, self.resolution, modules)
 
     def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
         """See `Engine.gram`."""
-        rows = len(batch.input_ids)
-        total = torch.zeros(rows, rows, dtype=torch.float64)
+        sums: dict[torch.device, Tensor] = {}
 
         def take(name: str, score: Score) -> None:
-            total.add_(gram_block(score, self._weight(metric, name, score)).cpu())
+            block = gram_block(score, self._weight(metric, name, score))
+            sums[block.device] = sums.get(block.device, 0.0) + block
 
         self._run(batch, take)
+        rows = len(batch.input_ids)
+        total = sum((part.cpu() for part in sums.values()), torch.zeros(rows, rows, dtype=torch.float64))
         if self._fallback:
             total += self._fallback.gram(batch, metric=metric)
         return total
 
     def products(self, batch: RowBatch, direction: Mapping[str, Tensor]) -> Tensor:
         """See `Engine.products`."""
-        total = torch.zeros(len(batch.input_ids), dtype=torch.float64)
+        sums: dict[torch.device, Tensor] = {}
 
         def take(name: str, score: Score) -> None:
             if name in direction:
-                total.add_(score.product(direction[name].reshape(score.shape)).cpu())
+                step = direction[name].to(self.parameters[name].device)
+                part = score.product(step.reshape(score.shape))
+                sums[part.device] = sums.get(part.device, 0.0) + part
 
         self._run(batch, take)
+        total = sum((part.cpu() for part in sums.values()), torch.zeros(len(batch.input_ids)).double())
         slow = {k: v for k, v in direction.items() if self._fallback and k in self._fallback.parameters}
         if self._fallback and slow:
             total += self._fallback.products(batch, slow)
         return total
+
+    def scores(self, batch: RowBatch) -> dict[str, Tensor]:
+        """See `Engine.scores`."""
+        rows = len(batch.input_ids)
+        written: dict[str, Tensor] = {}
+
+        def take(name: str, score: Score) -> None:
+            written[name] = torch.cat([value.flatten(1) for _, _, value in score.slices()], 1)
+
+        self._run(batch, take)
+        written |= self._fallback.scores(batch) if self._fallback else {}
+        unused = {name: p for name, p in self.parameters.items() if name not in written}
+        return written | {name: torch.zeros(rows, p.numel()).to(p) for name, p in unused.items()}
 
     def _give_up(self, names: Iterable[str], reason: str) -> None:
         """Leave parameters to the fallback, or refuse them."""
@@ -155,67 +172,80 @@ class FactoredEngine(Engine):
 
     def _run(self, batch: RowBatch, take: Callable[[str, Score], None]) -> Tensor:
         """One pass over all rows: every parameter's scores go to `take`; log pi `(rows,)` float64."""
+        check_adapters(self.model, self.parameters, self._folded)
         rows = Rows.from_batch(batch.to(input_device(self.model)))
-        if not self._is_checked:
-            self._check(rows, batch.group_size)
-        return self._record(rows, batch.group_size, take)
+        if not self._are_rules_checked:
+            self._check_rules(rows, batch.group_size)
+        if self._split(rows, batch.group_size) is not None and not self._is_sharing_checked:
+            self._check_sharing(rows, batch.group_size)
+        return self._record(rows, self._split(rows, batch.group_size), batch.group_size, take)
 
-    def _record(self, rows: Rows, group_size: int, take: Callable[[str, Score], None]) -> Tensor:
+    def _split(self, rows: Rows, group_size: int) -> Split | None:
+        return split_for(self.model, rows, group_size) if self._share_prompts else None
+
+    def _record(
+        self, rows: Rows, split: Split | None, group_size: int, take: Callable[[str, Score], None]
+    ) -> Tensor:
         shapes = {name: matrix_shape(p) for name, p in self.parameters.items()}
-        recorder = Recorder(self._sites, shapes, take)
+        recorder = Recorder(self._sites, shapes, group_size, take)
         with studying(self.model, {}), folded(self._folded):
-            split = split_for(self.model, rows, group_size) if self._share_prompts else None
-            logps = (
-                record_split(self.model, split, recorder)
-                if split
-                else record_rows(self.model, rows, recorder)
-            )
+            if split is None:
+                logps = record_rows(self.model, rows, recorder)
+            else:
+                logps = record_split(self.model, split, recorder)
             recorder.flush()
         self._dtypes |= recorder.dtypes
         return logps.detach().cpu()
 
-    def _check(self, rows: Rows, group_size: int) -> None:
-        """Compare with plain autograd; stop sharing prompts, or give parameters up, where they disagree."""
+    def _check_rules(self, rows: Rows, group_size: int) -> None:
+        """Compare with plain autograd on a few rows; give up parameters whose scores aren't reproduced."""
         sample = sample_rows(rows, group_size)
         if sample is None or not self._sites:
             return
-        self._is_checked = True
+        norms, _ = self._norms(sample, None, group_size)
         covered = {name: self.parameters[name] for name in self.covered}
         oracle = AutogradEngine(self.model, covered).squared_norms(sample[:1])
-        with studying(self.model, {}):
-            plain = scored_logps(self.model, sample).sum(1, dtype=torch.float64)
-        if self._share_prompts:
-            try:
-                norms, logps = self._norms(sample, group_size)
-                problem = "" if logps_agree(logps, plain, self.resolution) else "log-probs differ"
-                problem = problem or ", ".join(disagreeing(norms, oracle, self.resolution)[:3])
-            except Exception as error:  # model code under a cache may fail in any way; plain rows remain
-                problem = f"{type(error).__name__}: {error}"
-            if not problem:
-                return
-            self._share_prompts = False
-            shared_problem = problem
-        else:
-            shared_problem = ""
-        norms, _ = self._norms(sample, group_size)
         if wrong := disagreeing(norms, oracle, self.resolution):
             self._give_up(wrong, "aren't reproduced by their rule")
-        elif shared_problem:
-            self.notes.append(f"prompts are evaluated with every response, not once ({shared_problem[:200]})")
+        self._are_rules_checked = True
 
-    def _norms(self, rows: Rows, group_size: int) -> tuple[dict[str, float], Tensor]:
+    def _check_sharing(self, rows: Rows, group_size: int) -> None:
+        """Compare shared prompts with whole rows on a few of them; stop sharing if they disagree."""
+        sample = sample_rows(rows, group_size)
+        split = None if sample is None else split_for(self.model, sample, group_size, min_share=0.0)
+        if sample is None or split is None:
+            return
+        norms, logps = self._norms(sample, None, group_size)
+        try:
+            shared_norms, shared_logps = self._norms(sample, split, group_size)
+            wrong = disagreeing(shared_norms, norms, self.resolution)
+            problem = f"the scores of {', '.join(wrong[:3])} differ" if wrong else ""
+            if not logps_agree(shared_logps, logps, self.resolution):
+                problem = "log-probs differ"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a model may fail in any way under a cache; whole rows remain
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            self._share_prompts = False
+            self.notes.append(f"prompts are evaluated with every response, not once ({problem[:200]})")
+        self._is_sharing_checked = True
+
+    def _norms(self, rows: Rows, split: Split | None, group_size: int) -> tuple[dict[str, float], Tensor]:
         """|S|^2 of the first row in each parameter, and log pi of all rows."""
         norms: dict[str, float] = {}
 
         def take(name: str, score: Score) -> None:
-            norms[name] = float(gram_block(score[:1], None))
+            norms[name] = float(gram_block(score.first_row(), None))
 
-        logps = self._record(rows, group_size, take)
+        logps = self._record(rows, split, group_size, take)
         return norms, logps
 
     def _weight(self, metric: Metric | None, name: str, score: Score) -> Tensor | None:
-        """The metric in one parameter, as a matrix."""
-        return None if metric is None else metric[name].reshape(score.shape)
+        """The metric in one parameter, as a matrix on its device."""
+        if metric is None:
+            return None
+        return metric[name].to(self.parameters[name].device).reshape(score.shape)
 
 
 def record_rows(model: nn.Module, rows: Rows, recorder: Recorder) -> Tensor:

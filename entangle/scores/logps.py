@@ -56,7 +56,7 @@ class Rows:
         index = torch.where(valid, predicts, 0)
         lengths = index.amax(1) + 1
         return cls(
-            input_ids=ids[:, : int(lengths.max())],
+            input_ids=fill_after(ids, lengths),
             lengths=lengths,
             index=index,
             targets=ids.gather(1, index + 1),
@@ -120,6 +120,12 @@ def target_logps(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     targets, valid = targets.to(logits.device), valid.to(logits.device)
     values = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
     return torch.where(valid, values, 0)
+
+
+def fill_after(ids: Tensor, lengths: Tensor) -> Tensor:
+    """`(rows, max length)`: every row's first `lengths` tokens, then token 0, which nothing depends on."""
+    slots = torch.arange(int(lengths.max()), device=ids.device)
+    return torch.where(slots < lengths[:, None], ids[:, : len(slots)], 0)
 
 
 def gather_positions(values: Tensor, index: Tensor) -> Tensor:

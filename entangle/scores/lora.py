@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from entangle.errors import UserError
 from entangle.scores.rules import Call, Rule, vector
 from entangle.scores.sites import Site
 from entangle.scores.terms import OneHot, Outer, Term
@@ -46,9 +49,7 @@ def lora_sites(
         (layer, _base(layer), _folded_rule(layer)) for layer in folded_layers
     ]
     for layer in model.modules():
-        if type(layer) is LoraEmbedding and not (
-            layer.merged or layer.disable_adapters or layer.lora_variant
-        ):
+        if type(layer) is LoraEmbedding and not layer.lora_variant:
             tapped.append((layer, layer, _embedding_rule(layer)))
     names = {id(p): name for name, p in parameters.items()}
     sites, left = [], dict(parameters)
@@ -62,6 +63,24 @@ def lora_sites(
             sites.append(Site(module, rule, own))
             left = {name: p for name, p in left.items() if name not in own.values()}
     return sites, left
+
+
+def check_adapters(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], layers: list[LoraLinear]
+) -> None:
+    """Refuse probed adapters that the forward pass doesn't use as they were when the sites were found.
+
+    Raises:
+        UserError: a probed adapter is switched off or merged, or one of `layers` can't be folded any more.
+    """
+    probed = {id(p) for p in parameters.values()}
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and (module.merged or module.disable_adapters):
+            if any(id(p) in probed for p in module.parameters()):
+                state = "merged into its layer" if module.merged else "switched off"
+                raise UserError(f"The probed adapter is {state}, so it has no scores; undo that first.")
+    if not all(_is_plain(layer) for layer in layers):
+        raise UserError("The model's adapters have changed since the engine was made; make a new one.")
 
 
 @contextmanager
@@ -90,7 +109,7 @@ def _folded_rule(layer: Any) -> Rule:
             scale = layer.scaling[name]
             a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
             terms[f"lora_A.{name}.weight"] = Outer(g @ b * scale, x)
-            terms[f"lora_B.{name}.weight"] = Outer(g * scale, x @ a.T)
+            terms[f"lora_B.{name}.weight"] = Outer(g * scale, call.once(name, partial(torch.matmul, x, a.T)))
             if layer.lora_bias[name]:
                 terms[f"lora_B.{name}.bias"] = vector(g.sum(1) * scale)
         return terms
@@ -102,7 +121,7 @@ def _embedding_rule(layer: Any) -> Rule:
     """Y = W[id] + c (A^T)[id] B^T: dA = sum_s (c B^T g_s) e_id(s)^T, dB = sum_s c g_s (A_id(s))^T."""
 
     def rule(_: nn.Module, call: Call) -> dict[str, Term]:
-        base = _base(layer)
+        base = layer.get_base_layer()
         index, g = call.input.reshape(call.rows, -1), call.g * getattr(base, "embed_scale", 1.0)
         used = index != (-1 if base.padding_idx is None else base.padding_idx)
         terms: dict[str, Term] = {}

@@ -20,11 +20,19 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from entangle.scores.logps import Rows, causal_lm, gather_positions, head_at, known_inputs, target_logps
+from entangle.scores.logps import (
+    Rows,
+    causal_lm,
+    fill_after,
+    gather_positions,
+    head_at,
+    known_inputs,
+    target_logps,
+)
 from entangle.scores.sites import Recorder
 
 MIN_SHARE = 0.2
-"""The prompt is split off if that saves at least this share of the rows' tokens; below, it costs more."""
+"""The prompt is split off if that saves at least this share of the rows' tokens: more passes have a price."""
 
 
 class NoSplit(RuntimeError):
@@ -62,16 +70,16 @@ class Split:
         lengths = lengths.min().expand_as(lengths) if equal else lengths
         cut = lengths.repeat(group_size)[:, None]
         remaining = rows.lengths - cut[:, 0]
-        steps = torch.arange(int(remaining.max()), device=cut.device)
+        steps = torch.arange(width, device=cut.device)
         rest = Rows(
-            input_ids=rows.input_ids.gather(1, (cut + steps).clamp(max=width - 1)),
+            input_ids=fill_after(rows.input_ids.gather(1, (cut + steps).clamp(max=width - 1)), remaining),
             lengths=remaining,
             index=torch.where(rows.valid, rows.index - cut, 0),
             targets=rows.targets,
             valid=rows.valid,
             columns=rows.columns,
         )
-        return cls(rows.input_ids[:n, : int(lengths.max())], lengths, rest, group_size)
+        return cls(fill_after(rows.input_ids[:n], lengths), lengths, rest, group_size)
 
     @property
     def is_padded(self) -> bool:
@@ -109,8 +117,8 @@ class Split:
         return inputs
 
 
-def split_for(model: nn.Module, rows: Rows, group_size: int) -> Split | None:
-    """The split of a batch, or None where sharing the prompt isn't worth it."""
+def split_for(model: nn.Module, rows: Rows, group_size: int, *, min_share: float = MIN_SHARE) -> Split | None:
+    """The split of a batch, or None where it doesn't save at least `min_share` of the tokens."""
     if group_size < 2:
         return None
     split = Split.from_rows(rows, group_size)
@@ -118,7 +126,7 @@ def split_for(model: nn.Module, rows: Rows, group_size: int) -> Split | None:
     if split.is_padded and slots > attention_window(model):
         # windows count slots of the cache, not positions, so padding inside it would move their edge
         split = Split.from_rows(rows, group_size, equal=True)
-    return split if split.tokens_saved >= MIN_SHARE else None
+    return split if split.tokens_saved > 0 and split.tokens_saved >= min_share else None
 
 
 def attention_window(model: nn.Module) -> float:
@@ -138,7 +146,7 @@ def record_split(model: nn.Module, split: Split, recorder: Recorder) -> Tensor:
     """
     n, group_size = len(split.prefix_ids), split.group_size
     with recorder.recording(n, passes=group_size):
-        kept = _prefix_pass(model, split)
+        kept = prefix_pass(model, split)
     leaves = [
         state.detach().repeat(group_size, 1, 1, 1).requires_grad_(state.requires_grad) for state in kept
     ]
@@ -185,7 +193,7 @@ class _PrefixCache(DynamicCache):
         return states
 
 
-def _prefix_pass(model: nn.Module, split: Split) -> list[Tensor]:
+def prefix_pass(model: nn.Module, split: Split) -> list[Tensor]:
     """Keys and values of every layer, with graph: [k_0, v_0, k_1, v_1, ...], `(n, heads, P, d)` each."""
     count = causal_lm(model).config.get_text_config().num_hidden_layers  # pyright: ignore
     cache = _PrefixCache(count)

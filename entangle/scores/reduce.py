@@ -1,86 +1,88 @@
-"""From one parameter's scores to numbers: pair blocks, Gram matrices. Written once, over `terms.Score`."""
+"""From one parameter's scores to numbers: pair blocks and Gram matrices, in whichever form is cheaper."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from entangle.scores.terms import Outer, Score, ghost_cost, ghost_dots
+from entangle.scores.ghost import Ghost, cheapest_ghost
+from entangle.scores.terms import OneHot, Outer, Score
+
+DOUBLE_ELEMENTS = 2**22
+"""Most elements that `dots` holds as float64 at a time."""
+
+PASS_COST = 16
+"""What one pass over a written-out element costs, in multiply-adds of a matrix product."""
 
 
 def pair_block(score: Score, weight: Tensor | None) -> Tensor:
     """(A, B, c, A - c, B - c) of every pair, `(5, n)` float64, in the order of `GEOMETRY_COLUMNS`.
 
-    Rows 0..n are chosen, n..2n rejected. `weight` `(a, b)` is the metric in this parameter. The gaps come
-    from the difference of the scores where these are written out, from float64 kernels in the ghost form.
+    Member 0 is chosen, member 1 rejected. `weight` `(a, b)` is the metric in this parameter. In either form the
+    gaps come from the difference of the scores.
     """
-    n = len(score) // 2
-    outers = _outers(score)
-    if (
-        weight is None
-        and outers is not None
-        and 3 * ghost_cost(outers, outers, score.shape) < 2 * _cost(score)
-    ):
-        chosen, rejected = [t[:n] for t in outers], [t[n:] for t in outers]
-        chosen_sq, rejected_sq = ghost_dots(chosen, chosen), ghost_dots(rejected, rejected)
-        inner = ghost_dots(chosen, rejected)
-        return torch.stack([chosen_sq, rejected_sq, inner, chosen_sq - inner, rejected_sq - inner])
-    total = 0
+    ghost = cheapest_ghost(score, members=3) if weight is None else None
+    if ghost is not None and ghost.cost(3) < _written_out_cost(score) / score.prompts:
+        block = ghost.dots(ghost.with_difference())  # (2, 3, n)
+        return torch.stack([block[0, 0], block[1, 1], block[0, 1], block[0, 2], -block[1, 2]])
+    total = torch.zeros(5, score.prompts, dtype=torch.float64, device=score.members[0][0].device)
     for start, stop, value in score.slices():
-        chosen, rejected = value[:n], value[n:]
+        chosen, rejected = value.flatten(1).chunk(2)
         difference = chosen - rejected
-        left, right = (
-            (chosen, rejected)
-            if weight is None
-            else (chosen * weight[start:stop].to(value), rejected * weight[start:stop].to(value))
+        if weight is None:
+            left, right = chosen, rejected
+        else:
+            metric = weight[start:stop].flatten().to(value)
+            left, right = chosen * metric, rejected * metric
+        factors = (
+            (left, chosen),
+            (right, rejected),
+            (left, rejected),
+            (left, difference),
+            (right, difference),
         )
-        total = total + torch.stack(
-            [
-                (x * y).sum((1, 2), dtype=torch.float64)
-                for x, y in (
-                    (left, chosen),
-                    (right, rejected),
-                    (left, rejected),
-                    (left, difference),
-                    (-right, difference),
-                )
-            ]
-        )
-    return torch.as_tensor(total)
+        total += torch.stack([(x * y).sum(1) for x, y in factors]).double()
+    total[4].neg_()
+    return total
 
 
 def gram_block(score: Score, weight: Tensor | None) -> Tensor:
     """<S_a, P S_b> of all rows in this parameter, `(rows, rows)` float64."""
-    rows = len(score)
-    outers = _outers(score)
-    written_out = _cost(score) + rows * score.shape[0] * score.shape[1]
-    if weight is None and outers is not None and rows * ghost_cost(outers, outers, score.shape) < written_out:
-        shifted = [ghost_dots(outers, [_roll(t, k) for t in outers]) for k in range(rows)]
-        a = torch.arange(rows, device=shifted[0].device)
-        return torch.stack(shifted, 1)[a[:, None], (a[None, :] - a[:, None]) % rows]
-    total = 0
+    n, members = score.prompts, len(score.members)
+    ghost = cheapest_ghost(score, members) if weight is None else None
+    if ghost is not None and n**2 * ghost.cost(members) < _written_out_cost(score):
+        return _ghost_gram(ghost, members, n)
+    total = torch.zeros(len(score), len(score), dtype=torch.float64, device=score.members[0][0].device)
     for start, stop, value in score.slices():
         left = value if weight is None else value * weight[start:stop].to(value)
-        total = total + left.flatten(1).double() @ value.flatten(1).double().T
-    return torch.as_tensor(total)
+        total += dots(left.flatten(1), value.flatten(1))
+    return total
 
 
-def _outers(score: Score) -> list[Outer] | None:
-    """The terms, if all of them are outer products."""
-    outers = [term for term in score.terms if isinstance(term, Outer)]
-    return outers if len(outers) == len(score.terms) else None
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """All inner products of the rows of `a` `(r, m)` and `b` `(s, m)`: `(r, s)` float64."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    step = max(1, DOUBLE_ELEMENTS // (len(a) + len(b)))
+    for part_a, part_b in zip(a.split(step, 1), b.split(step, 1), strict=True):
+        total += part_a.double() @ part_b.double().T
+    return total
 
 
-def _cost(score: Score) -> int:
-    """Multiply-adds of writing one row's score out."""
+def _ghost_gram(ghost: Ghost, members: int, n: int) -> Tensor:
+    """All dot products, prompt against prompt: at shift t, prompt i meets prompt i + t."""
+    blocks = torch.stack([ghost.dots(ghost.rolled(shift)) for shift in range(n)], -1)  # (K, K, i, t)
+    i = torch.arange(n, device=blocks.device)
+    by_prompt = blocks[:, :, i[:, None], (i[None, :] - i[:, None]) % n]  # (K, K, i, j)
+    return by_prompt.permute(0, 2, 1, 3).reshape(members * n, members * n)
+
+
+def _written_out_cost(score: Score) -> int:
+    """Multiply-adds of writing all rows' scores out and passing over them."""
     a, b = score.shape
-    return (
-        a
-        * b
-        * sum(term.positions if isinstance(term, Outer) and term.is_dense else 1 for term in score.terms)
-    )
-
-
-def _roll(term: Outer, k: int) -> Outer:
-    rows = term.left.shape[0]
-    return term[(torch.arange(rows) + k) % rows]
+    positions = [
+        term.positions
+        for member in score.members
+        for term in member
+        if isinstance(term, Outer) and not (isinstance(term.left, OneHot) or isinstance(term.right, OneHot))
+    ]
+    return score.prompts * a * b * (sum(positions) + PASS_COST * len(score.members))

@@ -11,7 +11,7 @@ To add a layer kind: write its rule and register it; every kind of result and th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,20 @@ class Call:
         kwargs: keyword arguments; tensors detached.
         grads: gradient in each tensor of the output; None where no log-prob depends on it.
         rows: rows of the call; every per-token tensor starts with rows, or with rows * positions.
+        memo: shared by the calls that differ in their gradients only (see `once`).
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     grads: tuple[Tensor | None, ...]
     rows: int
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What depends on the input alone: computed for the first gradient, the very same tensor for others."""
+        if name not in self.memo:
+            self.memo[name] = compute()
+        return self.memo[name]
 
     @property
     def input(self) -> Tensor:
@@ -46,7 +54,7 @@ class Call:
     @property
     def x(self) -> Tensor:
         """First input, `(rows, S, features)`, in float32 at least."""
-        return self.by_row(self.input)
+        return self.once("x", lambda: self.by_row(self.input))
 
     @property
     def g(self) -> Tensor:
@@ -155,10 +163,14 @@ def elementwise_affine(module: nn.Module, call: Call) -> dict[str, Term]:
     own = dict(module.named_parameters(recurse=False))
     ones = {name: torch.ones_like(p) for name, p in own.items()}
     zeros = ones | {"weight": torch.zeros_like(own["weight"])}
-    with torch.no_grad():
-        at_one, at_zero = (functional_call(module, w, call.args, call.kwargs) for w in (ones, zeros))
-    g = call.g
-    return {"weight": vector((g * call.by_row(at_one - at_zero)).sum(1)), "bias": vector(g.sum(1))}
+
+    def normalised() -> Tensor:
+        with torch.no_grad():
+            at_one, at_zero = (functional_call(module, w, call.args, call.kwargs) for w in (ones, zeros))
+        return call.by_row(at_one - at_zero)
+
+    unit, g = call.once("unit", normalised), call.g
+    return {"weight": vector((g * unit).sum(1)), "bias": vector(g.sum(1))}
 
 
 @register_rule("OPTLearnedPositionalEmbedding")

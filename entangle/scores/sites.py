@@ -70,23 +70,28 @@ class Tap:
     kwargs: dict[str, Any]
     rows: int
     passes: int
-    grads: list[list[Tensor]] = field(default_factory=list)  # by output, then by pass
+    grads: list[list[Tensor]]  # by output, then by pass
+    memo: dict[str, Tensor] = field(default_factory=dict)
+    taken: int = 0
 
     @property
     def is_complete(self) -> bool:
         """Whether every gradient has arrived."""
         return all(len(grads) == self.passes for grads in self.grads)
 
-    @property
-    def call(self) -> Call | None:
-        """The call over `passes * rows` rows, its inputs repeated; None if no log-prob depends on it."""
-        if not any(self.grads):
-            return None
-        if any(len(grads) not in (0, self.passes) for grads in self.grads):
-            raise RuntimeError(f"A backward pass missed a module: {[len(g) for g in self.grads]} gradients.")
-        grads = tuple(torch.cat(grads) if grads else None for grads in self.grads)
-        args, kwargs = (_repeat(value, self.passes) for value in (self.args, self.kwargs))
-        return Call(args, kwargs, grads, self.rows * self.passes)
+    def take_calls(self) -> list[tuple[int, Call]]:
+        """(pass, call) of the backward passes that arrived since the last time; their gradients are let go."""
+        arrived = max((len(grads) for grads in self.grads), default=0)
+        if any(len(grads) not in (0, arrived) for grads in self.grads):
+            raise RuntimeError(f"A backward pass missed an output: {[len(g) for g in self.grads]} gradients.")
+        calls = []
+        for k in range(self.taken, arrived):
+            by_output = tuple(grads[k] if grads else None for grads in self.grads)
+            calls.append((k, Call(self.args, self.kwargs, by_output, self.rows, self.memo)))
+            for grads in filter(None, self.grads):
+                grads[k] = grads[k].new_empty(0)
+        self.taken = arrived
+        return calls
 
 
 class Recorder:
@@ -95,6 +100,7 @@ class Recorder:
     Args:
         sites: where to tap.
         shapes: matrix shape (a, b) of every parameter.
+        group_size: K; passes record either all K * n rows, or n prompts for K backward passes.
         take: called once per parameter that was used, with its scores.
 
     Attributes:
@@ -102,12 +108,16 @@ class Recorder:
     """
 
     def __init__(
-        self, sites: list[Site], shapes: Mapping[str, tuple[int, int]], take: Callable[[str, Score], None]
+        self,
+        sites: list[Site],
+        shapes: Mapping[str, tuple[int, int]],
+        group_size: int,
+        take: Callable[[str, Score], None],
     ) -> None:
         self.dtypes: set[torch.dtype] = set()
-        self._sites, self._shapes, self._take = sites, shapes, take
+        self._sites, self._shapes, self._group_size, self._take = sites, shapes, group_size, take
         self._taps: dict[Site, list[Tap]] = defaultdict(list)
-        self._terms: dict[str, list[Term]] = defaultdict(list)
+        self._terms: dict[str, list[list[Term]]] = defaultdict(lambda: [[] for _ in range(group_size)])
         self._owners: dict[str, list[Site]] = defaultdict(list)
         for site in sites:
             for name in site.parameters.values():
@@ -135,41 +145,53 @@ class Recorder:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if not torch.is_grad_enabled():  # not part of the graph
                 return output
-            tap = Tap(_detach(args), _detach(kwargs), rows, passes)
             output = _outside(output)
-            for out in output_tensors(output):
-                tap.grads.append([])
-                out.register_hook(self._arrival(site, tap, tap.grads[-1]))
+            outputs = output_tensors(output)
+            tap = Tap(_detach(args), _detach(kwargs), rows, passes, [[] for _ in outputs])
+            for out, grads in zip(outputs, tap.grads, strict=True):
+                out.register_hook(self._arrival(site, tap, grads))
             self._taps[site].append(tap)
             return output
 
         return hook
 
     def _arrival(self, site: Site, tap: Tap, grads: list[Tensor]) -> Callable[[Tensor], None]:
-        versions = _versions(tap)
-
         def arrived(grad: Tensor) -> None:
-            if _versions(tap) != versions:
-                raise RuntimeError(
-                    f"The input of a {type(site.module).__name__} was changed in place after use."
-                )
             grads.append(grad.detach())
             self.dtypes.add(grad.dtype)
+            if len(tap.grads) == 1:
+                self._enter(site, tap)
             if all(other.is_complete for other in self._taps[site]):
                 self._finish(site)
 
         return arrived
 
-    def _finish(self, site: Site) -> None:
-        """Turn the site's calls into terms; hand over every parameter all of whose sites are done."""
-        for tap in self._taps.pop(site, []):
-            if (call := tap.call) is not None:
+    def _enter(self, site: Site, tap: Tap) -> None:
+        """Turn what has arrived at a tap into terms: one member's if a pass is, else every member's."""
+        device = next(site.module.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):  # dot products keep their digits
+            for k, call in tap.take_calls():
                 for local, term in site.rule(site.module, call).items():
-                    if (name := site.parameters.get(local)) is not None:
-                        self._terms[name].append(term.as_matrices(self._shapes[name]))
-        for name in site.parameters.values():
-            if name in self._terms and not any(owner in self._taps for owner in self._owners[name]):
-                self._take(name, Score(tuple(self._terms.pop(name)), self._shapes[name]))
+                    if (name := site.parameters.get(local)) is None:
+                        continue
+                    term = term.as_matrices(self._shapes[name]).compact()
+                    if tap.passes == self._group_size:
+                        self._terms[name][k].append(term)
+                        continue
+                    n = len(term) // self._group_size
+                    for member, terms in enumerate(self._terms[name]):
+                        terms.append(term[member * n : (member + 1) * n])
+
+    def _finish(self, site: Site) -> None:
+        """Hand over every parameter of the site all of whose sites are done."""
+        for tap in self._taps.pop(site, []):
+            self._enter(site, tap)
+        device = next(site.module.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            for name in site.parameters.values():
+                if name in self._terms and not any(owner in self._taps for owner in self._owners[name]):
+                    members = tuple(tuple(terms) for terms in self._terms.pop(name))
+                    self._take(name, Score(members, self._shapes[name]))
 
 
 def _outside(output: Any) -> Any:
@@ -186,7 +208,23 @@ def _outside(output: Any) -> Any:
 def _cloned(value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    return (value if value.requires_grad else value.detach().requires_grad_()).clone()
+    return value.clone() if value.requires_grad else _Root.apply(value, torch.zeros((), requires_grad=True))
+
+
+class _Root(torch.autograd.Function):
+    """A copy of a tensor at which the graph starts.
+
+    Not a leaf: a leaf would sum up the gradients of all backward passes, in place, in the very storage that a
+    recorded gradient shares.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 def _detach(value: Any) -> Any:
@@ -195,17 +233,3 @@ def _detach(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_detach(item) for item in value)
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _repeat(value: Any, times: int) -> Any:
-    if times == 1:
-        return value
-    if isinstance(value, dict):
-        return {key: _repeat(item, times) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_repeat(item, times) for item in value)
-    return value.repeat(times, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
-
-
-def _versions(tap: Tap) -> list[int]:
-    return [value._version for value in (*tap.args, *tap.kwargs.values()) if isinstance(value, Tensor)]

@@ -3,22 +3,19 @@
 A parameter counts as a matrix (a, b); a row's score in it is a sum of terms, each either an outer product
 over the row's positions s, sum_s left_s right_s^T (`Outer`), or written out (`Dense`). Linear layers,
 embeddings (left is one-hot), LoRA factors and tied weights (two terms) are all of this form, so whatever is
-asked of scores is written once, here and in `reduce`, for all of them. Two ways to take dot products:
-
-    written out  form (rows, a, b), in slices of a, and multiply: S a b per row
-    ghost        <sum_s l_s r_s^T, sum_t l'_t r'_t^T> = sum_st (l_s . l'_t) (r_s . r'_t): S S' (a + b)
+asked of scores is written once, over `Score`, for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SLICE_ELEMENTS = 2**24
-"""Most elements that a written-out slice of scores has, over all rows."""
+SLICE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+"""Most elements that a written-out slice of scores has, over all rows: what the device's cache likes."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,11 @@ class OneHot:
     def shape(self) -> tuple[int, ...]:
         """`(rows, S, size)`."""
         return (*self.index.shape, self.size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the indices are."""
+        return self.index.device
 
     def __getitem__(self, rows: slice | Tensor) -> OneHot:
         """Some of the rows."""
@@ -52,10 +54,18 @@ class Outer:
         """Some of the rows."""
         return Outer(self.left[rows], self.right[rows])
 
+    def __len__(self) -> int:
+        return self.left.shape[0]
+
     @property
     def positions(self) -> int:
         """S."""
         return self.left.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are."""
+        return self.left.device
 
     def as_matrices(self, shape: tuple[int, int]) -> Outer:
         """This term, checked to be of the parameter's matrix shape."""
@@ -65,10 +75,12 @@ class Outer:
             )
         return self
 
-    @property
-    def is_dense(self) -> bool:
-        """Neither factor is one-hot."""
-        return isinstance(self.left, Tensor) and isinstance(self.right, Tensor)
+    def compact(self) -> Outer | Dense:
+        """Written out if that is far smaller than the factors (LoRA), so that these needn't be kept."""
+        a, b = self.left.shape[-1], self.right.shape[-1]
+        is_plain = isinstance(self.left, Tensor) and isinstance(self.right, Tensor)
+        small = is_plain and 4 * a * b < self.positions * (a + b)
+        return Dense(self.write_out(0, a)) if small else self
 
     def write_out(self, start: int, stop: int) -> Tensor:
         """Rows start..stop of the matrix, `(rows, stop - start, b)`."""
@@ -102,9 +114,21 @@ class Dense:
         """Some of the rows."""
         return Dense(self.value[rows])
 
+    def __len__(self) -> int:
+        return len(self.value)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the value is."""
+        return self.value.device
+
     def as_matrices(self, shape: tuple[int, int]) -> Dense:
         """This term as `(rows, a, b)`."""
         return Dense(self.value.reshape(len(self.value), *shape))
+
+    def compact(self) -> Dense:
+        """This term."""
+        return self
 
     def write_out(self, start: int, stop: int) -> Tensor:
         """Rows start..stop of the matrix, `(rows, stop - start, b)`."""
@@ -120,63 +144,48 @@ Term = Outer | Dense
 
 @dataclass(frozen=True)
 class Score:
-    """One parameter's scores for all rows: the sum of `terms`, as matrices of `shape` (a, b)."""
+    """One parameter's scores for K responses to each of n prompts, as matrices of `shape` (a, b).
 
-    terms: tuple[Term, ...]
+    `members[k]` are the terms of the k-th response to every prompt, n rows each; a score is their sum. Terms
+    of a prompt's responses may share a factor (the prompt's activations): then it is the very same tensor.
+    """
+
+    members: tuple[tuple[Term, ...], ...]
     shape: tuple[int, int]
 
-    def __getitem__(self, rows: slice | Tensor) -> Score:
-        """Some of the rows."""
-        return Score(tuple(term[rows] for term in self.terms), self.shape)
+    @property
+    def prompts(self) -> int:
+        """N."""
+        return len(self.members[0][0])
 
     def __len__(self) -> int:
-        first = self.terms[0]
-        return len(first.value) if isinstance(first, Dense) else first.left.shape[0]
+        return len(self.members) * self.prompts
+
+    def first_row(self) -> Score:
+        """The first row alone."""
+        return Score((tuple(term[:1] for term in self.members[0]),), self.shape)
 
     def slices(self) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, scores `(rows, stop - start, b)`) over all of a, a bounded amount at a time."""
         a, b = self.shape
-        step = max(1, min(a, SLICE_ELEMENTS // (len(self) * b)))
+        budget = SLICE_ELEMENTS.get(self.members[0][0].device.type, SLICE_ELEMENTS["cuda"])
+        step = max(1, min(a, budget // (len(self) * b)))
         for start in range(0, a, step):
             stop = min(start + step, a)
-            value = self.terms[0].write_out(start, stop)
-            for term in self.terms[1:]:
-                value = value + term.write_out(start, stop)
-            yield start, stop, value
+            yield start, stop, torch.cat([_sum_of(member, start, stop) for member in self.members])
 
     def product(self, direction: Tensor) -> Tensor:
         """<score, direction> for every row, `(rows,)` float64; direction `(a, b)`."""
-        return torch.stack([term.product(direction) for term in self.terms]).sum(0)
+        return torch.cat([
+            torch.stack([term.product(direction) for term in member]).sum(0) for member in self.members
+        ])  # fmt: skip
 
 
-def ghost_dots(a: Sequence[Outer], b: Sequence[Outer]) -> Tensor:
-    """<score a_i, score b_i> row by row without writing scores out, `(rows,)` float64.
-
-    The kernels are taken in float64: then a difference of two results loses nothing but what the factors
-    themselves carry, so gaps may be formed from them.
-    """
-    total = 0
-    for x in a:
-        for y in b:
-            kernel = _kernel(x.left, y.left) * _kernel(x.right, y.right)
-            total = total + kernel.sum((1, 2))
-    return torch.as_tensor(total)
-
-
-def ghost_cost(a: Sequence[Outer], b: Sequence[Outer], shape: tuple[int, int]) -> int:
-    """Multiply-adds of one row of `ghost_dots`; a float64 one counts as two."""
-    return 2 * sum(x.positions * y.positions for x in a for y in b) * sum(shape)
-
-
-def _kernel(a: Factor, b: Factor) -> Tensor:
-    """Inner products of all positions, row by row: `(rows, S, S')` float64."""
-    if isinstance(a, OneHot) and isinstance(b, OneHot):
-        return (a.index[:, :, None] == b.index[:, None, :]).double()
-    if isinstance(a, OneHot):
-        return _kernel(b, a).transpose(1, 2)
-    if isinstance(b, OneHot):
-        return a.gather(2, b.index[:, None, :].expand(-1, a.shape[1], -1)).double()
-    return a.double() @ b.double().transpose(1, 2)
+def _sum_of(terms: tuple[Term, ...], start: int, stop: int) -> Tensor:
+    value = terms[0].write_out(start, stop)
+    for term in terms[1:]:
+        value = value + term.write_out(start, stop)
+    return value
 
 
 def _scatter(index: Tensor, value: Tensor, size: int) -> Tensor:

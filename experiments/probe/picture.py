@@ -1,6 +1,7 @@
 """The picture of the README: the embedded pairs in the plane of norm ratio and cosine.
 
-python experiments/probe/picture.py runs/readme docs/plane.png
+entangle probe --losses dpo_shift:shift=0.9 dpo --output_dir runs/picture
+python experiments/probe/picture.py runs/picture docs/plane.png
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from entangle.predictions import is_scored
 from entangle.report import plots
 
 
-def draw(run: str, output: str, losses: tuple[str, ...] = ("dpo", "cpo")) -> None:
+def draw(run: str, output: str, losses: tuple[str, ...] = ("dpo_shift(shift=0.9)", "dpo")) -> None:
     """Draw a finished probe; colours are the regimes under the first loss, lines the borders of each."""
     result = ProbeResult.load(run)
     scored = result.pairs[is_scored(result.pairs)]

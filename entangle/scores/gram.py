@@ -1,0 +1,59 @@
+"""The Gram matrix of more rows than fit one batch: blocks of written-out scores against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from entangle.rows import RowBatch
+from entangle.scores.base import Engine, Metric
+from entangle.scores.reduce import dots
+
+
+def score_gram(
+    engine: Engine,
+    batches: Sequence[RowBatch],
+    *,
+    metric: Metric | None = None,
+    memory: int = 2**31,
+) -> Tensor:
+    """K[a, b] = <S_a, P S_b> over the rows of all batches in their order, `(R, R)` float64.
+
+    As many batches' scores as fit in `memory` are held at a time, and later batches are run against them: one
+    pass over all rows if everything fits, else about half as many passes as there are blocks. Exact in any
+    case: nothing is projected. Law: independent of how the rows are cut into batches.
+
+    Args:
+        engine: whose scores.
+        batches: rows; a batch's size is what one pass of the engine can take.
+        metric: the diagonal metric P, None for P = 1.
+        memory: bytes of scores to hold at a time; at least one batch's scores are held.
+    """
+    sizes = [len(batch.input_ids) for batch in batches]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    gram = torch.zeros(sum(sizes), sum(sizes), dtype=torch.float64)
+    row_bytes = sum(p.numel() * max(p.element_size(), 4) for p in engine.parameters.values())
+    held: dict[int, dict[str, Tensor]] = {}
+    for first in range(len(batches)):
+        if first in held:
+            continue
+        held.clear()
+        for j in range(first, len(batches)):
+            scores = engine.scores(batches[j])
+            if not held or row_bytes * (sizes[j] + sum(sizes[i] for i in held)) <= memory:
+                held[j] = scores
+            for i, other in held.items():
+                a, b = slice(starts[i], starts[i] + sizes[i]), slice(starts[j], starts[j] + sizes[j])
+                gram[a, b] = _cross(other, scores, metric)
+                gram[b, a] = gram[a, b].T
+    return gram
+
+
+def _cross(a: dict[str, Tensor], b: dict[str, Tensor], metric: Metric | None) -> Tensor:
+    """<a_i, P b_j> over all parameters, `(rows of a, rows of b)` float64."""
+    return torch.stack([
+        dots(a[name] if metric is None else a[name] * metric[name].ravel().to(a[name]), b[name]).cpu()
+        for name in a
+    ]).sum(0)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tests of the reinforcement fine-tuning diagnostics."""

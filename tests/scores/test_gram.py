@@ -1,0 +1,65 @@
+"""The streamed Gram matrix equals the one of a single batch, however rows are cut and held."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from entangle.rows import RowBatch
+from entangle.scores import AutogradEngine, Engine, FactoredEngine, score_gram
+from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
+
+
+class Counting(AutogradEngine):
+    """Counts the batches that it runs."""
+
+    runs = 0
+
+    def scores(self, batch: RowBatch) -> dict[str, torch.Tensor]:
+        """See `Engine.scores`."""
+        self.runs += 1
+        return super().scores(batch)
+
+
+def pairs_apart(batch: RowBatch) -> tuple[list[RowBatch], list[int]]:
+    """One batch per pair, and where its rows stood."""
+    n = len(batch.prompt_length)
+    return [select(batch, [i, n + i], 2) for i in range(n)], [r for i in range(n) for r in (i, n + i)]
+
+
+@pytest.mark.parametrize("engine", [AutogradEngine, FactoredEngine])
+@pytest.mark.parametrize("memory", [0, 2 * 2 * 1000 * 8, 2**30])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_equals_one_batch(engine: type[Engine], memory: int, weighted: bool) -> None:
+    """Memory for one batch, for some, for all."""
+    model = with_lora(tiny_model("llama"), target_modules=["q_proj", "down_proj"])
+    parameters = trainable(model)
+    batch = random_batch(prompts=4)
+    batches, order = pairs_apart(batch)
+    metric = {n: torch.rand_like(p) + 0.1 for n, p in parameters.items()} if weighted else None
+    expected = AutogradEngine(model, parameters).gram(batch, metric=metric)
+    gram = score_gram(engine(model, parameters), batches, metric=metric, memory=memory)
+    torch.testing.assert_close(gram, expected[order][:, order], rtol=0, atol=1e-9)
+
+
+def test_passes() -> None:
+    """All batches once if they fit; else each block once and what comes after it again."""
+    model = tiny_model("gpt2").requires_grad_(True)
+    parameters = {"transformer.wpe.weight": model.transformer.wpe.weight}
+    per_batch = 2 * 64 * 16 * 8
+    for memory, runs in ((2**30, 4), (0, 4 + 3 + 2 + 1), (2 * per_batch, 4 + 2)):
+        engine = Counting(model, parameters)
+        score_gram(engine, pairs_apart(random_batch(prompts=4))[0], memory=memory)
+        assert engine.runs == runs
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_scores_are_the_oracles(name: str) -> None:
+    """Written out, by name; a parameter that plays no part has zeros."""
+    model, batch = tiny_model(name).requires_grad_(True), random_batch()
+    model.register_parameter("idle", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    fast = FactoredEngine(model, trainable(model), fallback=True).scores(batch)
+    slow = AutogradEngine(model, trainable(model)).scores(batch)
+    assert fast.keys() == slow.keys() and (fast["idle"] == 0).all()
+    for parameter in slow:
+        torch.testing.assert_close(fast[parameter], slow[parameter], rtol=1e-10, atol=1e-10)
