@@ -48,7 +48,7 @@ def heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
 
 def _model_name(provenance: Mapping[str, Any]) -> str:
     names = [provenance["model_name_or_path"], provenance["adapter_name_or_path"]]
-    return " + ".join(Path(name).name for name in names if name)
+    return " + ".join(dict.fromkeys(Path(name).name for name in names if name))
 
 
 def verification_table(verification: Mapping[str, Any]) -> Table:
@@ -95,7 +95,7 @@ def group_table(summary: Mapping[str, Any], losses: int = 3) -> Table:
     for loss in shown:
         table.add_column(Text(loss), justify="right")
     for value, group in groups["values"].items():
-        band = "-".join(_number(edge, ".2f") for edge in group["band"])
+        band = "-".join("inf" if edge is None else _number(edge, ".2f") for edge in group["band"])
         cells = (_split(group["regimes"][loss]) for loss in shown)
         table.add_row(Text(value), _number(group["cosine"], ".2f"), band, *cells)
     table.caption = "medians of the two gradients' cosine and of the edges of the ideal band, c/A and B/c"
