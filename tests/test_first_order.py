@@ -78,7 +78,9 @@ def adamw(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("loss", [DPO(beta=1.0), SimPO(beta=2.0)], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("optimiser", [sgd, adamw])
-def test_error_of_the_prediction_falls_by_four_when_the_true_step_is_halved(loss, optimiser, batch, reference):
+def test_error_of_the_prediction_falls_by_four_when_the_true_step_is_halved(
+    loss, optimiser, batch, reference
+):
     """For any optimiser: <score, delta> along its true step delta, and along half of it, in [3.8, 4.2]."""
     model = tiny_model("gpt2")
     delta = true_step(model, optimiser, lambda: mean_loss(model, batch, reference, loss))
