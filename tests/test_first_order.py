@@ -43,14 +43,14 @@ def mean_loss(model: nn.Module, batch: RowBatch, reference: Tensor, loss: Prefer
 
 
 def signed_incentives(model: nn.Module, batch: RowBatch, reference: Tensor, loss: PreferenceLoss) -> Tensor:
-    """U = (d_w, -d_l) / N, `(2N,)`, in the order of the rows."""
+    """The vector u = (d_w, -d_l) / N, `(2N,)`, in the order of the rows."""
     coefficients = loss.coefficients(pair_logps(batch, row_logps(model, batch), reference))
     return torch.cat([coefficients.chosen, -coefficients.rejected]) / PAIRS
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 def test_gradient_of_the_loss_is_minus_the_scores_times_the_incentives(loss, model, batch, reference):
-    """Grad loss = -G^T u for a batch of pairs, to 1e-12 of its size; u^T K u = |grad loss|^2."""
+    """The law grad loss = -G^T u for a batch of pairs, to 1e-12 of its size; u^T K u = |grad loss|^2."""
     parameters = dict(model.named_parameters())
     gradient = torch.autograd.grad(
         mean_loss(model, batch, reference, loss), list(parameters.values()), allow_unused=True
