@@ -28,7 +28,8 @@ def probe(arguments: Sequence[str]) -> int:
         return 0
     from accelerate import PartialState
 
-    from entangle.probe import Interrupted, run_probe
+    from entangle.probe import run_probe
+    from entangle.progress import Interrupted
 
     try:
         result = run_probe(config, notes)
@@ -118,7 +119,7 @@ def rft(arguments: Sequence[str]) -> int:
     notes = Console(stderr=True)
     if ignored:
         notes.print(f"Ignored, since they only concern training: {', '.join(ignored)}.", markup=False)
-    from entangle.probe import Interrupted
+    from entangle.progress import Interrupted
     from entangle.rft import run_rft
 
     if config.before is not None:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from entangle.config import ProbeConfig
 from entangle.data import TokenizedPair, collate, tokenize_pair
+from entangle.inputs import load_pairs_of, model_options
 from entangle.models import (
     DTYPES,
     Loading,
@@ -31,7 +32,7 @@ from entangle.models import (
     fresh_lora,
     load_tokenizer,
 )
-from entangle.probe import Plan, is_scorable, load_pairs_of, longest, model_options
+from entangle.probe import Plan, is_scorable, longest
 from entangle.rows import RowBatch
 from entangle.scores import make_engine, row_logps
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +12,23 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from rich.console import Console, Group, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
-from entangle import embedded
-from entangle.config import DEFAULT_LOSSES, EMBEDDED, ModelOptions, ProbeConfig
-from entangle.data import PreferencePair, TokenizedPair, fingerprint, load_pairs, tokenize_pair
+from entangle.config import DEFAULT_LOSSES, EMBEDDED, ProbeConfig, build_losses
+from entangle.data import PreferencePair, TokenizedPair, fingerprint, tokenize_pair
 from entangle.errors import ConfigError
 from entangle.geometry import GEOMETRY_COLUMNS
-from entangle.models import Policy, check_reference, load_policy
+from entangle.inputs import load_pairs_of, load_policy_of
+from entangle.models import Policy, check_reference
 from entangle.predictions import FLAGS, predict_losses, usable_losses
+from entangle.progress import Interrupted, deferred_interrupt, progress_bar
 from entangle.provenance import environment
 from entangle.report import tables
 from entangle.runs import RunFolder
 from entangle.scores import Engine, make_engine
 from entangle.summary import summarise
 from entangle.verify import summarise_verification, verify_losses
-from losses import PreferenceLoss, build
+from losses import PreferenceLoss
 
 TOKENS_PER_PASS = 4096
 """Padded tokens of a pass when no batch size is given."""
@@ -55,10 +44,6 @@ ROW_COLUMNS = (
     *NUMBERS, *FLAGS, "index", "prompt_hash", "prompt_length", "chosen_length", "rejected_length",
 )  # fmt: skip
 """Columns of a run folder's pairs; a column of the data set with such a name is stored as data_<name>."""
-
-
-class Interrupted(Exception):
-    """The user pressed Ctrl-C; what was finished is in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +192,7 @@ def _finish(
     summary = summarise(rows, predictions, config.group_by)
     if config.verify:
         by_index = {pair.index: pair for pair in tokenized}
-        with _progress(console, "real steps", config.verify * len(usable), 0) as advance:
+        with progress_bar(console, "real steps", config.verify * len(usable), 0) as advance:
             steps = verify_losses(
                 policy, by_index, rows, predictions, usable, config.verify, resolution, advance
             )
@@ -233,45 +218,6 @@ def _finish(
     run.write_json("summary.json", summary)
 
 
-def build_losses(specs: Iterable[Any]) -> list[PreferenceLoss]:
-    """The losses that the options name.
-
-    Raises:
-        ConfigError: one isn't known, or a hyper-parameter of it isn't, or makes no sense.
-    """
-    try:
-        return [build(spec) for spec in specs]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
-
-
-def load_pairs_of(config: ProbeConfig) -> list[PreferencePair]:
-    """The pairs that the options describe; `embedded` stands for the package's own pair set."""
-    name = str(embedded.PAIRS) if config.dataset_name == EMBEDDED else config.dataset_name
-    return load_pairs(
-        name, split=config.dataset_train_split, config=config.dataset_config, columns=config.column_map,
-        limit=config.limit, seed=config.seed,
-    )  # fmt: skip
-
-
-def load_policy_of(config: ProbeConfig, processes: PartialState | None = None) -> Policy:
-    """The policy that the options describe; each of several processes takes an accelerator of its own."""
-    options = model_options(config)
-    if processes is not None and processes.num_processes > 1 and torch.cuda.is_available():
-        options["device"] = options["device"] or f"cuda:{processes.local_process_index}"
-    return load_policy(**options, seed=config.seed)
-
-
-def model_options(config: ProbeConfig) -> dict[str, Any]:
-    """Arguments of `load_policy`; `embedded` stands for the package's own model, with its adapter if none is given."""
-    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelOptions)}
-    if config.model_name_or_path == EMBEDDED:
-        options["model_name_or_path"] = str(embedded.POLICY)
-        if config.adapter_name_or_path is None and not config.use_peft and config.parameters != "full":
-            options["adapter_name_or_path"] = str(embedded.ADAPTER)
-    return options
-
-
 def _check_first_pair(policy: Policy, plan: Plan) -> None:
     first = next((batch for shard in range(len(plan.shards)) for batch in plan.passes(shard)), None)
     if first is not None:
@@ -289,7 +235,7 @@ def _compute(
     finished = total - sum(len(plan.shards[number]) for number in left)
     if done:
         console.print(f"Resuming {run.path}: {finished} of {total} pairs are there.")
-    with _progress(console, "pairs", total, finished) as advance, _deferred_interrupt() as interrupted:
+    with progress_bar(console, "pairs", total, finished) as advance, deferred_interrupt() as interrupted:
         for number in left:
             run.write_shard(number, _shard_rows(plan, number, policy, engine, advance))
             if interrupted():
@@ -407,36 +353,3 @@ def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in content)
-
-
-@contextmanager
-def _progress(console: Console, unit: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left, counted from what this process does itself."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("elapsed"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(unit, total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that the loop asks for; the second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    pressed = False
-
-    def on_press(number: int, frame: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, on_press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -21,12 +21,13 @@ from rich.console import Console, Group, RenderableType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from entangle.config import ProbeConfig, TokensConfig, read_yaml
+from entangle.config import ProbeConfig, TokensConfig, build_losses, read_yaml
 from entangle.data import TokenizedPair, fingerprint, tokenize_pair
 from entangle.errors import ConfigError, RunError
+from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.models import Policy
 from entangle.predictions import is_scored
-from entangle.probe import ProbeResult, build_losses, load_pairs_of, load_policy_of
+from entangle.probe import ProbeResult
 from entangle.report import tables, token_tables
 from entangle.scores.tokens import TokenProducts, token_products
 from entangle.verify import KeepFloat64

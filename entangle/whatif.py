@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from entangle.config import WhatIfConfig, parse_loss
+from entangle.config import WhatIfConfig, build_losses, parse_loss
 from entangle.errors import ConfigError, RunError
 from entangle.geometry import RESOLUTION, PairGeometry
 from entangle.knobs import (
@@ -48,7 +48,6 @@ from losses import (
     PairLogps,
     PreferenceLoss,
     TokenLogps,
-    build,
 )
 
 CURVE_POINTS = 160
@@ -430,11 +429,7 @@ def _token_refusal(loss: PreferenceLoss) -> str:
 
 
 def _build_all(specs: Sequence[Any]) -> list[PreferenceLoss]:
-    try:
-        built = [build(spec) for spec in specs or CATALOGUE]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
-    return list({loss.label: loss for loss in built}.values())
+    return list({loss.label: loss for loss in build_losses(specs or CATALOGUE)}.values())
 
 
 def _base(spec: Any, logps: PairLogps) -> PreferenceLoss:

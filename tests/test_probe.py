@@ -16,13 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from entangle.progress import Interrupted
 from rich.console import Console
 
 from entangle.config import ProbeConfig
 from entangle.errors import ConfigError, RunError
 from entangle.geometry import GEOMETRY_COLUMNS
+from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.predictions import predict_losses
-from entangle.probe import Interrupted, ProbeResult, load_pairs_of, load_policy_of, run_probe
+from entangle.probe import ProbeResult, run_probe
 from entangle.runs import RunFolder
 from entangle.scores import AutogradEngine
 from entangle.summary import summarise

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: list[set[str]] = [
     {"losses", "version", "errors", "embedded"},
-    {"geometry", "rows", "config", "catalogue", "runs", "provenance", "rewards"},
+    {"geometry", "rows", "config", "catalogue", "runs", "provenance", "rewards", "progress"},
     {"regimes", "scores", "data"},
     {"models", "predictions", "gamma"},
-    {"summary", "knobs", "verify", "rollouts", "graders"},
+    {"inputs", "summary", "knobs", "verify", "rollouts", "graders"},
     {"training", "signals"},
     {"report"},
     {"probe", "whatif"},

@@ -24,8 +24,9 @@ from entangle.config import EMBEDDED, RftConfig
 from entangle.errors import ConfigError, RunError
 from entangle.gamma import jacobian_norm
 from entangle.graders import AnswerSet, FromFile, Grader, GraderError, build_grader
-from entangle.models import Policy, check_reference, load_policy
-from entangle.probe import Interrupted, _deferred_interrupt, _progress, model_options
+from entangle.inputs import load_policy_of
+from entangle.models import Policy, check_reference
+from entangle.progress import Interrupted, deferred_interrupt, progress_bar
 from entangle.provenance import environment
 from entangle.report import rft_tables
 from entangle.rewards import Support
@@ -99,7 +100,7 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     console = console or Console(stderr=True)
     grader = grader_of(config)
     prompts = _load_prompts(config) if config.rollouts is None else []
-    policy = load_policy(**model_options(config), seed=config.seed)  # pyright: ignore[reportArgumentType]
+    policy = load_policy_of(config)
     read = _load_rollouts(config, policy)
     prompts = prompts or [rollout.prompt for rollout in read]
     run = RunFolder(config.run_path)
@@ -283,7 +284,7 @@ def _compute(
     finished = sum(len(shards[number][0]) for number in done)
     if done:
         console.print(f"Resuming {run.path}: {finished} of {total} prompts are there.", markup=False)
-    with _progress(console, "prompts", total, finished) as advance, _deferred_interrupt() as interrupted:
+    with progress_bar(console, "prompts", total, finished) as advance, deferred_interrupt() as interrupted:
         for number, (prompts, read) in enumerate(shards):
             if number in done:
                 continue

@@ -1,4 +1,4 @@
-"""Training with any loss of `losses`, and what a run tells about entanglement: the one file that knows TRL.
+"""TRL's DPOTrainer with any loss of `losses`.
 
 `PreferenceTrainer` is TRL's DPOTrainer with its `compute_loss` replaced: TRL's stated way to bring a loss of
 one's own. Everything else stays TRL's: data, collation, reference model, adapters, scheduling, distribution.
@@ -17,17 +17,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from entangle.errors import UserError
-from losses import CATALOGUE, DPO, Coefficients, MissingTokens, PairLogps, PreferenceLoss, TokenLogps, build
+from entangle.training.metrics import pair_metrics, token_metrics
+from losses import CATALOGUE, DPO, MissingTokens, PairLogps, PreferenceLoss, TokenLogps, build
 
 try:
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 except ImportError as error:
     raise ImportError("entangle.training needs TRL 1.16 or newer: pip install 'entangle[train]'.") from error
-
-__all__ = ["STILL_TRAINING", "PreferenceTrainer", "TrainingError", "incentives", "is_still_training"]
-
-STILL_TRAINING = 0.01
-"""A pair still trains if its incentive is more than this share of what it was at the starting point."""
 
 LOSS_OPTIONS = (
     "loss_type", "loss_weights", "label_smoothing", "ld_alpha", "use_weighting", "f_divergence_type",
@@ -163,7 +159,7 @@ class PreferenceTrainer(DPOTrainer):
         policy: Any = self.model
         mode = "train" if policy.training else "eval"
         mask = inputs["completion_mask"][:, 1:]
-        metrics = _token_metrics(output, mask) | _pair_metrics(self.loss, logps, self.reward_beta)
+        metrics = token_metrics(output, mask) | pair_metrics(self.loss, logps, self.reward_beta)
         sums = [torch.stack([(v.float() * w).sum(), w.float().sum()]) for v, w in metrics.values()]
         total: Any = self.accelerator.reduce(torch.stack(sums), "sum")
         for name, value in zip(metrics, (total[:, 0] / total[:, 1].clamp(min=1)).tolist(), strict=True):
@@ -184,27 +180,6 @@ class _NoReference(nn.Module):
 
     def forward(self) -> None:
         """Never called."""
-
-
-def incentives(loss: PreferenceLoss, logps: PairLogps) -> Coefficients:
-    """d_w and d_l of each pair, `(B,)`, loss units per nat; a mean over tokens if the loss weighs tokens."""
-    found = loss.coefficients(logps)
-    if found.chosen.ndim == 1:
-        return found
-    chosen = found.chosen.sum(1) / logps.chosen_length.clamp(min=1)
-    return Coefficients(chosen, found.rejected.sum(1) / logps.rejected_length.clamp(min=1))
-
-
-def is_still_training(loss: PreferenceLoss, logps: PairLogps) -> Tensor:
-    """Whether max(|d_w|, |d_l|) exceeds `STILL_TRAINING` times its value at the starting point, `(B,)`.
-
-    The starting point is policy = reference. Without reference log-probs it is indifference: the rejected
-    response as likely as the chosen one (per token, for a loss that reads lengths). For a loss with a hinge
-    this says "not yet beyond the hinge"; an incentive that starts at 0 counts as soon as it isn't 0.
-    """
-    now, start = incentives(loss, logps), incentives(loss, _starting_point(loss, logps))
-    size = torch.maximum(now.chosen.abs(), now.rejected.abs())
-    return size > STILL_TRAINING * torch.maximum(start.chosen.abs(), start.rejected.abs())
 
 
 def check_options(args: DPOConfig, loss: PreferenceLoss) -> None:
@@ -267,64 +242,6 @@ def _by_side(columns: Mapping[str, Tensor | None]) -> dict[str, Any]:
             for side, half in zip(("chosen", "rejected"), column.chunk(2), strict=True):
                 sides[affix + side if affix.endswith("_") else side + affix] = half
     return sides
-
-
-def _starting_point(loss: PreferenceLoss, logps: PairLogps) -> PairLogps:
-    if logps.tokens is not None:
-        tokens = logps.tokens
-        start = replace(
-            tokens, chosen=tokens.statistic("ref_chosen"), rejected=tokens.statistic("ref_rejected")
-        )
-        return start.pairs()
-    if logps.ref_chosen is not None and logps.ref_rejected is not None:
-        return replace(logps, chosen=logps.ref_chosen, rejected=logps.ref_rejected)
-    is_per_token = loss.needs_lengths
-    return replace(
-        logps, rejected=logps.chosen_mean * logps.rejected_length if is_per_token else logps.chosen
-    )
-
-
-Metrics = dict[str, tuple[Tensor, Tensor]]
-"""Values and their weights, of one shape, by metric."""
-
-
-def _token_metrics(output: Any, mask: Tensor) -> Metrics:
-    """TRL's metrics over scored tokens, `(2B, T-1)` or `(B, T-1)` each."""
-    width = mask.shape[1]
-    chosen_mask, rejected_mask = mask.chunk(2)
-    chosen_logits, rejected_logits = output.mean_logits[:, -width:].chunk(2)
-    metrics = {
-        "entropy": (output.entropy[:, -width:], mask),
-        "logits/chosen": (chosen_logits, chosen_mask),
-        "logits/rejected": (rejected_logits, rejected_mask),
-        "mean_token_accuracy": (output.is_top1[:, -width:].chunk(2)[0], chosen_mask),
-    }
-    if output.aux_loss is not None:
-        metrics["aux_loss"] = (output.aux_loss, torch.ones_like(output.aux_loss))
-    return metrics
-
-
-def _pair_metrics(loss: PreferenceLoss, logps: PairLogps, beta: float) -> Metrics:
-    """Metrics over pairs, `(B,)` each; rewards only where the batch has a reference."""
-    found = incentives(loss, logps)
-    values = {
-        "logps/chosen": logps.chosen,
-        "logps/rejected": logps.rejected,
-        "entangle/logps_per_token/chosen": logps.chosen_mean,
-        "entangle/logps_per_token/rejected": logps.rejected_mean,
-        "entangle/coefficient_chosen": found.chosen,
-        "entangle/coefficient_rejected": found.rejected,
-        "entangle/still_training": is_still_training(loss, logps),
-    }
-    if logps.has_reference:
-        chosen, rejected = beta * logps.chosen_logratio, beta * logps.rejected_logratio
-        values |= {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/accuracies": chosen > rejected,
-            "rewards/margins": chosen - rejected,
-        }
-    return {name: (value, torch.ones_like(logps.chosen)) for name, value in values.items()}
 
 
 def _related(option: str, value: Any) -> str:

@@ -1,0 +1,26 @@
+"""Options of `entangle losses`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class LossesConfig:
+    """The catalogue of losses; `entangle losses NAME` explains one."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """A loss to explain: name or name:key=value,..."""
+    family: str | None = None
+    """Only this family: margin, normalised, anchored, pointwise, divergence, batch, tokens, compose."""
+    needs_reference: bool | None = None
+    """Only losses that compare with a reference policy (True), or that don't (False)."""
+    batch_coupled: bool | None = None
+    """Only losses whose incentives depend on the rest of the batch (True), or don't (False)."""
+    needs_tokens: bool | None = None
+    """Only losses that weigh tokens one by one (True), or don't (False)."""
+    markdown: bool = False
+    """Print the table as Markdown."""

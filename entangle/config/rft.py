@@ -1,0 +1,86 @@
+"""Options of `entangle rft`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from entangle.config.base import InputOptions, RunOptions, check_at_least
+from entangle.errors import ConfigError
+
+Reward = Annotated[
+    Any,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME[:KEY=VALUE,...]|MODULE:FUNCTION",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [value if isinstance(value, str) else json.dumps(value)],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RftConfig(RunOptions, InputOptions):
+    """Spread of the rewards of sampled answers, and the reward gradient that it leaves."""
+
+    VERB: ClassVar[str] = "rft"
+    UNRECORDED: ClassVar[tuple[str, ...]] = (*RunOptions.UNRECORDED, "plots")
+
+    rollouts: str | None = None
+    """File with answers drawn before (prompt, completions[, rewards], or a row per answer); else they are sampled."""
+    reward: Reward = None
+    """rouge_l, chrf, length, format, reward_model, implicit, file, each with :key=value,..., or module:function.
+    Default: rouge_l against the column chosen; with --rollouts, the file's own rewards."""
+    reward_range: tuple[float, float] | None = None
+    """Smallest and largest possible reward, where the reward doesn't say itself."""
+    num_generations: int = 16
+    """K, answers sampled per prompt."""
+    max_completion_length: int = 48
+    """Tokens of a sampled answer at most."""
+    temperature: float = 1.0
+    """Temperature of the sampling."""
+    top_k: int = 0
+    """Draw among this many most probable tokens; 0: all."""
+    top_p: float = 1.0
+    """Draw among the most probable tokens that together have this probability."""
+    group_size: int = 8
+    """Answers per group in the GRPO and RLOO views; their expected gradients need twice as many answers."""
+    std_threshold: float = 0.1
+    """A std below this share of the rewards' half-range is small."""
+    mean_threshold: float | None = None
+    """A mean reward below this is low; by default the middle of the rewards' range."""
+    before: str | None = None
+    """Finished run of this command before a fine-tuning: compare it with --after, without a model."""
+    after: str | None = None
+    """Finished run on the same prompts with the same reward, after the fine-tuning."""
+    gamma_positions: int = 0
+    """Prompts at one answer token of which gamma of the paper's bound is estimated (from below); 0: leave it out."""
+    engine: Literal["auto", "factored", "autograd"] = "auto"
+    """How scores are computed: `factored` is fast and exact, `autograd` is its slow oracle."""
+    batch_size: int = 64
+    """Answers sampled at a time."""
+    shard_size: int = 8
+    """Prompts per shard: what a killed run loses at most."""
+    save_text: bool = True
+    """Keep prompts and answers in the run folder."""
+    plots: bool = True
+    """Draw the figures (needs entangle[plots])."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, {
+            "limit": 1, "max_length": 2, "num_generations": 2, "max_completion_length": 1, "top_k": 0,
+            "group_size": 2, "gamma_positions": 0, "batch_size": 1, "shard_size": 1,
+        })  # fmt: skip
+        if not (self.temperature > 0 and 0 < self.top_p <= 1 and 0 < self.std_threshold <= 1):
+            raise ConfigError(
+                "Expected temperature > 0, 0 < top_p <= 1 and 0 < std_threshold <= 1; got "
+                f"{self.temperature}, {self.top_p} and {self.std_threshold}."
+            )
+        if (self.before is None) != (self.after is None):
+            raise ConfigError(f"--before and --after belong together; got {self.before} and {self.after}.")
+        if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
+            raise ConfigError(f"reward_range needs the smaller number first; got {self.reward_range}.")
