@@ -2,39 +2,43 @@
 
 A model is a stack of equal layers. Random models of one and of two layers, of the configured shape, run the
 engine on two of the planned passes; the difference is a layer, the rest is embedding and head, and every pass
-then costs what its tokens do. Memory is counted the same way, in bytes that autograd keeps.
+then costs what its tokens do. Memory is counted the same way: the most that a pass holds at a time.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from peft import get_peft_model
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from entangle.config import ProbeConfig
 from entangle.data import TokenizedPair, collate, tokenize_pair
 from entangle.inputs import load_pairs_of, model_options
 from entangle.models import (
-    DTYPES,
     Loading,
     Origin,
     adapter_config,
+    check_positions,
     choose_parameters,
     find_origin,
     fresh_lora,
     load_tokenizer,
 )
 from entangle.probe import Plan, is_scorable, longest
-from entangle.rows import RowBatch
-from entangle.scores import make_engine, row_logps
+from entangle.scores import fast_gemm, make_engine, row_logps
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,15 @@ class Estimate:
 def estimate(config: ProbeConfig) -> Estimate:
     """What `run_probe` with these options would compute and cost; loads the tokenizer and the data, no weights.
 
+    What --verify and --diagnostics add isn't counted, and a quantised base is counted as if it weren't.
+
     Raises:
         UserError: an option or the data can't be used, or no pair has anything to score.
     """
     options = model_options(config)
     loading = Loading(
-        dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
+        dtype=config.dtype, score_dtype=config.score_dtype, device=config.device,
+        attn_implementation=config.attn_implementation, trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
     origin = find_origin(
         options["model_name_or_path"], config.model_revision, options["adapter_name_or_path"]
@@ -106,19 +112,21 @@ def estimate(config: ProbeConfig) -> Estimate:
         origin.base,
         revision=origin.base_revision,
         trust_remote_code=loading.trust_remote_code,
-        dtype=DTYPES[loading.dtype],
+        dtype=loading.computing,
     )
+    weights = _weight_bytes(shape) * (1 if config.ref_model_name_or_path is None else 2)
     if not passes:
-        return Estimate(len(pairs), 0, 0, 0, 0.0, _weight_bytes(shape), 0.0)
+        return Estimate(len(pairs), 0, 0, 0, 0.0, weights, 0.0)
     stack = Stack(shape, loading, config, origin)
     ordered = sorted(passes, key=_padded)
     middle, largest = ordered[len(ordered) // 2], ordered[-1]
-    costs = [stack.cost(batch) for batch in (middle, largest)]
+    first = stack.cost(middle)
+    costs = [first, first if largest is middle else stack.cost(largest)]
     seconds = sum(_interpolate(_padded(batch), (middle, largest), costs) for batch in passes)
     return Estimate(
         pairs=len(pairs), scored=sum(map(is_scorable, tokenized)), passes=len(passes),
         tokens=sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in tokenized),
-        seconds=seconds, weight_bytes=_weight_bytes(shape), pass_bytes=costs[1].bytes,
+        seconds=seconds, weight_bytes=weights, pass_bytes=costs[1].bytes,
     )  # fmt: skip
 
 
@@ -140,12 +148,21 @@ class Stack:
     def _measure(self, layers: int, batch: Sequence[TokenizedPair]) -> Cost:
         model = self._random(layers)
         engine = make_engine(model, choose_parameters(model, self.config.parameters), self.config.engine)
+        check_positions(model, max(map(longest, batch)))
         rows = collate(batch, 0).to(self.loading.target)
         with_reference = self.origin.adapter is not None or self.config.use_peft
-        kept = _Kept()
-        with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-            engine.pairs(rows)
-        return Cost(min(_time(engine, model, rows, with_reference) for _ in range(3)), kept.bytes)
+        metric = {name: torch.ones_like(p) for name, p in engine.parameters.items()}
+        options: dict[str, Any] = {"modules": self.config.modules}
+        options["metric"] = metric if self.config.metric != "sgd" else None
+
+        def compute() -> None:
+            engine.pairs(rows, **options)
+            if with_reference:
+                row_logps(model, rows)
+
+        with fast_gemm() if self.config.fast_matmul else nullcontext():
+            compute()  # the first pass checks itself too
+            return Cost(min(_seconds(compute) for _ in range(3)), peak_bytes(compute, self.loading.target))
 
     def _random(self, layers: int) -> nn.Module:
         shape = copy.deepcopy(self.shape)
@@ -155,7 +172,7 @@ class Stack:
         model = AutoModelForCausalLM.from_config(
             shape, attn_implementation=self.loading.attn_implementation,
             trust_remote_code=self.loading.trust_remote_code,
-        ).to(self.loading.target, DTYPES[self.loading.dtype]).eval()  # fmt: skip
+        ).to(self.loading.target, self.loading.computing).eval()  # fmt: skip
         if self.origin.adapter:
             adapter = adapter_config(self.origin.adapter, self.origin.adapter_revision)
             adapter.base_model_name_or_path, adapter.inference_mode = None, False  # no name; to be probed
@@ -166,26 +183,50 @@ class Stack:
         return model
 
 
-class _Kept:
-    """Counts the bytes of the distinct tensors that autograd keeps for a backward pass."""
+def peak_bytes(compute: Callable[[], None], device: torch.device) -> float:
+    """The most memory that `compute` holds on a device at a time, beyond what is held before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        compute()
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    with _Held() as held:
+        compute()
+    return float(held.peak)
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the tensors made within it, until each is let go; for the CPU, which keeps no count."""
 
     def __init__(self) -> None:
-        self.bytes = 0.0
-        self._seen: set[int] = set()
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = WeakSet[torch.UntypedStorage]()
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        before = {
+            id(storage) for storage in map(_storage, tree_leaves((args, kwargs))) if storage is not None
+        }
+        for storage in filter(None, map(_storage, tree_leaves(result))):
+            if id(storage) not in before and storage not in self._known:
+                self._known.add(storage)
+                weakref.finalize(storage, self._let_go, storage.nbytes())
+                self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _let_go(self, size: int) -> None:
+        self.now -= size
 
 
-def _time(engine: Any, model: nn.Module, rows: RowBatch, with_reference: bool) -> float:
+def _storage(value: Any) -> torch.UntypedStorage | None:
+    return value.untyped_storage() if isinstance(value, torch.Tensor) else None
+
+
+def _seconds(compute: Callable[[], None]) -> float:
     started = time.perf_counter()
-    engine.pairs(rows)
-    if with_reference:
-        row_logps(model, rows)
+    compute()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started

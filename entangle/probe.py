@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,26 @@ from torch import Tensor
 
 from entangle.config import DEFAULT_LOSSES, EMBEDDED, ProbeConfig, build_losses
 from entangle.data import PreferencePair, TokenizedPair, fingerprint, tokenize_pair
+from entangle.diagnostics import columns_of, compute, resolve, summarise_diagnostics
 from entangle.errors import ConfigError
 from entangle.geometry import GEOMETRY_COLUMNS
 from entangle.inputs import load_pairs_of, load_policy_of
-from entangle.models import Policy, check_reference
+from entangle.models import (
+    Policy,
+    check_positions,
+    check_reference,
+    hash_file,
+    load_adam_state,
+    optimizer_file,
+)
+from entangle.modules import module_rows, summarise_modules
 from entangle.predictions import FLAGS, predict_losses, usable_losses
-from entangle.progress import Interrupted, deferred_interrupt, progress_bar
+from entangle.progress import Interrupted, deferred_interrupt, notes_console, progress_bar
 from entangle.provenance import environment
-from entangle.report import tables
+from entangle.report import diagnostic_tables, module_tables, tables
+from entangle.rows import RowBatch
 from entangle.runs import RunFolder
-from entangle.scores import Engine, make_engine
+from entangle.scores import Engine, Metric, PairScores, fast_gemm, make_engine
 from entangle.summary import summarise
 from entangle.verify import summarise_verification, verify_losses
 from losses import PreferenceLoss
@@ -42,12 +54,13 @@ NUMBERS = (
 
 ROW_COLUMNS = (
     *NUMBERS, *FLAGS, "index", "prompt_hash", "prompt_length", "chosen_length", "rejected_length",
+    *columns_of(["all"]),
 )  # fmt: skip
 """Columns of a run folder's pairs; a column of the data set with such a name is stored as data_<name>."""
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeResult(tables.InNotebooks):
     """A finished probe: its rows as data frames, its aggregates, its folder.
 
     Args:
@@ -61,6 +74,11 @@ class ProbeResult:
     pairs: pd.DataFrame
     predictions: pd.DataFrame
     summary: dict[str, Any]
+
+    @property
+    def modules(self) -> pd.DataFrame | None:
+        """One row per scored pair and module (see `entangle.modules.module_rows`); None where not asked for."""
+        return self.run.table("modules.parquet")
 
     @classmethod
     def load(cls, path: str | Path) -> ProbeResult:
@@ -84,6 +102,10 @@ class ProbeResult:
         if "groups" in self.summary:
             parts.append(tables.group_table(self.summary))
         parts.append(tables.quantile_table(self.summary))
+        if "modules" in self.summary:
+            parts.append(module_tables.module_tables(self.summary["modules"]))
+        if "diagnostics" in self.summary:
+            parts.append(diagnostic_tables.correlation_tables(self.summary["diagnostics"]))
         if "verification" in self.summary:
             parts.append(tables.verification_table(self.summary["verification"]))
         texts = self.run.table("texts.parquet")
@@ -126,6 +148,46 @@ class Plan:
             yield batch
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Pairs that went through the model together.
+
+    Args:
+        pairs: the pairs.
+        rows: their rows, as the model read them.
+        scores: what the engine found.
+        policy: the model.
+    """
+
+    pairs: Sequence[TokenizedPair]
+    rows: RowBatch
+    scores: PairScores
+    policy: Policy
+
+
+Columns = Callable[[Pass], Mapping[str, Tensor]]
+"""What a pass says of its pairs: `(pairs,)` by name of the column."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every pass of a probe needs.
+
+    Args:
+        policy: the model.
+        engine: its scores.
+        columns: what is written of every pair.
+        modules: whether the scores are wanted by module too.
+        metric: the diagonal metric; None is SGD's.
+    """
+
+    policy: Policy
+    engine: Engine
+    columns: Sequence[Columns]
+    modules: bool = False
+    metric: Metric | None = None
+
+
 def longest(pair: TokenizedPair) -> int:
     """Tokens of the longer of a pair's two rows."""
     return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
@@ -152,16 +214,29 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
         Interrupted: Ctrl-C; the shard at hand is finished first.
     """
     processes = PartialState(cpu=not torch.cuda.is_available())
-    console = (console or Console(stderr=True)) if processes.is_main_process else Console(quiet=True)
+    console = notes_console(console, is_shown=processes.is_main_process)
     losses = build_losses(config.losses)
+    resolve(config.diagnostics)  # before the model is loaded, if a name is wrong
     pairs = load_pairs_of(config)
     policy = load_policy_of(config, processes)
     tokenized = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in pairs]
+    notes = [
+        *policy.notes,
+        *check_positions(policy.model, max(map(longest, filter(is_scorable, tokenized)), default=0)),
+    ]
+    metric = None
+    identity = dict(policy.identity) | {"data": fingerprint(pairs)}
+    if config.optimizer_state is not None:
+        state = load_adam_state(config.optimizer_state, policy.model, policy.trained)
+        metric = state.metric(policy.parameters)
+        identity["optimizer"] = hash_file(optimizer_file(config.optimizer_state))
+        notes.append(
+            "Scores are compared, and changes predicted to first order, under AdamW's preconditioner frozen after "
+            f"{state.step} updates; a change is per unit of learning rate, without momentum and weight decay."
+        )
     run = RunFolder(config.run_path)
     with processes.main_process_first():
-        run.begin(
-            config.recorded, dict(policy.identity) | {"data": fingerprint(pairs)}, overwrite=config.overwrite
-        )  # fmt: skip
+        run.begin(config.recorded, identity, overwrite=config.overwrite)
     if run.is_complete:
         console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
         return ProbeResult.load(run.path)
@@ -169,25 +244,29 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     plan = Plan.make(tokenized, config)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     _check_first_pair(policy, plan)
-    _compute(plan, run, policy, engine, console, processes)
+    work = Work(policy, engine, column_functions(config), config.modules, metric)
+    with fast_gemm() if config.fast_matmul else nullcontext():
+        _compute(plan, run, work, console, processes)
     processes.wait_for_everyone()
     if processes.is_main_process:
-        _finish(run, config, losses, policy, engine, pairs, tokenized, console, time.monotonic() - started)
+        notes += engine.notes
+        _finish(run, config, losses, work, pairs, tokenized, console, notes, time.monotonic() - started)
     processes.wait_for_everyone()
     return ProbeResult.load(run.path)
 
 
 def _finish(
-    run: RunFolder, config: ProbeConfig, losses: Sequence[PreferenceLoss], policy: Policy, engine: Engine,
-    pairs: Sequence[PreferencePair], tokenized: Sequence[TokenizedPair], console: Console, seconds: float,
+    run: RunFolder, config: ProbeConfig, losses: Sequence[PreferenceLoss], work: Work,
+    pairs: Sequence[PreferencePair], tokenized: Sequence[TokenizedPair], console: Console, notes: Sequence[str],
+    seconds: float,
 ) -> None:  # fmt: skip
     """Judge every loss on the finished rows, verify if asked, and write what closes a run, its summary last."""
-    notes = [*policy.notes, *engine.notes]
+    policy = work.policy
     for note in notes:
         console.print(f"Note: {note}", markup=False)
     rows = run.pairs()
     usable = _usable(losses, rows, config, console)
-    resolution = engine.resolution
+    resolution = work.engine.resolution
     predictions = predict_losses(rows, usable, resolution=resolution, batch_size=config.loss_batch_size)
     summary = summarise(rows, predictions, config.group_by)
     if config.verify:
@@ -198,12 +277,19 @@ def _finish(
             )
         run.write_table("verification.parquet", steps)
         summary["verification"] = summarise_verification(steps)
+    if config.modules and (files := sorted((run.path / "modules").glob("[0-9]*.parquet"))):
+        modules = pd.concat(map(pd.read_parquet, files), ignore_index=True)
+        run.write_table("modules.parquet", modules.sort_values("index", kind="stable"))
+        summary["modules"] = summarise_modules(modules, rows)
+    if config.diagnostics:
+        columns = columns_of(config.diagnostics)
+        summary["diagnostics"] = summarise_diagnostics(rows, predictions, columns)
     if config.save_text:
         run.write_table("texts.parquet", texts_of(pairs))
     run.write_table("predictions.parquet", predictions)
     facts = {
         "resolution": resolution,
-        "metric": "sgd",
+        "metric": config.metric,
         "engine": config.engine,
         "seconds": seconds,
         "notes": notes,
@@ -216,6 +302,7 @@ def _finish(
         }
     run.write_json("provenance.json", environment() | dict(policy.description) | facts)
     run.write_json("summary.json", summary)
+    shutil.rmtree(run.path / "modules", ignore_errors=True)  # what its shards hold is in modules.parquet
 
 
 def _check_first_pair(policy: Policy, plan: Plan) -> None:
@@ -224,9 +311,7 @@ def _check_first_pair(policy: Policy, plan: Plan) -> None:
         check_reference(policy, policy.collate(first[:1]))
 
 
-def _compute(
-    plan: Plan, run: RunFolder, policy: Policy, engine: Engine, console: Console, processes: PartialState
-) -> None:
+def _compute(plan: Plan, run: RunFolder, work: Work, console: Console, processes: PartialState) -> None:
     """Write every shard of this process that isn't there yet; on Ctrl-C, finish the one at hand, then Interrupted."""
     done = set(run.shards)
     own = range(processes.process_index, len(plan.shards), processes.num_processes)
@@ -237,7 +322,10 @@ def _compute(
         console.print(f"Resuming {run.path}: {finished} of {total} pairs are there.")
     with progress_bar(console, "pairs", total, finished) as advance, deferred_interrupt() as interrupted:
         for number in left:
-            run.write_shard(number, _shard_rows(plan, number, policy, engine, advance))
+            rows, modules = _shard(plan, number, work, advance)
+            if modules:  # first, since a shard counts as finished once its pairs are there
+                run.write_table(f"modules/{number:05d}.parquet", pd.concat(modules, ignore_index=True))
+            run.write_shard(number, pd.DataFrame(rows))
             if interrupted():
                 raise Interrupted(
                     f"Stopped; {len(run.shards)} of {len(plan.shards)} shards are in {run.path}. "
@@ -245,54 +333,73 @@ def _compute(
                 )
 
 
-def _shard_rows(
-    plan: Plan, number: int, policy: Policy, engine: Engine, advance: Callable[[int], None]
-) -> pd.DataFrame:
+Rows = tuple[list[dict[str, Any]], list[pd.DataFrame]]
+"""Rows of pairs, and of their modules where these are wanted."""
+
+
+def _shard(plan: Plan, number: int, work: Work, advance: Callable[[int], None]) -> Rows:
     rows = [_unscored_row(pair) for pair in plan.shards[number] if not is_scorable(pair)]
+    modules: list[pd.DataFrame] = []
     advance(len(rows))
     for batch in plan.passes(number):
-        rows += _scored_rows(batch, policy, engine)
+        scored, parts = _scored_rows(batch, work)
+        rows += scored
+        modules += parts
         advance(len(batch))
-    return pd.DataFrame(rows)
+    return rows, modules
 
 
-def _scored_rows(batch: list[TokenizedPair], policy: Policy, engine: Engine) -> list[dict[str, Any]]:
+def _scored_rows(batch: list[TokenizedPair], work: Work) -> Rows:
     """Rows of one pass; a pass that doesn't fit the memory is halved until it does."""
     try:
-        return _rows_of_pass(batch, policy, engine)
+        return _rows_of_pass(batch, work)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
     torch.cuda.empty_cache()
     half = len(batch) // 2
-    return _scored_rows(batch[:half], policy, engine) + _scored_rows(batch[half:], policy, engine)
+    (first, ahead), (second, behind) = _scored_rows(batch[:half], work), _scored_rows(batch[half:], work)
+    return first + second, ahead + behind
 
 
-def _rows_of_pass(batch: list[TokenizedPair], policy: Policy, engine: Engine) -> list[dict[str, Any]]:
-    rows = policy.collate(batch)
-    scores = engine.pairs(rows)
-    geometry = scores.geometry
-    chosen, rejected = scores.logps.double().cpu().chunk(2)
-    reference = policy.reference.logps(rows, batch)
+def _rows_of_pass(batch: list[TokenizedPair], work: Work) -> Rows:
+    rows = work.policy.collate(batch)
+    scores = work.engine.pairs(rows, modules=work.modules, metric=work.metric)
+    done = Pass(batch, rows, scores, work.policy)
+    columns = {name: value.tolist() for measure in work.columns for name, value in measure(done).items()}
+    described = [
+        _description(pair) | {name: values[i] for name, values in columns.items()}
+        for i, pair in enumerate(batch)
+    ]
+    return described, [module_rows([pair.index for pair in batch], scores)] if work.modules else []
+
+
+def column_functions(config: ProbeConfig) -> list[Columns]:
+    """What is written of every pair: each function adds its columns to the rows."""
+    if not config.diagnostics:
+        return [number_columns]
+    return [number_columns, lambda done: compute(config.diagnostics, done.policy, done.rows, done.pairs)]
+
+
+def number_columns(done: Pass) -> dict[str, Tensor]:
+    """The Gram block, log-probs under policy and reference, lengths, and whether all of it is finite."""
+    geometry, resolution = done.scores.geometry, done.scores.geometry.resolution
+    chosen, rejected = done.scores.logps.double().cpu().chunk(2)
+    reference = done.policy.reference.logps(done.rows, done.pairs)
     numbers = {name: getattr(geometry, name).cpu() for name in GEOMETRY_COLUMNS}
     numbers |= {"logps_chosen": chosen, "logps_rejected": rejected}
     nothing = torch.full_like(chosen, torch.nan)
     ref_chosen, ref_rejected = (nothing, nothing) if reference is None else reference.double().cpu().chunk(2)
-    ref_chosen = _same_if_untold(ref_chosen, chosen, engine.resolution)
-    ref_rejected = _same_if_untold(ref_rejected, rejected, engine.resolution)
+    ref_chosen = _same_if_untold(ref_chosen, chosen, resolution)
+    ref_rejected = _same_if_untold(ref_rejected, rejected, resolution)
     numbers |= {"ref_logps_chosen": ref_chosen, "ref_logps_rejected": ref_rejected}
     finite = torch.stack([v for k, v in numbers.items() if reference is not None or not k.startswith("ref_")])
-    chosen_length, rejected_length = rows.lengths.cpu().chunk(2)
+    chosen_length, rejected_length = done.rows.lengths.cpu().chunk(2)
     lower, upper = geometry.critical_ratio
-    numbers |= {
+    return numbers | {
         "cosine": geometry.cosine, "band_lower": lower, "band_upper": upper, "chosen_length": chosen_length,
         "rejected_length": rejected_length, "non_finite": ~finite.isfinite().all(0),
     }  # fmt: skip
-    columns = {name: value.tolist() for name, value in numbers.items()}
-    return [
-        _description(pair) | {name: values[i] for name, values in columns.items()}
-        for i, pair in enumerate(batch)
-    ]
 
 
 def _same_if_untold(reference: Tensor, logps: Tensor, resolution: float) -> Tensor:

@@ -22,6 +22,18 @@ class Interrupted(Exception):
     """The user pressed Ctrl-C; what was finished is in the run folder."""
 
 
+def notes_console(console: Console | None = None, *, is_shown: bool = True) -> Console:
+    """Where a command's notes and progress go: `console`, or standard error (plain text in a notebook, too).
+
+    Args:
+        console: the caller's own.
+        is_shown: whether this process speaks; of several, one does.
+    """
+    if not is_shown:
+        return Console(quiet=True)
+    return console or Console(stderr=True, force_jupyter=False)
+
+
 @contextmanager
 def progress_bar(console: Console, unit: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar with the time left, counted from what this process does itself."""

@@ -67,7 +67,6 @@ class RunFolder:
                 self._check_same_run(config, identity)
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
-                (self.path / "pairs").mkdir(exist_ok=True)
                 self.write_json("identity.json", identity)
                 self.write_yaml("config.yaml", config)
 
@@ -139,6 +138,7 @@ class RunFolder:
         target = self.path / name
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with self._writing():
+            target.parent.mkdir(exist_ok=True)
             try:
                 yield temporary
                 os.replace(temporary, target)

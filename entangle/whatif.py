@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,9 @@ from entangle.knobs import (
 from entangle.knobs import Path as KnobPath
 from entangle.predictions import coefficients_of, geometry_of, is_scored, logps_of, usable_losses
 from entangle.regimes import REGIMES, Regime, predict
+from entangle.report.tables import InNotebooks
 from entangle.runs import RunFolder
-from entangle.summary import share
+from entangle.summary import share, wilson
 from losses import (
     CATALOGUE,
     Coefficients,
@@ -49,6 +50,9 @@ from losses import (
     PreferenceLoss,
     TokenLogps,
 )
+
+if TYPE_CHECKING:
+    from entangle.probe import ProbeResult
 
 CURVE_POINTS = 160
 """Settings at which a knob's curve of regime shares is drawn."""
@@ -62,7 +66,7 @@ PROVENANCE = (
 
 
 @dataclass(frozen=True)
-class WhatIf:
+class WhatIf(InNotebooks):
     """Every loss and setting judged on one probe's pairs.
 
     Args:
@@ -98,7 +102,7 @@ class WhatIf:
 
 
 def what_if(
-    run: RunFolder | str | Path | pd.DataFrame,
+    run: ProbeResult | RunFolder | str | Path | pd.DataFrame,
     losses: Sequence[Any] = (),
     grid: Sequence[str] = (),
     *,
@@ -111,7 +115,7 @@ def what_if(
     """Judge losses, grids of hyper-parameters and knobs on the rows of a finished probe.
 
     Args:
-        run: a run folder, its path, or rows of pairs with a run folder's columns.
+        run: a probe's result, its run folder, the folder's path, or rows of pairs with its columns.
         losses: what `losses.build` takes; none means every loss of the catalogue that the rows can judge.
         grid: `loss.field=1,2,3`, or `field=1,2,3` for every judged loss that has the field.
         base: the loss that the knobs start from; DPO, or without a reference CPO with no NLL term.
@@ -300,17 +304,6 @@ def with_intervals(settings: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def wilson(
-    counts: np.ndarray, totals: np.ndarray, z: float = 1.959963984540054
-) -> tuple[np.ndarray, np.ndarray]:
-    """95 % Wilson intervals of many shares at once; `summary.share` is the same for one."""
-    shares, spread = counts / totals, z * z / totals
-    centre = shares + spread / 2
-    half = np.sqrt(spread * (shares * (1 - shares) + spread / 4))
-    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-    return np.where(counts == 0, 0.0, low), np.where(counts == totals, 1.0, high)
-
-
 def apply_grid(losses: Sequence[PreferenceLoss], grid: Sequence[str]) -> list[PreferenceLoss]:
     """Losses with the settings of a grid, each label once; losses that no entry names stay as they are.
 
@@ -319,7 +312,7 @@ def apply_grid(losses: Sequence[PreferenceLoss], grid: Sequence[str]) -> list[Pr
     Raises:
         ConfigError: an entry can't be read, or names a loss or a hyper-parameter that isn't there.
 
-    Example:
+    Examples:
         >>> from losses import DPO
         >>> [loss.label for loss in apply_grid([DPO()], ["dpo.beta=0.05,0.1"])]
         ['dpo(beta=0.05)', 'dpo']
@@ -538,10 +531,11 @@ class _Source:
     texts: pd.DataFrame | None
 
 
-def _read(run: RunFolder | str | Path | pd.DataFrame) -> _Source:
+def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
     if isinstance(run, pd.DataFrame):
         return _Source(run, {}, {}, None)
-    folder = RunFolder.open(run.path if isinstance(run, RunFolder) else run)
+    folder = getattr(run, "run", run)  # a ProbeResult, whose module isn't imported here
+    folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder)
     if not folder.shards:
         raise RunError(
             f"Expected a probe's run folder (with pairs/*.parquet) at {folder.path}; it holds no pairs."

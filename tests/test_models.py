@@ -76,12 +76,28 @@ def test_adapter_on_its_base_or_on_a_named_one(base, adapter):
     assert alone.description | {"probed_kind": "lora", "lora_r": 2, "adapter_base": base} == alone.description
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_dtype(base, adapter, dtype):
-    """The base has the precision asked for, and the scores are marked with it."""
-    policy = load_policy(base, adapter_name_or_path=adapter, dtype=dtype)
-    weights = {p.dtype for n, p in policy.model.named_parameters() if "lora_" not in n}
-    assert weights == {policy.score_dtype} == {getattr(torch, dtype)}
+@pytest.mark.parametrize(
+    "dtype, score_dtype, computing",
+    [
+        ("float64", None, "float64"), ("bfloat16", None, "float32"), ("bfloat16", "float64", "float64"),
+        ("bfloat16", "bfloat16", "bfloat16"), ("float32", "bfloat16", "bfloat16"), ("float64", "float32", "float32"),
+    ],
+)  # fmt: skip
+def test_dtype(base, adapter, dtype, score_dtype, computing):
+    """Weights have the values that one precision leaves of them, in the other one, which the scores are marked with."""
+    policy = load_policy(base, adapter_name_or_path=adapter, dtype=dtype, score_dtype=score_dtype)
+    weights = {
+        n.replace("base_layer.", ""): p for n, p in policy.model.named_parameters() if "lora_" not in n
+    }
+    assert {p.dtype for p in weights.values()} == {policy.score_dtype} == {getattr(torch, computing)}
+    assert policy.description["score_dtype"] == computing
+    saved = load_file(Path(base) / "model.safetensors")
+    for name, value in saved.items():
+        expected = value.to(getattr(torch, dtype)).to(getattr(torch, computing))
+        assert torch.equal(weights[f"base_model.model.{name}"], expected)
+    notes = " ".join(policy.notes)
+    assert ("approximate: what is within" in notes) == (computing == "bfloat16")
+    assert ("rounded to bfloat16" in notes) == (dtype == "bfloat16" != computing)
 
 
 def test_dropout_is_off(adapter):
@@ -89,6 +105,7 @@ def test_dropout_is_off(adapter):
     policy = load_policy(adapter)
     batch = batch_of(policy)
     assert torch.equal(row_logps(policy.model, batch), row_logps(policy.model, batch))
+    assert "Dropout (up to 0.5 in the configuration) is switched off" in policy.notes[-1]
 
 
 def test_fresh_lora_is_decided_by_its_seed(base):
@@ -431,6 +448,32 @@ def test_tokenizers_that_do_not_fit(base, tmp_path):
 def test_options_that_cannot_be(base, options, message):
     """Unknown or contradictory options."""
     refused(message, base, **options)
+
+
+@pytest.mark.parametrize("device_map", ["auto", "by module"])
+def test_spread_model_is_the_same(base, adapter, device_map):
+    """On a machine with one device all that a map can do is to leave the numbers alone."""
+    plain = load_policy(base, adapter_name_or_path=adapter, device="cpu")
+    places = device_map if device_map == "auto" else dict.fromkeys(MODULES, "cpu")
+    spread = load_policy(base, adapter_name_or_path=adapter, device_map=places)
+    batch = batch_of(plain)
+    torch.testing.assert_close(row_logps(spread.model, batch), row_logps(plain.model, batch))
+
+
+def test_offloaded_weights_are_refused(base, adapter):
+    """They are there only while their own layer runs."""
+    places = dict.fromkeys(MODULES, "cpu") | {"model.layers.1": "disk"}
+    refused(
+        "would be offloaded .model.layers.1.*--load_in_4bit",
+        base,
+        adapter_name_or_path=adapter,
+        device_map=places,
+    )
+
+
+MODULES = (
+    "model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

@@ -16,18 +16,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from entangle.progress import Interrupted
 from rich.console import Console
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from entangle.config import ProbeConfig
-from entangle.errors import ConfigError, RunError
+from entangle.data import tokenize_pair
+from entangle.errors import ConfigError, DataError, ModelError, RunError
 from entangle.geometry import GEOMETRY_COLUMNS
 from entangle.inputs import load_pairs_of, load_policy_of
+from entangle.models import Policy, load_adam_state
 from entangle.predictions import predict_losses
 from entangle.probe import ProbeResult, run_probe
+from entangle.progress import Interrupted
 from entangle.runs import RunFolder
-from entangle.scores import AutogradEngine
+from entangle.scores import AutogradEngine, row_logps, token_logps
 from entangle.summary import summarise
+from entangle.verify import KeepFloat64, pair_logps
 from losses import build
 from tests.tiny import gpt2_tokenizer, save_adapter, save_policy
 
@@ -77,8 +81,6 @@ def test_rows_equal_the_oracle_pair_by_pair(inputs, tmp_path):
     config = options(inputs, tmp_path / "run", dtype="float64")
     rows = probe(config).pairs
     policy = load_policy_of(config)
-    from entangle.data import tokenize_pair
-
     oracle = AutogradEngine(policy.model, policy.parameters)
     for pair in load_pairs_of(config):
         batch = policy.collate([tokenize_pair(policy.tokenizer, pair, 64)])
@@ -288,15 +290,184 @@ def test_out_of_memory_halves_the_pass_and_loses_nothing(inputs, tmp_path, monke
     whole = module._rows_of_pass
     sizes: list[int] = []
 
-    def short_of_memory(batch, policy, engine):
+    def short_of_memory(batch, work):
         sizes.append(len(batch))
         if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return whole(batch, policy, engine)
+        return whole(batch, work)
 
     monkeypatch.setattr(module, "_rows_of_pass", short_of_memory)
-    rows = probe(options(inputs, tmp_path / "run")).pairs
-    assert rows["index"].tolist() == list(range(10)) and max(sizes) > 1
+    result = probe(options(inputs, tmp_path / "run", modules=True))
+    assert result.pairs["index"].tolist() == list(range(10)) and max(sizes) > 1
+    assert set(modules_of(result)["index"]) == set(range(10))
+
+
+def modules_of(result: ProbeResult) -> pd.DataFrame:
+    assert result.modules is not None
+    return result.modules
+
+
+def test_modules_sum_to_the_pair_and_equal_a_probe_of_one_alone(inputs, tmp_path):
+    """In float64: every pair's block is the sum of its modules', and a module's that of a probe of nothing else."""
+    result = probe(options(inputs, tmp_path / "run", modules=True, dtype="float64"))
+    rows, pairs = modules_of(result), result.pairs.set_index("index")
+    sums = rows.groupby("index")[list(GEOMETRY_COLUMNS)].sum()
+    pd.testing.assert_frame_equal(sums, pairs[list(GEOMETRY_COLUMNS)], rtol=1e-9)
+    np.testing.assert_allclose(rows.groupby("index")["share"].sum(), 1)
+    kinds = {f"{layer}_proj.lora_{factor}" for layer in "qv" for factor in "AB"}
+    assert set(rows["kind"]) == kinds and set(rows["layer"]) == {0, 1} and len(rows) == 80
+    alone = probe(
+        options(inputs, tmp_path / "alone", dtype="float64", parameters=r"layers\.1.*q_proj.lora_A")
+    ).pairs
+    part = rows[(rows["layer"] == 1) & (rows["kind"] == "q_proj.lora_A")].reset_index(drop=True)
+    names = ["index", *GEOMETRY_COLUMNS, "cosine"]
+    pd.testing.assert_frame_equal(part[names], alone[names], rtol=1e-8)
+
+
+def test_module_summary_takes_the_mean_cosine_apart(inputs, tmp_path):
+    result = probe(options(inputs, tmp_path / "run", modules=True))
+    summary = result.summary["modules"]
+    assert list(summary["layers"]) == ["0", "1"] and len(summary["kinds"]) == 4
+    for groups in summary.values():
+        assert sum(row["cosine_part"] for row in groups.values()) == pytest.approx(
+            result.pairs["cosine"].mean()
+        )
+        assert sum(row["inner_share"] for row in groups.values()) == pytest.approx(1)
+        assert sum(row["norm_share"] for row in groups.values()) == pytest.approx(1)
+    assert "Where the entanglement lives" in result.table()
+    assert not (tmp_path / "run" / "modules").exists()
+
+
+def test_modules_of_a_broken_run_equal_an_unbroken_ones(inputs, tmp_path, monkeypatch):
+    """It dies between a shard's modules and its pairs: that shard is computed again, and nothing is there twice."""
+    write = RunFolder.write_shard
+
+    def die(self, number, rows):
+        if number == 2:
+            raise RuntimeError("killed")
+        write(self, number, rows)
+
+    config = options(inputs, tmp_path / "run", modules=True)
+    monkeypatch.setattr(RunFolder, "write_shard", die)
+    with pytest.raises(RuntimeError, match="killed"):
+        probe(config)
+    monkeypatch.undo()
+    resumed, unbroken = probe(config), probe(options(inputs, tmp_path / "unbroken", modules=True))
+    pd.testing.assert_frame_equal(modules_of(resumed), modules_of(unbroken))
+    assert resumed.summary == unbroken.summary
+
+
+def test_predictions_hold_under_the_frozen_metric_of_an_optimizer(inputs, tmp_path):
+    """A step -lr P grad L of SimPO, in float64: the measured change is the predicted one to first order."""
+    config = options(inputs, tmp_path / "plain", dtype="float64", losses=("simpo",))
+    policy, loss = load_policy_of(config), build("simpo")
+    save_adamw(policy, tmp_path / "optimizer.pt", updates=3)
+    state = {"metric": "adamw", "optimizer_state": str(tmp_path)}
+    result = probe(
+        options(inputs, tmp_path / "run", dtype="float64", losses=("simpo",), modules=True, **state)
+    )
+    assert "ADAMW metric" in result.table() and result.run.read_json("provenance.json")["metric"] == "adamw"
+    assert "frozen after 3 updates" in " ".join(result.run.read_json("provenance.json")["notes"])
+    metric = load_adam_state(tmp_path, policy.model, policy.trained).metric(policy.parameters)
+    predicted = result.predictions.set_index("index")[["change_chosen", "change_rejected"]]
+    for pair in load_pairs_of(config)[:4]:
+        batch = policy.collate([tokenize_pair(policy.tokenizer, pair, 64)])
+        value = loss.per_pair(pair_logps(batch, token_logps(policy.model, batch).sum(1), None)).mean()
+        gradients = torch.autograd.grad(value, list(policy.parameters.values()))
+        expected = predicted.loc[pair.index].to_numpy(float)
+        rate = 1e-4 / abs(expected).max()
+        moved = []
+        for sign in (-1, 2, -1):  # a step down, two up, and back: central differences
+            with torch.no_grad():
+                for (name, p), g in zip(policy.parameters.items(), gradients, strict=True):
+                    p += sign * rate * metric[name] * g
+            with KeepFloat64():  # a Llama's norms would go through float32
+                moved.append(row_logps(policy.model, batch))
+        measured = (moved[0] - moved[1]) / (2 * rate)
+        np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
+
+
+def save_adamw(policy: Policy, file: Path, updates: int, seed: int = 0) -> None:
+    """The state of an AdamW that has seen random gradients of the policy's parameters."""
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(policy.parameters.values(), lr=0.0)
+    for _ in range(updates):
+        for p in policy.parameters.values():
+            p.grad = torch.randn(p.shape, generator=draw).to(p) * (1 + torch.arange(p.numel()).view_as(p))
+        optimizer.step()
+    torch.save(optimizer.state_dict(), file)
+
+
+def test_another_optimizer_state_is_another_run(inputs, tmp_path):
+    policy = load_policy_of(options(inputs, tmp_path / "run"))
+    file = tmp_path / "optimizer.pt"
+    config = options(inputs, tmp_path / "run", metric="adamw", optimizer_state=str(file))
+    save_adamw(policy, file, updates=1)
+    probe(config)
+    save_adamw(policy, file, updates=1, seed=1)
+    with pytest.raises(RunError, match="input optimizer"):
+        probe(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"metric": "adamw"}, "belong together"),
+        ({"optimizer_state": "here"}, "belong together"),
+        ({"metric": "adamw", "optimizer_state": "here", "verify": 3}, "real SGD steps"),
+    ],
+)
+def test_metrics_that_cannot_be(inputs, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        options(inputs, tmp_path, **changes)
+
+
+def test_rows_beyond_learned_positions_are_refused_and_beyond_others_noted(inputs, tmp_path):
+    """GPT-2 would fail with an index error; a Llama computes something that it was never made for."""
+    shape = GPT2Config(
+        vocab_size=352, n_positions=16, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=2
+    )
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "gpt2")
+    gpt2_tokenizer().save_pretrained(tmp_path / "gpt2")
+    changes = {
+        "model_name_or_path": str(tmp_path / "gpt2"),
+        "adapter_name_or_path": None,
+        "losses": ("simpo",),
+    }
+    with pytest.raises(ModelError, match="GPT2LMHeadModel has positions for 16. Give --max_length 16"):
+        probe(options(inputs, tmp_path / "run", **changes))
+    assert probe(options(inputs, tmp_path / "run", max_length=16, **changes)).summary["pairs"]["scored"] > 0
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "the cat " * 40, "chosen": " sat", "rejected": " they"}))
+    result = probe(options(inputs, tmp_path / "long", dataset_name=str(data), max_length=200))
+    assert "made for at most 64 positions" in " ".join(result.run.read_json("provenance.json")["notes"])
+
+
+def test_rows_that_cannot_be_used_are_left_out_on_request(inputs, tmp_path, caplog):
+    rows = [
+        {"prompt": "TL;DR:", "chosen": " the cat", "rejected": " they"},
+        {"prompt": "", "chosen": "", "rejected": ""},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = {"dataset_name": str(tmp_path / "rows.jsonl")}
+    with pytest.raises(DataError, match="skip_invalid"):
+        probe(options(inputs, tmp_path / "run", **changes))
+    assert len(probe(options(inputs, tmp_path / "run", skip_invalid=True, **changes)).pairs) == 1
+    assert "Left out 1 of the rows" in caplog.text
+
+
+def test_extra_columns_of_several_kinds_are_text(inputs, tmp_path):
+    """In any order, in one shard and over shards; a column of numbers stays one."""
+    ids = [1, "b", 2.5, True, "e"]
+    rows = [
+        {"prompt": "TL;DR:", "chosen": " the cat", "rejected": " they", "id": ids[i], "size": [1, 2.5][i % 2]}
+        for i in range(5)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    changes = {"dataset_name": str(tmp_path / "rows.jsonl"), "shard_size": 2, "group_by": "id"}
+    pairs = probe(options(inputs, tmp_path / "run", **changes)).pairs
+    assert pairs["id"].tolist() == ["1", "b", "2.5", "True", "e"]
+    assert pairs["size"].tolist() == [1, 2.5, 1, 2.5, 1]
 
 
 @pytest.mark.slow
@@ -335,12 +506,7 @@ def test_run_killed_at_random_moments_equals_an_unbroken_one(inputs, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_pairs_and_equal_one(inputs, tmp_path):
     """`torchrun` on two gloo processes writes one folder, equal to a single process's."""
-    arguments = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-        "-m", "entangle", "probe", "--model_name_or_path", inputs["base"], "--adapter_name_or_path",
-        inputs["adapter"], "--dataset_name", inputs["data"], "--losses", "dpo", "simpo", "kto", "--shard_size", "3",
-        "--max_length", "64", "--output_dir", str(tmp_path / "run"),
-    ]  # fmt: skip
+    arguments = launch(inputs, inputs["data"], tmp_path / "run", "--shard_size", "3")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
     assert finished.returncode == 0, finished.stderr
@@ -350,6 +516,38 @@ def test_two_processes_share_the_pairs_and_equal_one(inputs, tmp_path):
     for name in (*GEOMETRY_COLUMNS, "logps_chosen", "ref_logps_rejected"):
         np.testing.assert_allclose(both.pairs[name], one.pairs[name], rtol=1e-6, atol=1e-6)
     assert both.summary["regimes"] == one.summary["regimes"]
+
+
+@pytest.mark.slow
+def test_processes_of_which_one_is_killed_leave_a_folder_that_one_process_finishes(inputs, tmp_path):
+    """SIGKILL to a rank: `torchrun` stops the other one, and the shards of both go into the resumed run."""
+    data = write_rows(tmp_path / "rows.jsonl", 40, seed=6)
+    changes = {"dataset_name": data, "shard_size": 1, "batch_size": 1, "modules": True}
+    words = launch(inputs, data, tmp_path / "run", "--shard_size", "1", "--batch_size", "1", "--modules")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    torchrun = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    run, deadline = RunFolder(tmp_path / "run"), time.monotonic() + 120
+    while len(run.shards) < 6 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    ranks = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True).stdout.split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    assert torchrun.wait(timeout=120) != 0
+    assert 6 <= len(run.shards) < 40 and not run.is_complete
+    resumed, unbroken = (probe(options(inputs, tmp_path / name, **changes)) for name in ("run", "unbroken"))
+    pd.testing.assert_frame_equal(resumed.pairs, unbroken.pairs)
+    pd.testing.assert_frame_equal(modules_of(resumed), modules_of(unbroken))
+    assert resumed.summary == unbroken.summary
+
+
+def launch(inputs: dict[str, str], data: str, output: Path, *flags: str) -> list[str]:
+    """The command line of a probe on two gloo processes."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
+        "-m", "entangle", "probe", "--model_name_or_path", inputs["base"], "--adapter_name_or_path",
+        inputs["adapter"], "--dataset_name", data, "--losses", "dpo", "simpo", "kto", "--max_length", "64",
+        "--output_dir", str(output), *flags,
+    ]  # fmt: skip
 
 
 def free_port() -> int:

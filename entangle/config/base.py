@@ -84,7 +84,10 @@ class ModelOptions:
     model_revision: str = "main"
     """Revision of a model from the hub."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    """Precision of the weights. Scores from 16-bit weights are marked as approximate."""
+    """Precision that the weights are rounded to when they are loaded."""
+    score_dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    """Precision that scores are computed in. By default float32, or float64 where the weights have it; in 16 bits
+    scores are approximate, and marked so."""
     device: str | None = None
     """Device to run on; by default the accelerator if there is one, else the CPU."""
     device_map: str | None = None
@@ -131,6 +134,8 @@ class DataOptions:
     """Seed of the sample and of a fresh LoRA."""
     max_length: int = 1024
     """Longest prompt + response in tokens; longer responses are cut at the right, longer prompts dropped."""
+    skip_invalid: bool = False
+    """Leave out rows that can't be used (and say how many), instead of refusing the data."""
 
     @property
     def column_map(self) -> dict[str, str]:

@@ -35,6 +35,17 @@ class ProbeConfig(RunOptions, InputOptions):
     """Pairs per pass; by default as many as fit 4096 tokens."""
     shard_size: int = 64
     """Pairs per shard: what a killed run loses at most."""
+    modules: bool = False
+    """Take the scores apart by module too: which layers the entanglement lives in (modules.parquet)."""
+    metric: Literal["sgd", "adamw"] = "sgd"
+    """The optimizer whose step is predicted: `adamw` needs --optimizer_state, and freezes what it holds."""
+    optimizer_state: str | None = None
+    """AdamW's second moments: a checkpoint folder with optimizer.pt (the policy's own), or that file."""
+    fast_matmul: bool = False
+    """Float32 matrix products by oneDNN on the CPU: up to twice as fast, refused where it would round."""
+    diagnostics: tuple[str, ...] = ()
+    """Diagnostics to write beside the geometry: ches, hidden_inner, edit_distance, length_ratio, overlap, reward_gap,
+    confidence, squeezing, or all. Squeezing costs four times the rest."""
     verify: int = 0
     """Check the predictions by real SGD steps on this many pairs."""
     save_text: bool = True
@@ -46,6 +57,15 @@ class ProbeConfig(RunOptions, InputOptions):
         check_at_least(self, {
             "limit": 1, "max_length": 2, "loss_batch_size": 1, "batch_size": 1, "shard_size": 1, "verify": 0,
         })  # fmt: skip
+        if (self.metric == "adamw") != (self.optimizer_state is not None):
+            raise ConfigError(
+                f"--metric adamw and --optimizer_state belong together; got metric {self.metric} and optimizer_state "
+                f"{self.optimizer_state}."
+            )
+        if self.verify and self.metric != "sgd":
+            raise ConfigError(
+                f"verify takes real SGD steps, and the metric is {self.metric}. Drop one of them."
+            )
         parsed = (parse_loss(loss) if isinstance(loss, str) else loss for loss in self.losses)
         object.__setattr__(self, "losses", tuple(parsed))
         if not self.losses:

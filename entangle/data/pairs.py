@@ -95,7 +95,7 @@ def load_pairs(
     Raises:
         DataError: the source isn't there, can't be read, has no rows, lacks a column, or a row can't be used.
 
-    Example:
+    Examples:
         >>> rows = [{"question": "2 + 2 =", "chosen": " 4", "rejected": " 5", "kind": "sum"}]
         >>> load_pairs(rows, columns={"prompt": "question"})[0].extra
         {'kind': 'sum'}
@@ -233,7 +233,7 @@ def split_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     stays with the responses, and a text that begins the other one keeps its last character or message as
     response.
 
-    Example:
+    Examples:
         >>> split_prompt("The sky is blue", "The sky is green")
         ('The sky is', ' blue', ' green')
     """

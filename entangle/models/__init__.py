@@ -11,9 +11,17 @@ from entangle.models.loading import (
     load_tokenizer,
     pad_id,
 )
+from entangle.models.optimizer import (
+    AdamState,
+    adam_state_of,
+    hash_file,
+    load_adam_metric,
+    load_adam_state,
+    optimizer_file,
+)
 from entangle.models.origin import Origin, adapter_config, find_origin
 from entangle.models.parameters import choose_parameters
-from entangle.models.policy import Policy, check_reference, load_policy
+from entangle.models.policy import Policy, check_positions, check_reference, load_policy
 from entangle.models.reference import (
     AdapterOff,
     Columns,
@@ -25,6 +33,7 @@ from entangle.models.reference import (
 )
 
 __all__ = [
+    "AdamState",
     "AdapterOff",
     "Columns",
     "DTYPES",
@@ -36,16 +45,22 @@ __all__ = [
     "Policy",
     "Reference",
     "SecondModel",
+    "adam_state_of",
     "adapter_config",
     "adapter_off",
+    "check_positions",
     "check_reference",
     "choose_parameters",
     "coarsest_dtype",
     "find_origin",
     "fresh_lora",
+    "hash_file",
+    "load_adam_metric",
+    "load_adam_state",
     "load_adapter",
     "load_base",
     "load_policy",
     "load_tokenizer",
+    "optimizer_file",
     "pad_id",
 ]

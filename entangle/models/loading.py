@@ -39,6 +39,7 @@ class Loading:
     """How weights are read, the same for policy and reference."""
 
     dtype: str = "float32"
+    score_dtype: str | None = None
     device: str | None = None
     device_map: str | dict[str, Any] | None = None
     attn_implementation: str | None = None
@@ -47,8 +48,9 @@ class Loading:
     load_in_8bit: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ModelError(f"Unknown dtype {self.dtype!r}. Known: {', '.join(DTYPES)}.")
+        for dtype in filter(None, (self.dtype, self.score_dtype)):
+            if dtype not in DTYPES:
+                raise ModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
         if self.load_in_4bit and self.load_in_8bit:
             raise ModelError("load_in_4bit and load_in_8bit exclude each other; both were given.")
         if self.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
@@ -56,6 +58,16 @@ class Loading:
                 "Loading in 4 or 8 bits needs the package bitsandbytes, which isn't installed. "
                 "Install it with: pip install 'entangle[quantization]'"
             )
+
+    @property
+    def computing(self) -> torch.dtype:
+        """The precision of the loaded weights and of all that is computed with them: at least float32 by default."""
+        return DTYPES[self.score_dtype or ("float64" if self.dtype == "float64" else "float32")]
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the weights are rounded to a precision below the one that they are then computed with."""
+        return RESOLUTION[DTYPES[self.dtype]] > RESOLUTION[self.computing] and not self.is_quantised
 
     @property
     def is_quantised(self) -> bool:
@@ -81,14 +93,14 @@ def load_base(origin: Origin, loading: Loading) -> PreTrainedModel:
             load_in_4bit=loading.load_in_4bit,
             load_in_8bit=loading.load_in_8bit,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=DTYPES[loading.dtype],
+            bnb_4bit_compute_dtype=loading.computing,
         )
         options["device_map"] = loading.device_map or {"": loading.target}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=origin.base_revision,
-            dtype=DTYPES[loading.dtype],
+            dtype=loading.computing,
             attn_implementation=loading.attn_implementation,
             trust_remote_code=loading.trust_remote_code,
             use_safetensors=True,
@@ -108,9 +120,38 @@ def load_base(origin: Origin, loading: Loading) -> PreTrainedModel:
             f"The checkpoint {name!r} lacks weights of {type(model).__name__} ({len(lacking)}, such as "
             f"{lacking[0]}): it isn't a whole causal language model."
         )
+    if offloaded := [name for name, p in model.named_parameters() if p.is_meta]:
+        raise ModelError(
+            f"{len(offloaded)} weights of {name} don't fit on the devices of device_map={loading.device_map!r} and "
+            f"would be offloaded ({offloaded[0]}, ...), where scores can't reach them. Give more devices, or "
+            "--load_in_4bit, or --score_dtype bfloat16 (approximate)."
+        )
+    if loading.is_rounded:
+        _round(model, DTYPES[loading.dtype])
+    for module in model.modules() if loading.load_in_4bit else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes: a kernel of its own, in bfloat16
+            module.support_avx512bf16_for_cpu = False
     if options["device_map"] is None:
-        model.to(loading.target)
+        try:
+            model.to(loading.target)
+        except torch.OutOfMemoryError as error:
+            size = sum(p.nbytes for p in model.parameters()) / 1e9
+            raise ModelError(
+                f"The weights take {size:.3g} GB in {str(loading.computing).removeprefix('torch.')}, which doesn't fit "
+                f"on {loading.target}. --device_map auto spreads them; --score_dtype bfloat16 halves them, and makes "
+                "scores approximate."
+            ) from error
     return model.eval()
+
+
+@torch.no_grad()
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every weight the nearest value that `dtype` has, without changing its type.
+
+    The model then computes the function of a model in `dtype`, without that precision's rounding on the way.
+    """
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
 
 
 def load_tokenizer(origin: Origin, loading: Loading) -> PreTrainedTokenizerBase:

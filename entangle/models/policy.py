@@ -48,7 +48,7 @@ from entangle.models.reference import (
     make_reference,
 )
 from entangle.rows import RowBatch
-from entangle.scores.logps import evaluating, input_device, row_logps
+from entangle.scores.logps import causal_lm, evaluating, input_device, row_logps
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Policy:
         model: in eval mode, with `requires_grad` set on the probed parameters and on no others.
         tokenizer: its tokenizer.
         parameters: the probed parameters, named as in `model.named_parameters()`.
+        trained: names of the parameters that a training run would update: the adapter's, or all without one.
         reference: where reference log-probs come from.
         identity: hashes of what decides the numbers; a resumed run must find the same.
         description: names, sizes and precision, for people.
@@ -71,6 +72,7 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     parameters: dict[str, nn.Parameter]
     reference: Reference
+    trained: tuple[str, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -94,7 +96,7 @@ class Policy:
     @property
     def max_positions(self) -> int | None:
         """Tokens that the model's positions reach; a longer row is an error or outside its training."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return max_positions(self.model)
 
     def collate(self, pairs: Sequence[TokenizedPair]) -> RowBatch:
         """Pairs as a batch on the model's device."""
@@ -107,6 +109,7 @@ def load_policy(
     adapter_name_or_path: str | Path | None = None,
     model_revision: str = "main",
     dtype: str = "float32",
+    score_dtype: str | None = None,
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
@@ -128,12 +131,15 @@ def load_policy(
         model_name_or_path: a hub id or a folder; a folder or id of an adapter brings its own base.
         adapter_name_or_path: an adapter to put on the model (this also overrides the adapter's own base).
         model_revision: branch, tag or commit of a hub model.
-        dtype: precision of the weights.
+        dtype: precision that the weights are rounded to.
+        score_dtype: precision that they are then computed with; by default float32, or float64 where `dtype` is.
+            The scores of a bfloat16 model in float32 are those of the function that its weights stand for: the
+            rounding inside its own forward and backward pass is left out. Weights take this precision's memory.
         device: where to load; by default the GPU if there is one.
         device_map: spread over devices, as in transformers; then `device` isn't used.
         attn_implementation: as in transformers.
         trust_remote_code: run code that comes with the model. Only for authors you trust.
-        load_in_4bit: load the base in 4 bits (NF4), computing in `dtype`.
+        load_in_4bit: load the base in 4 bits (NF4), computing in `score_dtype`.
         load_in_8bit: load the base in 8 bits.
         use_peft: put a fresh LoRA on the model, as a training run would start. Its B is 0, so the policy
             equals its reference and the gradient in A is 0.
@@ -154,6 +160,7 @@ def load_policy(
     """
     loading = Loading(
         dtype,
+        score_dtype,
         device,
         device_map,
         attn_implementation,
@@ -180,6 +187,7 @@ def load_policy(
     elif use_peft:
         model = fresh_lora(base, lora_r, lora_alpha, lora_target_modules, seed)
     model.eval()
+    trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
     chosen = choose_parameters(model, parameters)
     second = None
     if ref_model_name_or_path is not None:
@@ -197,11 +205,36 @@ def load_policy(
         tokenizer=tokenizer,
         parameters=chosen,
         reference=source,
+        trained=trained,
         identity=identity_of(origin.base, base, model, tokenizer),
         description=describe(base, model, chosen, names, loading),
         notes=_notes(model, loading),
         base_echo=echo,
     )
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Tokens that a model's positions reach, as its configuration says; None where it doesn't."""
+    config = causal_lm(model).config.get_text_config()  # pyright: ignore
+    return getattr(config, "max_position_embeddings", None)
+
+
+def check_positions(model: nn.Module, longest: int) -> list[str]:
+    """Notes on rows of `longest` tokens beyond the positions that the model was made for.
+
+    Raises:
+        ModelError: positions are learned (GPT-2, OPT), so there are none beyond.
+    """
+    known = max_positions(model)
+    if known is None or longest - 1 <= known:  # a row's last token is scored and never read
+        return []
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embedding_of(model))
+    if any(known <= table.num_embeddings <= known + 8 for table in tables):  # OPT keeps two rows for padding
+        raise ModelError(
+            f"The longest row has {longest} tokens, and {type(causal_lm(model)).__name__} has positions for {known}. "
+            f"Give --max_length {known}: longer responses are cut at the right, and pairs with longer prompts dropped."
+        )
+    return [f"The longest row has {longest} tokens; the model was made for at most {known} positions."]
 
 
 def _name(name: str | Path) -> str:
@@ -280,8 +313,30 @@ def _notes(model: nn.Module, loading: Loading) -> tuple[str, ...]:
     notes = []
     if isinstance(model, PeftModel) and _is_zero_lora(model):
         notes.append("Every B of the LoRA is 0: the gradient in A is exactly 0, so scores lie in B alone.")
+    name, gigabytes = (
+        str(loading.computing).removeprefix("torch."),
+        sum(p.nbytes for p in model.parameters()) / 1e9,
+    )
+    if loading.is_rounded:
+        notes.append(
+            f"Weights are rounded to {loading.dtype} and computed with in {name}, which takes {gigabytes:.3g} GB; "
+            f"--score_dtype {loading.dtype} takes less, and makes scores approximate."
+        )
+    if RESOLUTION[loading.computing] > RESOLUTION[torch.float32]:
+        notes.append(
+            f"Scores are computed in {name}, so they are approximate: what is within "
+            f"{100 * RESOLUTION[loading.computing]:g} % of zero has no sign. --score_dtype float32 makes them exact."
+        )
+    rates = {m.p for m in model.modules() if isinstance(m, nn.Dropout)}
+    rates.add(getattr(causal_lm(model).config.get_text_config(), "attention_dropout", 0.0))  # pyright: ignore
+    if any(rates):
+        notes.append(
+            f"Dropout (up to {max(rates):g} in the configuration) is switched off for the measurement."
+        )
     if loading.is_quantised:
         notes.append(
-            f"The base is in {4 if loading.load_in_4bit else 8} bits: scores are those of a rounded model."
+            "The base is in 4 bits: scores are those of the rounded model."
+            if loading.load_in_4bit
+            else "The base is in 8 bits, and so are its activations: scores are approximate, to about 2 %."
         )
     return tuple(notes)

@@ -5,7 +5,8 @@ Start with `make_engine(model, parameters)`, parameters by name; then, for a `Ro
 - `engine.pairs(batch)`: log-probs and Gram block of every pair, `PairScores`;
 - `engine.gram(batch)`: all dot products of the batch's scores, `(rows, rows)`;
 - `engine.products(batch, direction)`: first-order change of every log-prob along a step, `(rows,)`;
-- `score_gram(engine, batches)`: the Gram matrix of more rows than fit one batch.
+- `score_gram(engine, batches)`: the Gram matrix of more rows than fit one batch;
+- `with fast_gemm():` around any of it: a faster float32 matrix product on some CPUs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.base import Engine, Metric, PairScores, UncoveredParameter
 from entangle.scores.factored import FactoredEngine
+from entangle.scores.gemm import fast_gemm
 from entangle.scores.gram import score_gram
 from entangle.scores.logps import row_logps, token_logps
 from entangle.scores.rules import RULES, Call, register_rule
@@ -31,6 +33,7 @@ __all__ = [
     "Metric",
     "PairScores",
     "UncoveredParameter",
+    "fast_gemm",
     "make_engine",
     "register_rule",
     "row_logps",

@@ -41,7 +41,7 @@ class AutogradEngine(Engine):
             logps[i], chosen = self.score(rows[i : i + 1])
             logps[n + i], rejected = self.score(rows[n + i : n + i + 1])
             for name in self.parameters:
-                root = metric[name].double().sqrt() if metric else 1.0
+                root = metric[name].to(chosen[name].device).double().sqrt() if metric else 1.0
                 g_w, g_l = (chosen[name].double() * root).ravel(), (rejected[name].double() * root).ravel()
                 columns[module_name(name)][:, i] += stack_geometry(
                     PairGeometry.from_scores(g_w[None], g_l[None])
@@ -54,7 +54,7 @@ class AutogradEngine(Engine):
         total = torch.zeros(rows, rows, dtype=torch.float64)
         for name, score in self.scores(batch).items():
             matrix = score.double()
-            weighted = matrix * metric[name].double().ravel() if metric else matrix
+            weighted = matrix * metric[name].to(matrix.device).double().ravel() if metric else matrix
             total += (weighted @ matrix.T).cpu()
         return total
 

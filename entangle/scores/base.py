@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 from entangle.errors import UserError
 from entangle.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry
@@ -17,6 +19,11 @@ from entangle.scores.logps import evaluating
 
 Metric = Mapping[str, Tensor]
 """A diagonal metric P: positive weights by parameter name, of the parameter's shape. None means P = 1."""
+
+
+INT8_RESOLUTION = 2e-2
+"""That of a model with 8-bit weights (LLM.int8, arXiv 2208.07339): its activations are rounded to 8 bits as well, which
+turns the last digit of an input into a hundredth of an output."""
 
 
 class UncoveredParameter(UserError):
@@ -63,6 +70,7 @@ class Engine(ABC):
         notes: what the user should know about how the numbers come about; may grow while the engine runs.
 
     Raises:
+        UserError: the model is sharded over processes.
         ValueError: no parameter is given, one is given under two names, or one isn't the model's.
     """
 
@@ -70,6 +78,7 @@ class Engine(ABC):
         if not parameters or len({id(p) for p in parameters.values()}) != len(parameters):
             raise ValueError(f"An engine needs parameters, each under one name; got {list(parameters)[:5]}.")
         own = {id(p) for p in model.parameters()}
+        check_whole(model)
         foreign = [name for name, p in parameters.items() if id(p) not in own]
         if foreign:
             raise ValueError(f"An engine needs parameters of its own model; these aren't: {foreign[:5]}.")
@@ -100,6 +109,8 @@ class Engine(ABC):
     @property
     def resolution(self) -> float:
         """Relative error that this model's precision leaves in a dot product of scores."""
+        if any(p.dtype == torch.int8 for p in self.model.parameters()):
+            return INT8_RESOLUTION
         dtypes = {p.dtype for p in self.model.parameters() if p.dtype in RESOLUTION}
         device = next(self.model.parameters()).device.type
         if torch.is_autocast_enabled(device):
@@ -107,6 +118,22 @@ class Engine(ABC):
         if device == "cuda" and torch.backends.cuda.matmul.allow_tf32:
             dtypes.add(torch.float16)  # TensorFloat-32 keeps as many digits
         return max(RESOLUTION[dtype] for dtype in dtypes)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose parameters are sharded: FSDP2's and tensor parallelism's are DTensors, FSDP1 wraps modules.
+
+    Raises:
+        UserError: it is; says what to do instead.
+    """
+    sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
+    sharded += [name for name, m in model.named_modules() if isinstance(m, FullyShardedDataParallel)]
+    if sharded:
+        raise UserError(
+            f"The model is sharded over processes (FSDP or tensor parallelism, such as {sharded[0] or 'all of it'}): "
+            "each process sees a part of every gradient, and an engine needs whole ones. Probe the saved checkpoint: "
+            "one process loads it whole, device_map='auto' spreads it over devices, and torchrun splits the pairs."
+        )
 
 
 def check_pairs(batch: RowBatch) -> None:

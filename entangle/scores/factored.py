@@ -27,6 +27,7 @@ from entangle.scores.base import (
     studying,
 )
 from entangle.scores.check import disagreeing, logps_agree, sample_rows
+from entangle.scores.ghost import Kernels
 from entangle.scores.logps import Rows, input_device, scored_logps
 from entangle.scores.lora import check_adapters, foldable, folded, lora_sites
 from entangle.scores.prefix import Split, record_split, split_for
@@ -88,9 +89,10 @@ class FactoredEngine(Engine):
         check_pairs(batch)
         n = len(batch.prompt_length)
         blocks: dict[str, Tensor] = {}
+        kernels = Kernels()
 
         def take(name: str, score: Score) -> None:
-            block = pair_block(score, self._weight(metric, name, score))
+            block = pair_block(score, self._weight(metric, name, score), kernels)
             blocks[module_name(name)] = blocks.get(module_name(name), 0.0) + block
 
         logps = self._run(batch, take)

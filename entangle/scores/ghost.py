@@ -6,7 +6,8 @@ One side of the outer products is taken as the kernel side, with vectors u_s, th
 
 Positions that responses share (the prompt's activations) enter the kernel K once, and the difference of two
 scores is formed in v, before any product: gaps keep their digits. Cost per prompt for S positions and K
-responses: S^2 (dim u + K dim v), whatever the size of the matrix.
+responses: S^2 (dim u + K dim v), whatever the size of the matrix; without dim u where a layer reads the same
+input as the one before.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from entangle.scores.terms import Factor, OneHot, Outer, Score
+from entangle.scores.terms import Factor, OneHot, Outer, Score, slice_elements
 
 Side = Literal["left", "right"]
 
@@ -55,10 +56,43 @@ class Ghost:
         parts = range(len(kernels))
         return cls(tuple(kernels), tuple(tuple(member.get(j) for j in parts) for member in values))
 
-    def with_difference(self) -> Ghost:
-        """With a further member: the first minus the second."""
-        first, second = self.values
-        return Ghost(self.kernels, (first, second, tuple(map(_minus, first, second))))
+    def pair_block(self, kernels: Kernels) -> Tensor:
+        """(A, B, c, A - c, B - c) of two members, `(5, n)` float64.
+
+        With b the shorter score and d the longer one minus b, three products say all:
+
+            |b|^2,   <b, longer> = |b|^2 + <b, d>,   |longer|^2 = |b|^2 + 2 <b, d> + |d|^2
+
+        and the gaps are -<b, d> and <b, d> + |d|^2. No term exceeds the result's own scale, so no digit is lost.
+        """
+        n, device = self.kernels[0].shape[0], self.kernels[0].device
+        chosen_size, rejected_size = map(_size, self.values)
+        chosen_is_shorter = chosen_size <= rejected_size  # by v alone: the choice decides on rounding only
+        mask = chosen_is_shorter[:, None, None]
+        kernel = kernels.of(self.kernels)
+        step = max(1, slice_elements(device) // (2 * n * kernel.shape[1]))
+        total = torch.zeros(3, n, dtype=torch.float64, device=device)
+        for start in range(0, self.width, step):
+            one, other = (self._columns(member, slice(start, start + step)) for member in self.values)
+            base = torch.where(mask, one, other)
+            difference = torch.where(mask, other, one) - base
+            along_base, along_difference = (kernel.to(base) @ torch.cat([base, difference], -1)).chunk(2, -1)
+            pairs = ((base, along_base), (base, along_difference), (difference, along_difference))
+            total += torch.stack([(x * y).sum((1, 2)) for x, y in pairs]).double()
+        shorter_sq, cross, difference_sq = total
+        longer_sq, longer_gap = shorter_sq + 2 * cross + difference_sq, cross + difference_sq
+        return torch.stack([
+            torch.where(chosen_is_shorter, shorter_sq, longer_sq),
+            torch.where(chosen_is_shorter, longer_sq, shorter_sq),
+            shorter_sq + cross,
+            torch.where(chosen_is_shorter, -cross, longer_gap),
+            torch.where(chosen_is_shorter, longer_gap, -cross),
+        ])  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        """Dim v."""
+        return next(v.shape[-1] for member in self.values for v in member if v is not None)
 
     def rolled(self, shift: int) -> Ghost:
         """Prompt i + shift in the place of prompt i."""
@@ -88,12 +122,33 @@ class Ghost:
     def cost(self, members: int) -> int:
         """Multiply-adds per prompt of `dots` with as many members on the other side."""
         positions = sum(kernel.shape[1] for kernel in self.kernels)
-        width = next(v.shape[-1] for member in self.values for v in member if v is not None)
         kernel_width = sum(
             kernel.shape[1] * (1 if isinstance(kernel, OneHot) else kernel.shape[2])
             for kernel in self.kernels
         )
-        return positions * kernel_width + positions**2 * members * width
+        return positions * kernel_width + positions**2 * members * self.width
+
+    def _columns(self, member: Sequence[Tensor | None], columns: slice) -> Tensor:
+        """Columns of v at all positions, `(n, S, columns)`; 0 at positions that the member doesn't have."""
+        like = next(v for v in member if v is not None)[..., columns]
+        return torch.cat([
+            like.new_zeros(len(like), u.shape[1], like.shape[2]) if v is None else v[..., columns]
+            for u, v in zip(self.kernels, member, strict=True)
+        ], 1)  # fmt: skip
+
+
+class Kernels:
+    """K over the positions of all parts, kept for the next layer: q, k and v read one input, gate and up too."""
+
+    def __init__(self) -> None:
+        self._parts: tuple[Factor, ...] = ()
+        self._kernel = torch.empty(0)
+
+    def of(self, parts: tuple[Factor, ...]) -> Tensor:
+        """`(n, S, S)`, the parts one after another."""
+        if len(parts) != len(self._parts) or not all(map(_is_same, parts, self._parts)):
+            self._parts, self._kernel = parts, _joint_kernel(parts)
+        return self._kernel
 
 
 def cheapest_ghost(score: Score, members: int) -> Ghost | None:
@@ -114,14 +169,22 @@ def _kernel(a: Factor, b: Factor) -> Tensor:
     return a @ b.transpose(1, 2)
 
 
+def _joint_kernel(parts: Sequence[Factor]) -> Tensor:
+    """Inner products of all positions of all parts, `(n, S, S)`; symmetric, so half of its blocks are computed."""
+    blocks = [[_kernel(u, w) for w in parts[i:]] for i, u in enumerate(parts)]
+    return torch.cat([
+        torch.cat([blocks[j][i - j].transpose(1, 2) if j < i else blocks[i][j - i] for j in range(len(parts))], 2)
+        for i in range(len(parts))
+    ], 1)  # fmt: skip
+
+
+def _size(member: Sequence[Tensor | None]) -> Tensor:
+    """|v|^2 by prompt, `(n,)`."""
+    return torch.stack([v.square().sum((1, 2)) for v in member if v is not None]).sum(0)
+
+
 def _is_same(a: Factor, b: Factor) -> bool:
     """Whether two factors are one tensor, not merely equal."""
     if isinstance(a, OneHot) or isinstance(b, OneHot):
         return isinstance(a, OneHot) and isinstance(b, OneHot) and _is_same(a.index, b.index)
     return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
-
-
-def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if b is None:
-        return a
-    return -b if a is None else a - b

@@ -66,8 +66,12 @@ class Rows:
 
     @property
     def position_ids(self) -> Tensor:
-        """`(rows, L)`; written out per row, so that no module sees one position for all rows."""
-        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device).expand_as(self.input_ids)
+        """`(rows, L)`; written out per row, so that no module sees one position for all rows.
+
+        A filler has its row's last position: learned positions may reach no further.
+        """
+        slots = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return torch.minimum(slots, self.lengths[:, None] - 1)
 
     def __len__(self) -> int:
         return len(self.input_ids)

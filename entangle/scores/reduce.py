@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entangle.scores.ghost import Ghost, cheapest_ghost
+from entangle.scores.ghost import Ghost, Kernels, cheapest_ghost
 from entangle.scores.terms import OneHot, Outer, Score
 
 DOUBLE_ELEMENTS = 2**22
@@ -15,17 +15,17 @@ PASS_COST = 16
 """What one pass over a written-out element costs, in multiply-adds of a matrix product."""
 
 
-def pair_block(score: Score, weight: Tensor | None) -> Tensor:
+def pair_block(score: Score, weight: Tensor | None, kernels: Kernels | None = None) -> Tensor:
     """(A, B, c, A - c, B - c) of every pair, `(5, n)` float64, in the order of `GEOMETRY_COLUMNS`.
 
-    Member 0 is chosen, member 1 rejected. `weight` `(a, b)` is the metric in this parameter. In either form the
-    gaps come from the difference of the scores.
+    Member 0 is chosen, member 1 rejected. `weight` `(a, b)` is the metric in this parameter; `kernels` go from one
+    parameter to the next, for layers that read the same input. In either form the gaps come from the difference of
+    the scores.
     """
-    ghost = cheapest_ghost(score, members=3) if weight is None else None
-    if ghost is not None and ghost.cost(3) < _written_out_cost(score) / score.prompts:
-        block = ghost.dots(ghost.with_difference())  # (2, 3, n)
-        return torch.stack([block[0, 0], block[1, 1], block[0, 1], block[0, 2], -block[1, 2]])
-    total = torch.zeros(5, score.prompts, dtype=torch.float64, device=score.members[0][0].device)
+    ghost = cheapest_ghost(score, members=2) if weight is None else None
+    if ghost is not None and ghost.cost(2) < _written_out_cost(score) / score.prompts:
+        return ghost.pair_block(kernels or Kernels())
+    total = torch.zeros(4, score.prompts, dtype=torch.float64, device=score.members[0][0].device)
     for start, stop, value in score.slices():
         chosen, rejected = value.flatten(1).chunk(2)
         difference = chosen - rejected
@@ -34,16 +34,11 @@ def pair_block(score: Score, weight: Tensor | None) -> Tensor:
         else:
             metric = weight[start:stop].flatten().to(value)
             left, right = chosen * metric, rejected * metric
-        factors = (
-            (left, chosen),
-            (right, rejected),
-            (left, rejected),
-            (left, difference),
-            (right, difference),
-        )
+        factors = ((left, chosen), (right, rejected), (left, difference), (right, difference))
         total += torch.stack([(x * y).sum(1) for x, y in factors]).double()
-    total[4].neg_()
-    return total
+    chosen_sq, rejected_sq, chosen_gap, rejected_gap = total[0], total[1], total[2], -total[3]
+    inner = torch.where(chosen_sq <= rejected_sq, chosen_sq - chosen_gap, rejected_sq - rejected_gap)
+    return torch.stack([chosen_sq, rejected_sq, inner, chosen_gap, rejected_gap])
 
 
 def gram_block(score: Score, weight: Tensor | None) -> Tensor:

@@ -94,7 +94,7 @@ A class's rule holds for a subclass too as long as that doesn't change `forward`
 def register_rule(kind: type[nn.Module] | str, covers: Iterable[str] | None = None) -> Callable[[Rule], Rule]:
     """Register a rule for a layer class (or class name) and the parameters that it covers (None: all).
 
-    Example:
+    Examples:
         >>> @register_rule(torch.nn.Bilinear, covers=["bias"])
         ... def bilinear_bias(module, call):
         ...     return {"bias": vector(call.g.sum(1))}

@@ -18,6 +18,11 @@ SLICE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Most elements that a written-out slice of scores has, over all rows: what the device's cache likes."""
 
 
+def slice_elements(device: torch.device) -> int:
+    """`SLICE_ELEMENTS` of a device; an accelerator's where its kind isn't listed."""
+    return SLICE_ELEMENTS.get(device.type, SLICE_ELEMENTS["cuda"])
+
+
 @dataclass(frozen=True)
 class OneHot:
     """A factor whose vectors are unit vectors e_index of length `size`; `index` is `(rows, S)` int64."""
@@ -168,8 +173,7 @@ class Score:
     def slices(self) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, scores `(rows, stop - start, b)`) over all of a, a bounded amount at a time."""
         a, b = self.shape
-        budget = SLICE_ELEMENTS.get(self.members[0][0].device.type, SLICE_ELEMENTS["cuda"])
-        step = max(1, min(a, budget // (len(self) * b)))
+        step = max(1, min(a, slice_elements(self.members[0][0].device) // (len(self) * b)))
         for start in range(0, a, step):
             stop = min(start + step, a)
             yield start, stop, torch.cat([_sum_of(member, start, stop) for member in self.members])

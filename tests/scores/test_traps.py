@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from entangle.scores import AutogradEngine, FactoredEngine
+from entangle.scores.ghost import Ghost, Kernels
 from entangle.scores.logps import Rows
 from entangle.scores.prefix import Split, attention_window, split_for
+from entangle.scores.reduce import pair_block
 from entangle.scores.rules import RULES, Call, RuleEntry, linear
-from entangle.scores.terms import Term
+from entangle.scores.terms import Outer, Score, Term
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 from tests.scores.test_architectures import pair_error, relative_error
 
@@ -127,6 +131,44 @@ def test_inputs_are_prepared_once() -> None:
     assert first.once("u", lambda: x + 1) is second.once("u", lambda: x + 2)
 
 
+def test_a_kernel_is_kept_for_the_very_same_input_only() -> None:
+    """Layers that read one tensor share its inner products; an equal shape isn't enough."""
+    kernels = Kernels()
+    x, y = torch.randn(2, 3, 4), torch.randn(2, 2, 4)
+    kernel = kernels.of((x, y))
+    joint = torch.cat([x, y], 1)
+    torch.testing.assert_close(kernel, joint @ joint.transpose(1, 2))
+    assert kernels.of((x[:], y[:])) is kernel
+    for parts in ((x.clone(), y), (x,), (x, y, x), (x[:, :2], y)):
+        assert kernels.of((x, y)) is not kernels.of(parts)
+        joint = torch.cat(parts, 1)
+        torch.testing.assert_close(kernels.of(parts), joint @ joint.transpose(1, 2))
+
+
+@pytest.mark.parametrize("shorter", [0, 1])
+def test_digits_of_the_shorter_score(shorter: int) -> None:
+    """A response that is all but certain has a score 1e5 times shorter: float32 keeps its square and the product."""
+    prompt, *own = (torch.randn(1, s, 6) for s in (5, 3, 3))
+    scales = [1e-5 if k == shorter else 1.0 for k in range(2)]
+    terms = [
+        tuple(Outer(scales[k] * torch.randn(1, u.shape[1], 7), u) for u in (prompt, own[k])) for k in range(2)
+    ]
+    score = Score((terms[0], terms[1]), (7, 6))
+    ghost = Ghost.from_score(score, "right")
+    assert ghost is not None
+    w, l = (  # noqa: E741
+        sum((t.left.double().transpose(1, 2) @ t.right.double())[0] for t in own_terms)  # pyright: ignore
+        for own_terms in terms
+    )
+    exact = torch.stack(
+        [(w * w).sum(), (l * l).sum(), (w * l).sum(), (w * (w - l)).sum(), (l * (l - w)).sum()]
+    )
+    lengths = exact[:2].sqrt()
+    scale = torch.stack([exact[0], exact[1], lengths.prod(), *(lengths * (w - l).norm())])
+    for block in (ghost.pair_block(Kernels()), pair_block(score, torch.ones(7, 6))):
+        assert ((block[:, 0] - exact).abs() / scale).max() < 2e-6
+
+
 def test_rules_run_outside_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their matrix products would be taken in bfloat16."""
     seen = set()
@@ -171,6 +213,22 @@ def test_cut_is_the_common_token_prefix() -> None:
     assert (
         twice.prefix_lengths.tolist() == split.prefix_lengths.tolist()
     )  # identical responses stay out of it
+
+
+def test_rows_that_part_inside_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge at the prompt's border: what only looks shared is evaluated with each response, and scores are right."""
+    always = partial(split_for, min_share=0.0)
+    monkeypatch.setattr("entangle.scores.factored.split_for", always)
+    batch, model = random_batch(prompts=2), with_lora(tiny_model("llama"))
+    ids = batch.input_ids.clone()
+    border = batch.prompt_length - 2
+    ids[[2, 3], border] = (ids[[2, 3], border] - 3 + 1) % 45 + 3  # a token of the rejected rows' prompts
+    batch = type(batch)(ids, *fields_after_ids(batch))
+    split = always(model, Rows.from_batch(batch), 2)
+    assert split is not None and (split.prefix_lengths == border).all()
+    engine, oracle = FactoredEngine(model, trainable(model)), AutogradEngine(model, trainable(model))
+    assert relative_error(engine.gram(batch), oracle.gram(batch)) < 1e-12
+    assert engine.notes == []
 
 
 def fields_after_ids(batch) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN001

@@ -1,0 +1,56 @@
+"""The dry run's arithmetic of memory, against the very model that it speaks of. Times aren't tested here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from entangle.config import ProbeConfig
+from entangle.data import tokenize_pair
+from entangle.errors import ModelError
+from entangle.estimate import estimate, peak_bytes
+from entangle.inputs import load_pairs_of, load_policy_of
+from entangle.probe import Plan, Work, _rows_of_pass, column_functions
+from entangle.scores import make_engine
+from tests.tiny import gpt2_tokenizer
+
+CPU = torch.device("cpu")
+
+
+def test_peak_counts_what_is_held_at_a_time():
+    """2 MB that stay while 4 MB come and go, then 1 MB: at most 6 MB at a time, in any order of creation."""
+
+    def compute() -> None:
+        kept = torch.ones(500_000)
+        torch.ones(1_000_000).sum()
+        kept.add_(torch.ones(250_000).sum())
+
+    assert peak_bytes(compute, CPU) == pytest.approx(6e6, rel=0.01)
+
+
+@pytest.mark.parametrize("options", [{}, {"parameters": "full", "reference": "self"}])
+def test_memory_is_that_of_the_whole_model(options):
+    """Counted on stacks of one and two layers, it is within 25 % of the four layers of the embedded policy."""
+    config = ProbeConfig(limit=2, **options)
+    found, policy = estimate(config), load_policy_of(config)
+    base = sum(p.nbytes for n, p in policy.model.named_parameters() if ".lora_" not in n)
+    assert found.weight_bytes == pytest.approx(base)
+    pairs = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in load_pairs_of(config)]
+    largest = list(Plan.make(pairs, config).passes(0))[-1]
+    work = Work(policy, make_engine(policy.model, policy.parameters), column_functions(config))
+    _rows_of_pass(largest, work)
+    measured = peak_bytes(lambda: _rows_of_pass(largest, work) and None, CPU)
+    assert found.pass_bytes == pytest.approx(measured, rel=0.25)
+    assert found.scored == 2 and found.seconds > 0
+
+
+def test_rows_beyond_learned_positions_are_refused_before_the_run(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = GPT2Config(
+        vocab_size=352, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=2
+    )
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path)
+    gpt2_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="Give --max_length 8"):
+        estimate(ProbeConfig(model_name_or_path=str(tmp_path), reference="self", limit=2))
