@@ -1,0 +1,30 @@
+"""Diagnostics of a pair from the literature, to set beside its geometry: numbers per pair, computed on request.
+
+    compute(["ches", "edit_distance"], policy, batch)  ->  {"ches": (B,), "ches_norm": (B,), "edit_distance": (B,)}
+
+`DIAGNOSTICS` names them all, with formula, source and cost. One file each; a diagnostic is a function of a `Reading`.
+"""
+
+from entangle.diagnostics.base import (
+    DIAGNOSTICS,
+    Diagnostic,
+    columns_of,
+    compute,
+    register_diagnostic,
+    resolve,
+)
+from entangle.diagnostics.correlations import rank_correlation, rank_correlations, summarise_diagnostics
+from entangle.diagnostics.reading import Reading
+
+__all__ = [
+    "DIAGNOSTICS",
+    "Diagnostic",
+    "Reading",
+    "columns_of",
+    "compute",
+    "rank_correlation",
+    "rank_correlations",
+    "register_diagnostic",
+    "resolve",
+    "summarise_diagnostics",
+]

@@ -1,0 +1,13 @@
+"""Lengths of the responses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from entangle.diagnostics.reading import Reading
+
+
+def length_ratio(reading: Reading) -> dict[str, Tensor]:
+    """Scored tokens of the rejected response over those of the chosen one: rho of SimPO and of averaged IPO."""
+    chosen, rejected = reading.lengths
+    return {"length_ratio": rejected / chosen}
