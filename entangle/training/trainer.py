@@ -109,10 +109,7 @@ class PreferenceTrainer(DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Mean loss of a micro-batch (chosen rows first, then rejected); its metrics go into TRL's buffer."""
-        columns = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_MODEL} | {"use_cache": False}
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        output = model(**columns, **router, labels=labels, fused_lm_head=True)
+        output = self._forward(model, inputs)
         logps = self._pair_logps(output, inputs)
         loss = self.loss.per_pair(logps).mean()
         if self.aux_loss_enabled:
@@ -121,7 +118,13 @@ class PreferenceTrainer(DPOTrainer):
         if not return_outputs:
             return loss
         with torch.no_grad():  # for `compute_metrics`, which reads logits: the fused head builds none
-            return loss, model(**columns)
+            return loss, model(**_columns(inputs))
+
+    def _forward(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """The policy's output at every position: `log_probs` and what else TRL's fused head gives."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        return model(**_columns(inputs), **router, labels=labels, fused_lm_head=True)
 
     def _pair_logps(self, output: Any, inputs: dict[str, Any]) -> PairLogps:
         """The micro-batch as the loss reads it; lengths are at least 1, so an empty response's mean is 0."""
@@ -232,6 +235,11 @@ def reads_collisions(loss: PreferenceLoss) -> bool:
         f"PreferenceTrainer can't train {loss.label}. {reason} TRL's fused LM head builds no logits, so only "
         "the tokens' log-probs and log_collision are at hand: write the loop by hand (losses.as_function)."
     )
+
+
+def _columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's forward takes of a batch."""
+    return {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_MODEL} | {"use_cache": False}
 
 
 def _by_side(columns: Mapping[str, Tensor | None]) -> dict[str, Any]:

@@ -1,0 +1,384 @@
+"""Mitigations of entanglement: what they do to a pair's gradients or to the choice of pairs, as pure mathematics.
+
+Any loss can be trained with one of them; `entangle.training.mitigated` puts them into TRL's trainer. Four kinds:
+
+    Rescaling   the forward pass unchanged, a pair's two incentives multiplied in the backward pass
+    Masking     the forward pass unchanged, some tokens left out of the backward pass
+    Splitting   the gradients of the chosen and the rejected half taken at different parameters
+    Select      pairs left out before training
+
+With g_w, g_l the gradients of the two summed log-probs and d_w, d_l a loss's incentives in them (the one convention
+for averages here: a loss that averages over tokens has its 1/n inside d).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from random import Random
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from entangle.errors import ConfigError
+from losses import Coefficients
+
+MITIGATIONS: dict[str, type[Mitigation]] = {}
+"""Every mitigation by name."""
+
+Side = Literal["chosen", "rejected"]
+Vector = list[Tensor]
+"""A point or a direction in parameter space, a tensor per parameter."""
+
+Gradient = Callable[[Side, Vector | None], Vector]
+"""g+ (`chosen`) or g- (`rejected`) at the parameters moved by a displacement; None: as they are.
+
+g+ = -d_w g_w and g- = -d_l g_l, batch means with d_w, d_l frozen: the loss's gradient is g+ - g-.
+"""
+
+
+@dataclass(frozen=True)
+class Mitigation:
+    """A change to training that a run asks for by name, with its options as fields."""
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in cls.__dict__:
+            MITIGATIONS[cls.name] = cls
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """`{"name": ..., options}`: what `build_mitigation` turns back into this."""
+        return {"name": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def build_mitigation(spec: str | Mapping[str, Any]) -> Mitigation:
+    """A mitigation from its name, or from `{"name": "sequential", "order": "random"}`.
+
+    Raises:
+        ConfigError: the name, an option or its value isn't known.
+    """
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = options.pop("name", None)
+    if name not in MITIGATIONS:
+        raise ConfigError(f"Unknown mitigation {name!r}. Known: {', '.join(MITIGATIONS)}.")
+    cls = MITIGATIONS[name]
+    known = [field.name for field in fields(cls)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"Unknown option {', '.join(map(repr, unknown))} of mitigation {name!r}. "
+            f"It has: {', '.join(known) or 'none'}."
+        )
+    return cls(**options)
+
+
+def backward_scaled(value: Tensor, factor: Tensor) -> Tensor:
+    """`value` forward, its gradient times `factor` backward: f v + (1 - f) sg v."""
+    return value.detach() + factor * (value - value.detach())
+
+
+# --- rescaled incentives ------------------------------------------------------------------------------------
+
+
+class Rescaling(Mitigation, ABC):
+    """Multiplies a pair's incentives by factors that aren't differentiated."""
+
+    @abstractmethod
+    def factors(
+        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float]
+    ) -> tuple[Tensor, Tensor]:
+        """(a_w, a_l), `(B,)` each: the step takes a_w d_w and a_l d_l.
+
+        Args:
+            incentives: d_w and d_l, `(B,)` each.
+            chosen_norm: |g_w|, `(B,)`.
+            rejected_norm: |g_l|, `(B,)`.
+            state: what is carried from batch to batch; changed in place.
+        """
+
+
+@dataclass(frozen=True)
+class PairwiseNormalised(Rescaling):
+    """Each gradient over its norm: the step is d_w g_w/|g_w| - d_l g_l/|g_l|.
+
+    Law: where d_w = d_l = d > 0 a pair's own step gives dw = eta d |g_w| (1 - cos) and dl = -eta d |g_l| (1 - cos),
+    so it is ideal unless cos = 1. For other losses it is ideal iff |ln(d_w/d_l)| < -ln cos. Other pairs of the
+    batch aren't controlled. A response without gradient keeps none.
+    """
+
+    name: ClassVar = "pairwise_normalised"
+    source: ClassVar = "arXiv 2410.13828, proposed there as a direction; the formula is ours"
+
+    def factors(
+        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float]
+    ) -> tuple[Tensor, Tensor]:
+        """(1/|g_w|, 1/|g_l|)."""
+        return _inverse(chosen_norm), _inverse(rejected_norm)
+
+
+@dataclass(frozen=True)
+class RewardCalibration(Rescaling):
+    """Reward calibration: a d_w and d_l / a with a = sqrt(r*/rho): the incentive ratio becomes r* = |g_l|/|g_w|.
+
+    Laws: the product d_w d_l is kept; with norms per pair, dw = eta sqrt(d_w d_l) (AB)^(1/4) |g_w| (1 - cos) and
+    dl = -eta sqrt(d_w d_l) (AB)^(1/4) |g_l| (1 - cos): ideal unless cos = 1. A pair with an incentive that isn't
+    positive, or without a gradient, has no such ratio and is left alone.
+
+    Args:
+        norms: `pair`: a of every pair from its own numbers. `ema`: one a for all, from moving averages of the logs of
+            batch means, as in the authors' code.
+        decay: of the moving average.
+    """
+
+    name: ClassVar = "reward_calibration"
+    source: ClassVar = "arXiv 2604.18239"
+
+    norms: Literal["pair", "ema"] = "pair"
+    decay: float = 0.98
+
+    def __post_init__(self) -> None:
+        if self.norms not in ("pair", "ema") or not 0 <= self.decay < 1:
+            raise ConfigError(
+                f"reward_calibration expects norms 'pair' or 'ema' and 0 <= decay < 1; got {self.config}."
+            )
+
+    def factors(
+        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float]
+    ) -> tuple[Tensor, Tensor]:
+        """(a, 1/a), and 1 for a pair without a ratio."""
+        columns = torch.stack([incentives.chosen, incentives.rejected, chosen_norm, rejected_norm]).double()
+        usable = (columns > 0).all(0) & columns.isfinite().all(0)
+        if self.norms == "pair":
+            log_ratio = _log_ratio(columns.where(usable, 1.0))
+        else:
+            if usable.any():
+                new = float(_log_ratio(columns[:, usable].mean(1)))
+                state["log_ratio"] = self.decay * state.get("log_ratio", new) + (1 - self.decay) * new
+            log_ratio = torch.full_like(columns[0], state.get("log_ratio", 0.0))
+        factor = (log_ratio / 2).exp().where(usable, 1.0).to(incentives.chosen.dtype)
+        return factor, 1 / factor
+
+
+def _log_ratio(columns: Tensor) -> Tensor:
+    """Ln r* - ln rho from d_w, d_l, |g_w|, |g_l|."""
+    chosen, rejected, chosen_norm, rejected_norm = columns.log()
+    return rejected_norm - chosen_norm - chosen + rejected
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, 1 / norm, 0.0)
+
+
+# --- masked tokens ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenMasking(Mitigation):
+    """Leaves the tokens that entangle a pair most out of the backward pass, until c < min(A, B) for what is left.
+
+    arXiv 2410.13828 names token-level masks as a direction and gives no rule; this one is ours. Tokens are dropped
+    on both sides in the order of what they contribute to c (<g_t, g_l> of a chosen token, <g_t, g_w> of a rejected
+    one), only while that is positive, in growing shares; after each, A, B and c of what is left are computed exactly.
+    A pair that isn't entangled keeps every token. Law: when it stops early, the masked pair is ideal for every loss
+    with d_w = d_l > 0.
+
+    Args:
+        max_share: drop at most this share of a response's tokens.
+        rounds: number of growing shares that are tried.
+    """
+
+    name: ClassVar = "token_masking"
+    source: ClassVar = "a direction named in arXiv 2410.13828; the rule is ours"
+
+    max_share: float = 0.5
+    rounds: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_share < 1 or self.rounds < 1:
+            raise ConfigError(f"token_masking expects 0 < max_share < 1 and rounds >= 1; got {self.config}.")
+
+    def shares(self) -> list[float]:
+        """The shares of tokens that are tried, growing."""
+        return [self.max_share * (k + 1) / self.rounds for k in range(self.rounds)]
+
+
+def kept_tokens(contributions: Tensor, share: float) -> Tensor:
+    """Which tokens stay, `(T,)` bool: all but the largest positive contributions, at most `share` of them.
+
+    At least one token stays.
+    """
+    count = min(math.floor(share * len(contributions)), len(contributions) - 1)
+    kept = torch.ones_like(contributions, dtype=torch.bool)
+    largest = contributions.argsort(descending=True, stable=True)[:count]
+    kept[largest[contributions[largest] > 0]] = False
+    return kept
+
+
+# --- split steps --------------------------------------------------------------------------------------------
+
+
+class Splitting(Mitigation, ABC):
+    """Takes the gradients of the two halves, L = L+ (chosen) + L- (rejected), at displaced parameters."""
+
+    optimizers: ClassVar[tuple[str, ...]]
+    """Optimisers of transformers (beginnings of their names) that it is made for."""
+
+
+@dataclass(frozen=True)
+class Sequential(Splitting):
+    """Sequential (Lie-Trotter) splitting of an SGD step of size h: one half first, the other where that led to.
+
+    chosen_first: theta1 = theta - h g+(theta), then theta1 + h g-(theta1); the weights d are those at theta. Laws:
+    theta_seq = theta_agg - h^2 H- g+ + O(h^3), H- the Jacobian of g-; the average of both orders is
+    theta_agg - (h^2/2) grad<g+, g-> + O(h^3). To first order nothing changes. Costs 3 further passes per step, 4
+    with order `both`.
+
+    Args:
+        order: chosen_first, rejected_first, random (a coin per step, from the seed), or both (the average).
+        half_steps: both halves with h/2 (the source says so in words, its formula takes h).
+    """
+
+    name: ClassVar = "sequential"
+    source: ClassVar = "J. Yu, The implicit bias of gradient accumulation in RLHF (2026)"
+    optimizers: ClassVar = ("sgd",)
+
+    order: Literal["chosen_first", "rejected_first", "random", "both"] = "chosen_first"
+    half_steps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in ("chosen_first", "rejected_first", "random", "both"):
+            raise ConfigError(
+                "sequential expects order chosen_first, rejected_first, random or both; got "
+                + repr(self.order)
+            )
+
+    def step_gradient(self, total: Vector, gradient: Gradient, rate: float, coin: Random) -> Vector:
+        """What SGD must step along: (theta - theta_seq) / h.
+
+        Args:
+            total: the loss's gradient g+ - g- at theta.
+            gradient: see `Gradient`.
+            rate: h.
+            coin: for the random order.
+        """
+        scale = 0.5 if self.half_steps else 1.0
+        order = coin.choice(("chosen_first", "rejected_first")) if self.order == "random" else self.order
+        plus, minus = gradient("chosen", None), gradient("rejected", None)
+        weight = 0.5 if order == "both" else 1.0
+        found = total
+        if order in ("chosen_first", "both"):
+            moved = gradient("rejected", _times(plus, -scale * rate))
+            found = _plus(found, _minus(moved, minus), -weight)
+        if order in ("rejected_first", "both"):
+            moved = gradient("chosen", _times(minus, scale * rate))
+            found = _plus(found, _minus(moved, plus), weight)
+        return _times(found, scale)
+
+
+@dataclass(frozen=True)
+class VirtualSplitting(Splitting):
+    """Virtual splitting for Adam: the momentum gets q_stage, the second moment q = g+ - g- as ever.
+
+    q_stage = g+(theta + (k h/2) g-) - g-(theta - (k h/2) g+) = q + (k h/2) grad<g+, g-> + O(h^2). The displaced
+    parameters are neither kept nor differentiated through. Law: k = 0 is Adam, bit for bit. Costs 4 further passes
+    per step.
+
+    Args:
+        k: strength; 1 is the size of the sequential arm's bias.
+    """
+
+    name: ClassVar = "virtual_splitting"
+    source: ClassVar = Sequential.source
+    optimizers: ClassVar = ("adamw_torch",)
+
+    k: float = 1.0
+
+    def stage(self, total: Vector, gradient: Gradient, rate: float) -> Vector:
+        """q_stage for the gradient `total` = q and the learning rate h."""
+        if self.k == 0:
+            return total
+        plus, minus = gradient("chosen", None), gradient("rejected", None)
+        reach = 0.5 * self.k * rate
+        moved_plus = gradient("chosen", _times(minus, reach))
+        moved_minus = gradient("rejected", _times(plus, -reach))
+        return _plus(_plus(total, _minus(moved_plus, plus), 1.0), _minus(moved_minus, minus), -1.0)
+
+
+def _times(vector: Vector, factor: float) -> Vector:
+    return [factor * part for part in vector]
+
+
+def _plus(vector: Vector, other: Vector, factor: float) -> Vector:
+    return [part + factor * more for part, more in zip(vector, other, strict=True)]
+
+
+def _minus(vector: Vector, other: Vector) -> Vector:
+    return _plus(vector, other, -1.0)
+
+
+# --- selected pairs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Select(Mitigation):
+    """Leaves out the pairs that promise the most displacement under the initial policy.
+
+    ches: <H_w, H_l> - |H_w|^2, high is risky. cosine: of the two gradients, high is risky. gap: the smaller of
+    (A - c)/A and (B - c)/B, low is risky (below 0 a loss with d_w = d_l isn't ideal). edit_distance: of the two
+    responses' tokens over the longer one's length, low is risky. Pairs of which the number isn't finite are left out.
+
+    Args:
+        by: one of these numbers.
+        share: keep this share of the pairs, the least risky ones.
+        threshold: or keep the pairs on the safe side of this value of the number.
+    """
+
+    name: ClassVar = "select"
+    source: ClassVar = (
+        "ches and edit_distance: arXiv 2410.08847; cosine and gap: arXiv 2410.13828's condition"
+    )
+    RISK: ClassVar[Mapping[str, int]] = {"ches": 1, "cosine": 1, "gap": -1, "edit_distance": -1}
+    """1 where a high number is risky, -1 where a low one is."""
+
+    by: str = "ches"
+    share: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        is_share = self.share is not None and 0 < self.share < 1
+        if (
+            self.by not in self.RISK
+            or (self.share is None) == (self.threshold is None)
+            or (self.share and not is_share)
+        ):
+            raise ConfigError(
+                f"select expects by = one of {', '.join(self.RISK)}, and either a share between 0 and 1 or a "
+                f"threshold; got {self.config}."
+            )
+
+
+def select_pairs(rows: pd.DataFrame, rule: Select) -> np.ndarray:
+    """Which pairs are kept, `(rows,)` bool.
+
+    Args:
+        rows: one per pair with the column `rule.by`.
+        rule: what is kept; of equal numbers at the border of a share the earlier rows are.
+    """
+    risk = Select.RISK[rule.by] * rows[rule.by].to_numpy(float)
+    finite = np.isfinite(risk)
+    if rule.threshold is not None:
+        return finite & (risk < Select.RISK[rule.by] * rule.threshold)
+    assert rule.share is not None
+    order = np.argsort(np.where(finite, risk, np.inf), kind="stable")
+    kept = np.zeros(len(rows), dtype=bool)
+    kept[order[: max(1, math.floor(rule.share * len(rows)))]] = True
+    return kept & finite

@@ -1,0 +1,343 @@
+"""A callback that watches entanglement while a model is trained, and doesn't change the training by one bit."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, gather_object
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
+from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+from entangle.config.files import _losses_of_trl, _trl_names
+from entangle.data import PreferencePair, TokenizedPair
+from entangle.regimes import Regime
+from entangle.shards import StepShards
+from entangle.training.accounting import LedgerKeeper
+from entangle.training.live import BatchWatch
+from entangle.training.probing import ProbeSet
+from entangle.training.rows import Growing, ledger_metrics, live_metrics, live_rows, probe_metrics
+from entangle.training.trainer import LOSS_OPTIONS, TrainingError
+from losses import PreferenceLoss, build
+
+logger = logging.get_logger(__name__)
+
+
+class EntanglementCallback(TrainerCallback):
+    """Probes a fixed set of pairs, reads the training batch's own geometry, and keeps the ledger of a run.
+
+    Law: the training is bit-identical to one without the callback.
+
+        callback = EntanglementCallback(pairs, every=50, live=True).attach(trainer)
+        trainer.train()
+
+    Three things, together or apart, for TRL's DPOTrainer, PreferenceTrainer and (the first one) any trainer of
+    transformers. Rows are written as the run goes, in pieces (`StepShards`): a killed run keeps them, a resumed one
+    goes on. At the end each table is joined into one file.
+
+    - **Probe set** (`pairs`; `steps.parquet`): before the first step, every `every` steps and after the last one,
+      each pair's geometry, log-probs and, under the trained loss, incentives, predicted changes and regime. The
+      numbers are those of the stored weights in eval mode: no dropout, no autocast. Logged as `entangle/probe/*`.
+    - **Live** (`live.parquet`): at every step the geometry of the very batch, read off the step's own backward pass
+      (`BatchWatch`); incentives carry the mean over the batch and its accumulation. Logged as `entangle/live/*`.
+    - **Ledger** (`ledger.parquet`): at every step the change of each probed pair's log-probs, split by its causes
+      (`entangle.ledger`). It costs a forward and backward and a forward over the probe set per accounted step.
+      Logged as `entangle/ledger/*`, nats since the last row of the log.
+
+    Under several processes (DDP) the pairs are shared out. Where parameters are sharded (FSDP, DeepSpeed ZeRO-3) the
+    callback says so once and measures nothing: probe the checkpoints with `entangle sweep`.
+
+    Args:
+        pairs: the probe set; an integer n: n pairs of the run's own training set, evenly spread; None: no probe set.
+        every: optimiser steps between two probes.
+        live: whether to read the batches' geometry. Needs layers with rules throughout, as LoRA has.
+        ledger: whether to keep the ledger of the probe set. Needs torch's AdamW, Adam or SGD.
+        ledger_every: account for one step in so many; the changes in between are then unaccounted for.
+        loss: the trained loss; None: the trainer's (PreferenceTrainer, and TRL's DPOTrainer by its `loss_type`).
+        output_dir: where rows go; None: the folder `entangle` in the trainer's output_dir.
+        max_both_down: warn, once, when a larger share of the probed pairs is predicted to lose both log-probs.
+        batch_size: pairs of a probe's pass; None: as many as make 4096 tokens.
+
+    Raises:
+        TrainingError: nothing is asked for, or (when training begins) what is asked for can't be had.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[PreferencePair | TokenizedPair] | int | None = None,
+        *,
+        every: int = 50,
+        live: bool = False,
+        ledger: bool = False,
+        ledger_every: int = 1,
+        loss: PreferenceLoss | str | Mapping[str, Any] | None = None,
+        output_dir: str | Path | None = None,
+        max_both_down: float = 0.5,
+        batch_size: int | None = None,
+    ) -> None:
+        if not (pairs or live) or (ledger and not pairs):
+            raise TrainingError(
+                "EntanglementCallback needs something to watch: pairs=..., live=True or both; the ledger needs pairs."
+            )
+        self.pairs = pairs
+        self.every = every
+        self.live = live
+        self.ledger = ledger
+        self.ledger_every = ledger_every
+        self.loss = None if loss is None else build(loss)
+        self.output_dir = output_dir
+        self.max_both_down = max_both_down
+        self.batch_size = batch_size
+        self._trainer: Trainer | None = None
+        self._has_alerted = False
+        self._clear()
+
+    def attach(self, trainer: Trainer) -> Self:
+        """Add the callback to a trainer, and give it what callbacks aren't told: the trainer itself."""
+        self._trainer = trainer
+        trainer.add_callback(self)
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prepare, forget rows of steps that will be trained again, and probe the start."""
+        self._clear()
+        if is_sharded():
+            logger.warning(
+                "EntanglementCallback: this run shards its parameters (FSDP or DeepSpeed ZeRO-3), so they can't be "
+                "probed in the training loop; nothing will be measured. Save checkpoints (save_steps) and probe them "
+                f"with: entangle sweep {args.output_dir}"
+            )
+            return
+        if self._trainer is None:
+            if self.live or self.ledger:
+                raise TrainingError("live=True and ledger=True need the trainer: callback.attach(trainer).")
+            logger.warning(
+                "EntanglementCallback: rows are written; for metrics in the log use attach(trainer)."
+            )
+        self._args = args
+        self._loss = self.loss
+        if self._loss is None and self._trainer is not None and self.pairs:
+            self._loss = trained_loss(self._trainer)
+        folder = Path(args.output_dir) / "entangle" if self.output_dir is None else Path(self.output_dir)
+        self._steps = StepShards(folder, "steps")
+        asked = {"live": self.live, "ledger": self.ledger}
+        self._growing = {
+            kind: Growing(StepShards(folder, kind), args) for kind, is_asked in asked.items() if is_asked
+        }
+        model = kwargs["model"]
+        if self.live or self.ledger:
+            self._watch = BatchWatch(model, geometry=self.live)
+        if self.pairs:
+            self._set = self._probe_set(args, model, kwargs["processing_class"])
+        if self.ledger and self._set and self._watch and self._trainer:
+            self._keeper = LedgerKeeper(
+                self._set, self._watch, kwargs["optimizer"], self._trainer.accelerator
+            )
+        self._go_on(state.global_step)
+        if state.global_step % self.every == 0:
+            self._probe(state)
+
+    def _clear(self) -> None:
+        """Take off what an earlier training may have left."""
+        for part in (getattr(self, "_watch", None), getattr(self, "_keeper", None)):
+            if part is not None:
+                part.remove()
+        self._set: ProbeSet | None = None
+        self._watch: BatchWatch | None = None
+        self._keeper: LedgerKeeper | None = None
+        self._growing: dict[str, Growing] = {}
+        self._last_probe = -1
+
+    def _probe_set(self, args: Any, model: Any, processing_class: Any) -> ProbeSet:
+        return ProbeSet(
+            training_pairs(self._trainer, self.pairs) if isinstance(self.pairs, int) else self.pairs or (),
+            model,
+            getattr(processing_class, "tokenizer", processing_class),
+            ref_model=getattr(self._trainer, "ref_model", None),
+            max_length=getattr(args, "max_length", None),
+            batch_size=self.batch_size,
+            process=(args.process_index, args.world_size),
+        )
+
+    def _go_on(self, step: int) -> None:
+        """Take up what was written before `step`; what was written after it will be trained again."""
+        earlier = [done for done in self._steps.steps if done <= step] if step else []
+        if self._set and earlier:
+            self._set.restore_reference(self._steps.read(earlier[0]))
+            self._last_probe = earlier[-1]
+        if self._args.world_size > 1:
+            gather_object([step])  # nobody deletes what another process still reads
+        if self._args.process_index == 0:
+            for shards in (self._steps, *(growing.shards for growing in self._growing.values())):
+                shards.drop_after(step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The step's gradients are there: take what the hooks have seen, and take the step apart."""
+        if self._watch is None:
+            return
+        batches = self._watch.take()
+        if not batches:
+            raise TrainingError(
+                "live=True and ledger=True read the log-probs that the trainer's model returns, and this one returns "
+                "none. Use TRL's DPOTrainer or PreferenceTrainer, or a probe set alone."
+            )
+        if self.live:
+            if any(batch.weighs_tokens for batch in batches):
+                logger.warning_once(
+                    "EntanglementCallback: this loss weighs tokens, so a response has no single push and live=True "
+                    "can't tell its score; such rows are marked unknown. A probe set (pairs=...) isn't affected."
+                )
+            rows = [
+                row
+                for number, batch in enumerate(batches)
+                for row in live_rows(batch, number, args.world_size)
+            ]
+            self._growing["live"].add([{"step": state.global_step + 1} | row for row in rows])
+        if self._keeper and (state.global_step + 1) % self.ledger_every == 0:
+            self._keeper.before(state.global_step, batches)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The step is taken: measure what it did."""
+        step = state.global_step + 1
+        if self._keeper and step % self.ledger_every == 0:
+            self._growing["ledger"].add(self._keeper.after(step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log and probe when it is time to."""
+        if control.should_log:
+            summaries = {"live": live_metrics, "ledger": ledger_metrics}
+            for kind, growing in self._growing.items():
+                self._log(summaries[kind](growing.collect()))
+        if state.global_step % self.every == 0 or control.should_training_stop:
+            self._write(state.global_step)
+            self._probe(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint is written: so are the rows up to it, so that a resumed run finds them."""
+        self._write(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Probe the end, put the rows into one table of each kind, and take the hooks off."""
+        if self._set is None and self._watch is None:
+            return
+        self._write(state.global_step)
+        self._probe(state)
+        if args.process_index == 0:
+            for shards in (self._steps, *(growing.shards for growing in self._growing.values())):
+                shards.join()
+        self._clear()
+
+    def _write(self, step: int) -> None:
+        for growing in self._growing.values():
+            growing.write(step)
+
+    def _probe(self, state: Any) -> None:
+        if self._set is None or self._last_probe == state.global_step:
+            return
+        self._last_probe = state.global_step
+        with self._watch.paused() if self._watch else nullcontext():
+            rows = self._set.measure(self._loss, self._args.per_device_train_batch_size)
+        rows.insert(0, "step", state.global_step)
+        if self._args.process_index == 0:
+            self._steps.write(state.global_step, rows)
+        metrics = probe_metrics(rows)
+        self._log(metrics)
+        share = metrics.get(f"entangle/probe/{Regime.BOTH_DOWN}", 0.0)
+        if share > self.max_both_down and not self._has_alerted and self._args.process_index == 0:
+            self._has_alerted = True
+            alert(
+                "Both log-probs fall",
+                f"At step {state.global_step}, {share:.0%} of the {len(rows)} probed pairs are predicted to lose "
+                f"log-prob of both responses (more than max_both_down={self.max_both_down:g}).",
+                self._args.report_to,
+            )
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """A row of its own in the run's log; TRL's `log` would empty its buffers into it."""
+        if self._trainer is not None and metrics:
+            was_due = self._trainer.control.should_log
+            Trainer.log(self._trainer, metrics)
+            self._trainer.control.should_log = was_due  # the step's own row is still to come
+
+
+def alert(title: str, text: str, trackers: Sequence[str]) -> None:
+    """Warn on the console, and in those of the run's trackers that know alerts."""
+    logger.warning(f"{title}: {text}")
+    for tracker in ("trackio", "wandb"):
+        if tracker in trackers:
+            try:
+                importlib.import_module(tracker).alert(title=title, text=text)
+            except Exception as error:  # a tracker's trouble must not end a training run
+                logger.warning(f"The alert didn't reach {tracker}: {error}")
+
+
+def is_sharded() -> bool:
+    """Whether the parameters are spread over processes, so that none can run the model alone."""
+    state = AcceleratorState()
+    if state.distributed_type == DistributedType.DEEPSPEED:
+        return state.deepspeed_plugin is not None and state.deepspeed_plugin.zero_stage == 3
+    return state.distributed_type in (DistributedType.FSDP, DistributedType.MEGATRON_LM)
+
+
+def training_pairs(trainer: Trainer | None, count: int) -> list[TokenizedPair]:
+    """`count` pairs of a TRL trainer's tokenised training set, evenly spread; their index is their row.
+
+    Raises:
+        TrainingError: there is no trainer, or its training set isn't one of tokenised pairs.
+    """
+    data: Any = getattr(trainer, "train_dataset", None)
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    if not set(columns) <= set(getattr(data, "column_names", None) or ()):
+        raise TrainingError(
+            f"pairs={count} asks for pairs of the training set; that needs attach(trainer) with a DPOTrainer or "
+            f"PreferenceTrainer, whose training set has the columns {', '.join(columns)}. Give the pairs themselves."
+        )
+    count = min(count, len(data))
+    limit = getattr(getattr(trainer, "args", None), "max_length", None)
+    pairs = []
+    for index in (i * len(data) // count for i in range(count)):
+        row = data[index]
+        prompt, *responses = (list(row[column]) for column in columns)
+        chosen, rejected = ((prompt + response)[:limit][len(prompt) :] for response in responses)
+        is_empty = min(len(chosen), len(rejected)) <= (0 if prompt else 1)
+        reference = {name: row[name] for name in ("ref_chosen_logps", "ref_rejected_logps") if name in row}
+        pairs.append(
+            TokenizedPair(
+                index, prompt[:limit], chosen, rejected, identical=chosen == rejected, empty=is_empty, **reference
+            )
+        )  # fmt: skip
+    return pairs
+
+
+def trained_loss(trainer: Trainer) -> PreferenceLoss:
+    """The loss that a trainer trains.
+
+    Raises:
+        TrainingError: it can't be told; the message says to give it.
+    """
+    if isinstance(own := getattr(trainer, "loss", None), PreferenceLoss):
+        return own
+    if not isinstance(trainer, DPOTrainer):
+        raise TrainingError(
+            f"What {type(trainer).__name__} trains can't be told from outside. Give EntanglementCallback(loss=...)."
+        )
+    options = {option: getattr(trainer.args, option) for option in ("beta", *LOSS_OPTIONS)}
+    spec = _losses_of_trl(options)[0]
+    said = _trl_names(spec) | {"loss_type", "loss_weights", "beta"}
+    silent = [
+        f"{f.name}={options[f.name]!r}"
+        for f in fields(trainer.args)
+        if f.name in options and f.name not in said and options[f.name] != f.default
+    ]
+    if silent:
+        raise TrainingError(
+            f"The trainer's loss_type={options['loss_type']} is changed by {', '.join(silent)}; which loss of the "
+            "catalogue that is can't be told. Give EntanglementCallback(loss=...); see `entangle losses`."
+        )
+    return build(spec)

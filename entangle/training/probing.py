@@ -1,0 +1,186 @@
+"""Measuring a model in the middle of its training, so that the training doesn't notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch import nn
+
+from entangle.data import PreferencePair, TokenizedPair, tokenize_pair
+from entangle.models import AdapterOff, Columns, NoReference, Policy, Reference, SecondModel
+from entangle.predictions import predict_losses, usable_losses
+from entangle.probe import Plan, Work, _shard, is_scorable, longest, number_columns
+from entangle.rows import RowBatch
+from entangle.scores import Engine, make_engine, row_logps
+from losses import PreferenceLoss
+
+PUSH_COLUMNS = ("coefficient_chosen", "coefficient_rejected", "change_chosen", "change_rejected", "regime")
+"""What a step's rows take from `predict_losses`."""
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Within: the model may be run and differentiated, but not into `.grad`; afterwards all is as before.
+
+    Random state is restored. The forward is the model's own, without the autocast that accelerate wraps around it
+    for training: what is measured is the function that the stored weights define, in their own precision. Modes,
+    `requires_grad` and weights are the engines' to restore.
+    """
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    own: dict[str, Any] = model.__dict__
+    wrapped = own.get("forward")
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            if "_original_forward" in own:
+                own["forward"] = own["_original_forward"]
+            yield
+        finally:
+            if "_original_forward" in own:
+                own["forward"] = wrapped
+
+
+class ProbeSet:
+    """A fixed set of pairs, measured again and again while a model is trained.
+
+    Under several processes each measures its share of the pairs, and all of them must call together.
+
+    Args:
+        pairs: the pairs; their indices must differ. Reference log-probs that they carry count where there is no
+            other reference.
+        model: the policy, without wrappers of distribution.
+        tokenizer: its tokenizer.
+        ref_model: a reference of its own; None: the adapter switched off (or PEFT's adapter `ref`), and without
+            an adapter none.
+        max_length: tokens of a row, as in training.
+        batch_size: pairs of a pass; None: as many as make 4096 tokens.
+        process: (this process, processes).
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[PreferencePair | TokenizedPair],
+        model: Any,
+        tokenizer: Any,
+        *,
+        ref_model: nn.Module | None = None,
+        max_length: int | None = None,
+        batch_size: int | None = None,
+        process: tuple[int, int] = (0, 1),
+    ) -> None:
+        tokenized = [
+            p if isinstance(p, TokenizedPair) else tokenize_pair(tokenizer, p, max_length) for p in pairs
+        ]
+        ordered = sorted(tokenized, key=lambda pair: (longest(pair), pair.index))
+        self.pairs = {pair.index: pair for pair in ordered}
+        self._own = tuple(ordered[process[0] :: process[1]])
+        self._is_shared = process[1] > 1
+        self._batch_size = batch_size
+        self._is_referenced = False
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._reference = _reference_of(model, ref_model)
+        self.policy = Policy(model, tokenizer, parameters, Columns(required=False))
+        self.engine: Engine = make_engine(model, parameters)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether reference log-probs can be had."""
+        return not isinstance(self._reference, NoReference)
+
+    def passes(self, most: int | None = None) -> Iterator[tuple[list[TokenizedPair], RowBatch]]:
+        """This process's scorable pairs, as many at a time as go through the model together, but at most `most`."""
+        for batch in Plan((self._own,), self._batch_size).passes(0):
+            for start in range(0, len(batch), most or len(batch)):
+                part = batch[start : start + (most or len(batch))]
+                yield part, self.policy.collate(part)
+
+    def measure(self, loss: PreferenceLoss | None, loss_batch_size: int) -> pd.DataFrame:
+        """One row per pair: the columns of a probe's pairs, and under `loss` incentives, changes and regime.
+
+        Reference log-probs are computed once and kept. A pair that can't be scored, and the incentives of a loss
+        that weighs tokens, are left empty.
+        """
+        with undisturbed(self.policy.model):
+            if self.has_reference and not self._is_referenced:
+                self._keep_reference()
+            plan, work = (
+                Plan((self._own,), self._batch_size),
+                Work(self.policy, self.engine, [number_columns]),
+            )
+            own, _ = _shard(plan, 0, work, lambda count: None)
+        rows = pd.DataFrame(self._gathered(own)).sort_values("index", ignore_index=True)
+        for side in ("chosen", "rejected"):
+            rows[f"logps_per_token_{side}"] = rows[f"logps_{side}"] / rows[f"{side}_length"]
+        has_reference = bool(rows["ref_logps_chosen"].notna().any())
+        usable, _ = usable_losses([loss] if loss else [], has_reference=has_reference)
+        if not usable:
+            return rows.assign(**dict.fromkeys(PUSH_COLUMNS[:-1], float("nan")), regime=None)
+        judged = predict_losses(rows, usable, resolution=self.engine.resolution, batch_size=loss_batch_size)
+        return rows.merge(judged[["index", *PUSH_COLUMNS]], on="index", how="left")
+
+    def restore_reference(self, rows: pd.DataFrame) -> None:
+        """Take the reference log-probs from rows that were measured earlier in the same run."""
+        self._is_referenced = True
+        columns = ("index", "ref_logps_chosen", "ref_logps_rejected")
+        known = {
+            index: tuple(logps)
+            for index, *logps in zip(*(rows[name].tolist() for name in columns), strict=True)
+        }
+        self._own = tuple(
+            replace(pair, ref_chosen_logps=known[pair.index][0], ref_rejected_logps=known[pair.index][1])
+            if pair.index in known and is_scorable(pair)
+            else pair
+            for pair in self._own
+        )
+
+    def _keep_reference(self) -> None:
+        rows = []
+        for batch, collated in self.passes():
+            logps = self._reference.logps(collated, batch)
+            assert logps is not None
+            chosen, rejected = logps.clamp(max=0.0).chunk(2)
+            rows += [
+                {"index": pair.index, "ref_logps_chosen": float(up), "ref_logps_rejected": float(down)}
+                for pair, up, down in zip(batch, chosen, rejected, strict=True)
+            ]
+        self.restore_reference(
+            pd.DataFrame(rows, columns=["index", "ref_logps_chosen", "ref_logps_rejected"])
+        )
+
+    def _gathered(self, rows: list[Any]) -> list[Any]:
+        return gather_object(rows) if self._is_shared else rows
+
+
+class _RefAdapter(Reference):
+    """PEFT's adapter `ref`: TRL keeps one where training goes on from an adapter that was there before."""
+
+    name = "adapter_ref"
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+
+    def logps(self, batch: RowBatch, pairs: Sequence[TokenizedPair] = ()) -> torch.Tensor:
+        """Log-probs with the adapter `ref` in the place of the trained one."""
+        from trl.trainer.utils import use_adapter
+
+        wanted = {p: p.requires_grad for p in self._model.parameters()}
+        try:
+            with use_adapter(self._model, adapter_name="ref"):
+                return row_logps(self._model, batch)
+        finally:
+            for parameter, needed in wanted.items():
+                parameter.requires_grad_(needed)
+
+
+def _reference_of(model: nn.Module, ref_model: nn.Module | None) -> Reference:
+    if ref_model is not None:
+        return SecondModel(ref_model)
+    if isinstance(model, PeftModel):
+        return _RefAdapter(model) if "ref" in model.peft_config else AdapterOff(model)
+    return NoReference()
