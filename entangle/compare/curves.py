@@ -1,0 +1,48 @@
+"""From the rows of a comparison's runs to curves per run, per variant over seeds, and final numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from entangle.compare.cells import Cell
+from entangle.curves import curve, onset, with_changes
+from entangle.ledger import PARTS, cumulate
+
+KEYS = ["variant", "loss", "seed"]
+
+
+def labelled(cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
+    """A run's probe rows with what the run is, and the changes since its first probe (before the first step)."""
+    start = rows[rows["step"] == rows["step"].min()]
+    return with_changes(rows, start).assign(variant=cell.variant, loss=cell.loss, seed=cell.seed)
+
+
+def run_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """`entangle.curves.curve` of every run, one below the other, with variant, loss and seed."""
+    parts = [
+        curve(own).assign(**dict(zip(KEYS, key, strict=True))) for key, own in rows.groupby(KEYS, sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def over_seeds(curves: pd.DataFrame, by: Sequence[str] = ("variant", "loss", "step")) -> pd.DataFrame:
+    """Mean over seeds of every number, and its smallest and largest value as *_low and *_high."""
+    numbers = curves.drop(columns=["seed"]).groupby(list(by), sort=False)
+    low, high = numbers.min().add_suffix("_low"), numbers.max().add_suffix("_high")
+    return numbers.mean().join(low).join(high).reset_index()
+
+
+def ledger_means(cell: Cell, ledger: pd.DataFrame) -> pd.DataFrame:
+    """A run's ledger summed over its steps, mean over the pairs: one row per side, causes as columns, nats."""
+    means = cumulate(ledger).groupby("side", sort=False)[["measured", *PARTS]].mean().reset_index()
+    return means.assign(variant=cell.variant, loss=cell.loss, seed=cell.seed)
+
+
+def final_numbers(curves: pd.DataFrame) -> pd.DataFrame:
+    """One row per run: the last point of its curve, and the onset of the coupled decrease (NaN: none)."""
+    last = curves.loc[curves.groupby(KEYS, sort=False)["step"].idxmax()]
+    onsets = {key: onset(own) for key, own in curves.groupby(KEYS, sort=False)}
+    found = [onsets[tuple(row)] for row in last[KEYS].itertuples(index=False)]
+    return last.assign(onset=pd.array(found, dtype="Float64")).reset_index(drop=True)

@@ -1,0 +1,115 @@
+"""Options of `entangle compare`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import yaml
+
+from entangle.config.base import DEFAULT_LOSSES, Losses, check_at_least, parse_loss
+from entangle.config.train import TrainConfig
+from entangle.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CompareConfig(TrainConfig):
+    """Train losses x varied options x seeds from one start on one data set, and judge them on the same held-back pairs.
+
+    Every option of `entangle train` holds for all runs; what differs stands in losses, vary and seeds.
+    """
+
+    VERB: ClassVar[str] = "compare"
+    UNRECORDED: ClassVar[tuple[str, ...]] = (*TrainConfig.UNRECORDED, "plots")
+
+    losses: Losses = DEFAULT_LOSSES
+    """Losses to train with, each name or name:key=value,... (`entangle losses` lists them)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the order of the data and of a fresh LoRA: every loss and setting is trained once with each."""
+    vary: tuple[str, ...] = ()
+    """Options of `entangle train` to vary, every combination of: learning_rate=1e-5,1e-4; in a YAML file a mapping of
+    lists. A list of lists varies mitigations."""
+    probe_every: int = 10
+    """Optimiser steps between probes of the held-back pairs."""
+    quality_dataset_name: str | None = None
+    """Posts with a reference summary, not trained on: the trained policies' own summaries are compared with it."""
+    quality_split: str = "test"
+    """Split of quality_dataset_name."""
+    quality_reference: str = "completion"
+    """Its column with the reference summary."""
+    quality_limit: int | None = 64
+    """Summaries of at most this many posts."""
+    quality_samples: int = 2
+    """Summaries sampled per post (temperature 1), beside the greedy one."""
+    max_completion_length: int = 48
+    """Tokens of a summary at most."""
+    plots: bool = True
+    """Draw the figures (needs entangle[plots])."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parsed = (parse_loss(loss) if isinstance(loss, str) else loss for loss in self.losses)
+        object.__setattr__(self, "losses", tuple(parsed))
+        check_at_least(self, {
+            "probe_every": 1, "quality_limit": 1, "quality_samples": 0, "max_completion_length": 1,
+        })  # fmt: skip
+        if not (self.losses and self.seeds):
+            raise ConfigError(
+                f"At least one loss and one seed are needed; got {self.losses} and {self.seeds}."
+            )
+        if self.loss != "dpo" or self.seed is not None:
+            raise ConfigError(
+                "A comparison has several losses and seeds: give losses and seeds, not loss and seed."
+            )
+        if self.limit is not None:
+            raise ConfigError(
+                "limit would draw other pairs for every seed; train_share takes the same ones for all."
+            )
+        for _ in self.settings():  # an option that can't be varied, or its value, is refused here
+            pass
+
+    def settings(self) -> Iterator[tuple[dict[str, Any], TrainConfig]]:
+        """What is varied, and the training options that follow, in order: losses, then combinations, then seeds.
+
+        Raises:
+            ConfigError: an option of `vary` isn't one of `entangle train`, or a value of it makes no sense.
+        """
+        base = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
+        grid = dict(map(_varied, self.vary))
+        for loss in self.losses:
+            for values in itertools.product(*grid.values()):
+                setting = dict(zip(grid, values, strict=True))
+                for seed in self.seeds:
+                    yield setting, TrainConfig(**base | {"loss": loss, "seed": seed} | setting)
+
+
+def _varied(item: str) -> tuple[str, list[Any]]:
+    """An entry of `vary` as an option and its values."""
+    name, equals, text = item.partition("=")
+    allowed = {f.name for f in fields(TrainConfig)} - {
+        "loss",
+        "seed",
+        "output_dir",
+        "overwrite",
+        "dataset_name",
+    }
+    if not equals or name not in allowed:
+        raise ConfigError(
+            f"vary takes an option of `entangle train` as option=value,value (losses and seeds have their own); got "
+            f"{item!r}."
+        )
+    values = _value(text)
+    if not isinstance(values, list):
+        values = [_value(value) for value in text.split(",")]
+    return name, [tuple(value) if isinstance(value, list) else value for value in values]
+
+
+def _value(text: str) -> Any:
+    """A value as JSON, or else as YAML (in which 1e-5 would be text)."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return yaml.safe_load(text)

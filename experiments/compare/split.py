@@ -1,0 +1,54 @@
+"""Real TL;DR pairs, split once for every experiment that trains on them.
+
+    python experiments/compare/split.py
+
+So that a grid of runs fits a CPU, a post is cut after `POST_WORDS` words; titles and responses are whole. Of the 450
+pairs 64 are held back, by their posts' hashes. Written to runs/tldr: train.jsonl, test.jsonl, and posts.jsonl, the
+held-back posts with the author's own TL;DR (one of the two responses of every pair is the author's). None of these
+posts had a part in training the embedded policy without its adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from entangle.data import PreferencePair, load_pairs
+from entangle.training.samples import hold_back
+
+SOURCE = Path("../shared/data/tldr")
+FOLDER = Path("runs/tldr")
+POST_WORDS, HELD = 60, 64
+
+
+def shortened(pair: PreferencePair) -> PreferencePair:
+    """The pair with its post cut after `POST_WORDS` words."""
+    head, post = str(pair.prompt).removesuffix("\n\nTL;DR:").split("POST: ", 1)
+    words = list(re.finditer(r"\S+", post))[:POST_WORDS]
+    return replace(pair, prompt=f"{head}POST: {post[: words[-1].end()]}\n\nTL;DR:")
+
+
+def main() -> None:
+    """Write the three files."""
+    authors = [
+        "chosen" if json.loads(line)["chosen_source"] == "human" else "rejected"
+        for line in (SOURCE / "tldr_pairs_meta.jsonl").read_text().splitlines()
+    ]
+    pairs = [shortened(pair) for pair in load_pairs(SOURCE / "tldr_pairs.jsonl")]
+    train, held = hold_back(pairs, share=0.5, limit=HELD)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", train), ("test", held)):
+        write(name, [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in part])
+    write("posts", [{"prompt": p.prompt, "completion": getattr(p, authors[p.index])} for p in held])
+    print(f"{len(train)} pairs to train on, {len(held)} held back")
+
+
+def write(name: str, rows: list[dict]) -> None:
+    """Write rows as runs/tldr/<name>.jsonl."""
+    (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
