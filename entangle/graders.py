@@ -297,7 +297,7 @@ def build_grader(spec: str | Mapping[str, Any]) -> Grader:
     Raises:
         GraderError: the name or an option isn't known.
 
-    Example:
+    Examples:
         >>> build_grader("length:most=20")
         Length(least=1, most=20)
     """

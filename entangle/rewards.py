@@ -12,7 +12,7 @@ enumeration; the paper's own bound is named as the paper's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -110,7 +110,7 @@ class RewardStatistics:
         Raises:
             ValueError: there is no reward, or one isn't finite.
 
-        Example:
+        Examples:
             >>> RewardStatistics.from_rewards(np.array([0.0, 0.0, 1.0, 1.0])).variance
             0.3333333333333333
         """
@@ -151,7 +151,7 @@ def checked(rewards: Array) -> Array:
 def c4(count: int) -> float:
     """E[s] / STD for `count` normal rewards: sqrt(2 / (K-1)) Gamma(K/2) / Gamma((K-1)/2).
 
-    Example:
+    Examples:
         >>> round(c4(10), 6)
         0.972659
     """
@@ -206,7 +206,7 @@ def largest_hidden_std(count: int, value: float, support: Support) -> float:
     the range, all of it at the farther end (P(1-P) distance^2), or, for a value near the middle, at both
     [derived]. NaN without a known range.
 
-    Example:
+    Examples:
         >>> round(largest_hidden_std(10, 0.0, Support(0.0, 1.0)), 3)
         0.438
     """
@@ -227,7 +227,7 @@ def samples_to_certify(tau: float, level: float = LEVEL) -> int:
 
     K >= ln(1-level) / ln(1-p), p = (1 - sqrt(1 - 4 tau^2)) / 2, the P at which STD = tau.
 
-    Example:
+    Examples:
         >>> [samples_to_certify(tau) for tau in (0.2, 0.1, 0.05)]
         [71, 296, 1194]
     """
@@ -274,6 +274,28 @@ def bootstrap_mean(values: Array, *, draws: int = 2000, seed: int = 0) -> tuple[
     return float(low), float(high)
 
 
+def cut_answers(finished: Sequence[Sequence[bool]], rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    """How many answers were cut before they ended, and what their rewards have to do with it.
+
+    Args:
+        finished: by prompt, whether each answer ended by itself.
+        rewards: their rewards.
+
+    Returns:
+        count and share of the cut answers; `reward_gap`: mean reward of the cut minus that of the finished ones
+        of the same prompt, averaged over the prompts that have both, with its standard error.
+    """
+    ended = [np.asarray(entry, dtype=bool) for entry in finished]
+    values = [np.asarray(entry, dtype=np.float64) for entry in rewards]
+    cut, total = sum(int((~e).sum()) for e in ended), sum(map(len, ended))
+    gaps = np.array(
+        [v[~e].mean() - v[e].mean() for e, v in zip(ended, values, strict=True) if 0 < e.sum() < len(e)]
+    )
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+    gap = float(gaps.mean()) if len(gaps) else math.nan
+    return {"count": cut, "share": cut / total, "reward_gap": gap, "reward_gap_error": error}
+
+
 def trl_metrics(rewards: Array, scale_rewards: str = "group") -> dict[str, float]:
     """TRL 1.16's `reward_std` and `frac_reward_zero_std` for groups `(N, K)` as one batch.
 
@@ -295,7 +317,7 @@ def dead_group_probability(rewards: Array, group_size: int) -> float:
     The share of the subsets of that size that tie: sum over rewards v of C(n_v, k) / C(K, k). For binary
     rewards it estimates P^k + (1-P)^k. NaN where there are fewer answers than that.
 
-    Example:
+    Examples:
         >>> dead_group_probability(np.array([0.0, 0.0, 1.0]), 2)
         0.3333333333333333
     """
@@ -449,7 +471,7 @@ def grpo_factor(p: float, group_size: int, epsilon: float = 0.0) -> float:
     With epsilon = 0 it is sqrt((K-1)/K) E[sqrt(ph(1-ph))]: towards sqrt(p(1-p)) for large K p, yet about
     sqrt(K) p once K p << 1.
 
-    Example:
+    Examples:
         >>> [round(grpo_factor(0.1, k), 3) for k in (8, 64)]
         [0.196, 0.291]
     """

@@ -13,19 +13,21 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from entangle.data import DataError, PreferencePair, tokenize_pair
+from entangle.data import DataError, PreferencePair, TokenizedPair, tokenize_pair
 from entangle.data.pairs import Text
 from entangle.data.sources import read_rows
 from entangle.models import Policy
 from entangle.rewards import Array
 from entangle.rows import RowBatch
 from entangle.scores.logps import causal_lm, evaluating
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,21 @@ class Rollout:
         """Tokens of the longest row."""
         return max(len(p) + len(a) for p, a in zip(self.prompt_ids, self.answer_ids, strict=True))
 
-    def collate(self, pad_id: int) -> RowBatch:
-        """The answers as K right-padded rows."""
-        rows = [p + a for p, a in zip(self.prompt_ids, self.answer_ids, strict=True)]
+    def collate(self, pad_id: int, pair: TokenizedPair | None = None) -> RowBatch:
+        """The answers as K right-padded rows; with a pair, its chosen and its rejected as two further rows."""
+        prompts, answers = list(self.prompt_ids), list(self.answer_ids)
+        if pair is not None:
+            prompts += [pair.prompt_ids] * 2
+            answers += [pair.chosen_ids, pair.rejected_ids]
+        rows = [p + a for p, a in zip(prompts, answers, strict=True)]
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
         attention, completion = torch.zeros_like(ids), torch.zeros_like(ids)
         for k, row in enumerate(rows):
             ids[k, : len(row)] = torch.tensor(row)
             attention[k, : len(row)] = 1
-            completion[k, len(self.prompt_ids[k]) : len(row)] = 1
-        shared = torch.tensor([min(map(len, self.prompt_ids))])
+            completion[k, len(prompts[k]) : len(row)] = 1
+        shared = torch.tensor([min(map(len, prompts))])
         return RowBatch(ids, attention, completion, shared, group_size=len(rows))
 
 
@@ -148,12 +154,32 @@ def load_prompts(
             )
         prompt = Prompt(index, row[column], {k: v for k, v in row.items() if k != column})
         first.setdefault(prompt.hash, prompt)
-    prompts = list(first.values())
-    if limit is None or limit >= len(prompts):
-        return prompts
+    return _some(list(first.values()), limit, seed)
+
+
+def prompts_of(
+    pairs: Sequence[PreferencePair], limit: int | None = None, seed: int | None = None
+) -> dict[int, tuple[Prompt, PreferencePair]]:
+    """The distinct prompts of preference pairs, each with its first pair, by the pair's index.
+
+    A prompt's columns are its pair's chosen, rejected and further columns, so a reward finds its reference.
+    `limit` and `seed` choose as in `load_prompts`.
+    """
+    first: dict[str, PreferencePair] = {}
+    for pair in pairs:
+        first.setdefault(pair.prompt_hash, pair)
+    chosen = _some(list(first.values()), limit, seed)
+    columns = [{**pair.extra, "chosen": pair.chosen, "rejected": pair.rejected} for pair in chosen]
+    return {p.index: (Prompt(p.index, p.prompt, c), p) for p, c in zip(chosen, columns, strict=True)}
+
+
+def _some(items: list[Item], limit: int | None, seed: int | None) -> list[Item]:
+    """At most `limit` of the items, in their order: a random subset by the seed, without one the first ones."""
+    if limit is None or limit >= len(items):
+        return items
     if seed is None:
-        return prompts[:limit]
-    return [prompts[i] for i in sorted(random.Random(seed).sample(range(len(prompts)), limit))]
+        return items[:limit]
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:

@@ -1,4 +1,4 @@
-"""Options of `entangle rft`."""
+"""Options of `entangle rft`, and what it shares with `entangle joint`: the answers to a prompt."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ Reward = Annotated[
 
 
 @dataclass(frozen=True)
-class RftConfig(RunOptions, InputOptions):
-    """Spread of the rewards of sampled answers, and the reward gradient that it leaves."""
-
-    VERB: ClassVar[str] = "rft"
-    UNRECORDED: ClassVar[tuple[str, ...]] = (*RunOptions.UNRECORDED, "plots")
+class AnswerOptions:
+    """Answers to a prompt: how they are drawn or where they are read, what rewards them, which spread is small."""
 
     rollouts: str | None = None
     """File with answers drawn before (prompt, completions[, rewards], or a row per answer); else they are sampled."""
@@ -53,12 +50,6 @@ class RftConfig(RunOptions, InputOptions):
     """A std below this share of the rewards' half-range is small."""
     mean_threshold: float | None = None
     """A mean reward below this is low; by default the middle of the rewards' range."""
-    before: str | None = None
-    """Finished run of this command before a fine-tuning: compare it with --after, without a model."""
-    after: str | None = None
-    """Finished run on the same prompts with the same reward, after the fine-tuning."""
-    gamma_positions: int = 0
-    """Prompts at one answer token of which gamma of the paper's bound is estimated (from below); 0: leave it out."""
     engine: Literal["auto", "factored", "autograd"] = "auto"
     """How scores are computed: `factored` is fast and exact, `autograd` is its slow oracle."""
     batch_size: int = 64
@@ -72,15 +63,34 @@ class RftConfig(RunOptions, InputOptions):
 
     def __post_init__(self) -> None:
         check_at_least(self, {
-            "limit": 1, "max_length": 2, "num_generations": 2, "max_completion_length": 1, "top_k": 0,
-            "group_size": 2, "gamma_positions": 0, "batch_size": 1, "shard_size": 1,
+            "num_generations": 2, "max_completion_length": 1, "top_k": 0, "group_size": 2, "batch_size": 1,
+            "shard_size": 1,
         })  # fmt: skip
         if not (self.temperature > 0 and 0 < self.top_p <= 1 and 0 < self.std_threshold <= 1):
             raise ConfigError(
                 "Expected temperature > 0, 0 < top_p <= 1 and 0 < std_threshold <= 1; got "
                 f"{self.temperature}, {self.top_p} and {self.std_threshold}."
             )
-        if (self.before is None) != (self.after is None):
-            raise ConfigError(f"--before and --after belong together; got {self.before} and {self.after}.")
         if self.reward_range is not None and not self.reward_range[0] < self.reward_range[1]:
             raise ConfigError(f"reward_range needs the smaller number first; got {self.reward_range}.")
+
+
+@dataclass(frozen=True)
+class RftConfig(AnswerOptions, RunOptions, InputOptions):
+    """Spread of the rewards of sampled answers, and the reward gradient that it leaves."""
+
+    VERB: ClassVar[str] = "rft"
+    UNRECORDED: ClassVar[tuple[str, ...]] = (*RunOptions.UNRECORDED, "plots")
+
+    before: str | None = None
+    """Finished run of this command before a fine-tuning: compare it with --after, without a model."""
+    after: str | None = None
+    """Finished run on the same prompts with the same reward, after the fine-tuning."""
+    gamma_positions: int = 0
+    """Prompts at one answer token of which gamma of the paper's bound is estimated (from below); 0: leave it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, {"limit": 1, "max_length": 2, "gamma_positions": 0})
+        if (self.before is None) != (self.after is None):
+            raise ConfigError(f"--before and --after belong together; got {self.before} and {self.after}.")

@@ -1,7 +1,9 @@
 """Reward spread and expected reward gradients of answers (`run`), and what fine-tuning made of them (`change`)."""
 
 from entangle.rft.change import RewardChange, run_change
-from entangle.rft.run import FLAGS, RftResult, Work, answer_rows, prompt_rows, run_rft
+from entangle.rft.run import RftResult, prompt_rows, run_rft
+from entangle.rft.shards import answer_rows
+from entangle.rft.work import FLAGS, Work
 
 __all__ = [
     "FLAGS",

@@ -20,7 +20,8 @@ from entangle.config import RftConfig
 from entangle.errors import RunError
 from entangle.report import rft_tables
 from entangle.rewards import bootstrap_mean
-from entangle.rft.run import FLAGS, RftResult
+from entangle.rft.run import RftResult
+from entangle.rft.work import measured_rows
 from entangle.runs import RunFolder
 from entangle.signals import rank_correlation
 
@@ -66,9 +67,6 @@ def run_change(config: RftConfig) -> RewardChange:
         name: side.run.read_json("identity.json") for name, side in (("before", before), ("after", after))
     }
     run.begin(config.recorded, identities, overwrite=config.overwrite)
-    pairs = run.path / "pairs"  # every new run folder has one; a comparison has no shards
-    if pairs.is_dir() and not any(pairs.iterdir()):
-        pairs.rmdir()
     summary = summarise_changes(changes)
     run.write_table("changes.parquet", changes)
     if config.plots:
@@ -98,7 +96,7 @@ def reward_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     few hundred prompts, not one, carry a conclusion.
     """
     columns = ["reward_mean", "reward_std", "reward_variance", "answers"]
-    first, second = (side[~side[list(FLAGS)].any(axis=1)] for side in (before, after))
+    first, second = (measured_rows(side) for side in (before, after))
     both = first[["index", "prompt_hash", "grad_norm", *columns]].merge(
         second[["prompt_hash", *columns]], on="prompt_hash", suffixes=("_before", "_after")
     )

@@ -15,6 +15,7 @@ from entangle.rewards import (
     bootstrap_share,
     bounded_std_high,
     c4,
+    cut_answers,
     dead_group_probability,
     largest_hidden_std,
     prevalence_low,
@@ -60,6 +61,32 @@ def test_statistics_follow_shift_and_scale():
         before.above,
         before.distinct,
     )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "above"),
+    [
+        ([0, 0, 0, 1], 0.25),
+        ([0, 1, 1, 1], 0.75),
+        ([1, 2, 3], 1 / 3),
+        ([0, 0, 5, 1], 0.25),
+        ([0.3, 0.3, 0.3], 0.0),
+    ],
+)
+def test_share_of_answers_above_the_mean(rewards, above):
+    """Few good answers: small; few bad ones: large; an answer at the mean isn't above it; ties have none."""
+    assert RewardStatistics.from_rewards(np.array(rewards, dtype=float)).above == above
+
+
+def test_cut_answers_and_their_rewards():
+    """Three of seven were cut; the gap is averaged over the two prompts that have both kinds."""
+    finished = [[True, False], [False, True, False], [True, True]]
+    found = cut_answers(finished, [[1.0, 0.5], [0.2, 1.0, 0.4], [9.0, 9.0]])
+    assert (found["count"], found["share"]) == (3, 3 / 7)
+    assert found["reward_gap"] == pytest.approx((-0.5 - 0.7) / 2)
+    assert found["reward_gap_error"] == pytest.approx(0.1)
+    whole = cut_answers([[True, True]], [[1.0, 0.0]])
+    assert whole["count"] == 0 and math.isnan(whole["reward_gap"])
 
 
 @pytest.mark.parametrize("count", [4, 10, 16])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from entangle import cli
 from entangle.config import RftConfig
@@ -22,6 +26,7 @@ from entangle.rft import RftResult, answer_rows, prompt_rows, run_rft
 from entangle.rollouts import load_rollouts
 from entangle.scores import AutogradEngine
 from entangle.signals import Setting, Thresholds, gram_of, measure, rank_correlation, summarise
+from tests.test_probe import free_port
 from tests.tiny import llama, save_adapter, save_policy
 
 WORDS = [
@@ -72,6 +77,11 @@ def test_every_prompt_has_a_row_and_the_one_without_room_says_so(finished):
         "non_finite": 0,
     }
     assert finished.summary["answers"] == 36
+    ended = np.concatenate(answer_rows(finished.run)["finished"].dropna().tolist())
+    assert finished.summary["cut"]["count"] == int((~ended.astype(bool)).sum()) > 0
+    notes = finished.run.read_json("provenance.json")["notes"]
+    assert any("of the answers were cut at 8 tokens" in note for note in notes)
+    assert sorted(f.name for f in finished.run.path.iterdir() if f.is_dir()) == ["answers"]
     norms = answer_rows(finished.run)["jacobian_norm"]
     assert norms.notna().tolist() == [True] * 2 + [False] * 5  # at as many prompts as were asked for
     assert finished.summary["setting"]["gamma"] == norms.max() > 0
@@ -157,6 +167,25 @@ def test_answers_and_rewards_from_a_file(folder, tmp_path):
                 reward_range=(0.0, 1.0),
             )
         )
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_prompts_and_equal_one(folder, tmp_path):
+    """`torchrun` on two gloo processes writes one folder, equal to a single process's."""
+    config = options(folder, tmp_path / "one", shard_size=2)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.recorded))
+    arguments = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
+        "-m", "entangle", "rft", "--config", str(path), "--output_dir", str(tmp_path / "both"), "--no_plots",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("7 prompts, 6 measured") == 1
+    both, one = RftResult.load(tmp_path / "both"), run_rft(config)
+    pd.testing.assert_frame_equal(both.prompts, one.prompts, rtol=1e-9, atol=1e-12)
+    assert len(answer_rows(both.run)) == 7
 
 
 # --- the measures of one prompt -----------------------------------------------------------------------------

@@ -1,0 +1,306 @@
+"""The command: rows from a model, the same numbers as `probe` and `rft`; resumable; tables and figures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from entangle import cli
+from entangle.config import JointConfig, ProbeConfig, RftConfig
+from entangle.data import DataError, collate, load_pairs, tokenize_pair
+from entangle.errors import ConfigError, RunError
+from entangle.geometry import GEOMETRY_COLUMNS
+from entangle.joint import JointResult, run_joint
+from entangle.models import load_policy
+from entangle.probe import run_probe
+from entangle.report import joint_plots, joint_tables, plots, tables
+from entangle.rewards import rloo_weights
+from entangle.rft import Work, answer_rows, run_rft
+from entangle.rollouts import Prompt, Sampling, prompts_of, sample_answers
+from entangle.scores import AutogradEngine, row_logps
+from tests.tiny import ROWS, save_adapter, save_policy
+
+PAIRS = (
+    *ROWS,
+    {"prompt": "the cat", "chosen": " sat on the mat", "rejected": " sat on the other mat"},
+    {"prompt": "TL;DR:", "chosen": " a second pair of one prompt", "rejected": " dogs"},
+    {"prompt": "they think", "chosen": " the same", "rejected": " the same"},
+    {"prompt": "the cat sat " * 30, "chosen": " there", "rejected": " there too"},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    """A policy with an adapter; pairs, of which two have one prompt, one is of equal texts, one leaves no room."""
+    path = tmp_path_factory.mktemp("joint")
+    save_policy(path / "policy")
+    save_adapter(path / "adapter", str(path / "policy"))
+    (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    return path
+
+
+def shared_options(folder, out) -> dict:
+    return dict(
+        model_name_or_path=str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64",
+        dataset_name=str(folder / "pairs.jsonl"), max_length=64, output_dir=str(out),
+    )  # fmt: skip
+
+
+def answer_options(folder, out, **changes) -> dict:
+    given = dict(
+        reward="length:least=3,most=6", num_generations=8, batch_size=16, max_completion_length=8, group_size=3,
+        shard_size=2, plots=False,
+    )  # fmt: skip
+    return shared_options(folder, out) | given | changes
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory) -> JointResult:
+    return run_joint(
+        JointConfig(**answer_options(folder, tmp_path_factory.mktemp("runs") / "run", plots=True))
+    )
+
+
+@pytest.fixture(scope="module")
+def policy(folder):
+    return load_policy(str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64")
+
+
+def test_every_prompt_has_one_row(finished):
+    assert finished.prompts["index"].tolist() == [0, 1, 2, 3, 5, 6]  # 4 has the prompt of 1
+    assert finished.prompts["dropped"].tolist() == [False] * 5 + [True]
+    assert finished.summary["prompts"]["measured"] == 5
+    states = finished.prompts.set_index("index")["pair_state"]
+    assert states[5] == "degenerate" and states.isna().tolist() == [False] * 5 + [True]
+    assert "1 pairs of the data set" in " ".join(finished.run.read_json("provenance.json")["notes"])
+    assert not (finished.run.path / "pairs").exists()
+
+
+def test_pairs_are_as_a_probe_sees_them(folder, finished, tmp_path):
+    """Geometry, incentives, changes and regimes against `entangle probe` on the same pairs, by its own engine pass."""
+    probe = run_probe(ProbeConfig(**shared_options(folder, tmp_path / "probe"), losses=("dpo",)))
+    ours = finished.prompts[finished.prompts["pair_regime"].notna()].set_index("index")
+    pairs = probe.pairs.set_index("index").loc[ours.index]
+    predictions = probe.predictions.set_index("index").loc[ours.index]
+    for name in (*GEOMETRY_COLUMNS, "cosine", "chosen_length", "rejected_length"):
+        scale = pairs["chosen_sq"].mean() if name in GEOMETRY_COLUMNS else 1.0
+        np.testing.assert_allclose(
+            ours[f"pair_{name}"], pairs[name], rtol=1e-8, atol=1e-10 * scale, err_msg=name
+        )
+    for name in ("coefficient_chosen", "coefficient_rejected"):
+        np.testing.assert_allclose(ours[f"pair_{name}"], predictions[name], rtol=1e-8)
+    assert ours["pair_regime"].tolist() == predictions["regime"].tolist()
+    assert len(set(ours["pair_regime"])) > 1
+    different = ours.index != 5
+    for name in ("change_chosen", "change_rejected"):
+        np.testing.assert_allclose(ours[f"pair_{name}"][different], predictions[name][different], rtol=1e-6)
+
+
+def test_answers_and_rewards_are_as_rft_sees_them(folder, finished, tmp_path):
+    """The same draws, so the same rewards, gradients and bounds to the digit."""
+    rft = run_rft(RftConfig(**answer_options(folder, tmp_path / "rft")))
+    columns = [name for name in rft.prompts if name not in ("prompt", "prompt_hash")]
+    ours = finished.prompts[columns]
+    pd.testing.assert_frame_equal(ours, rft.prompts[columns], rtol=1e-7, atol=1e-7)
+
+
+def test_one_gram_matrix_holds_answers_and_pair(folder, finished, policy):
+    """Kept dot products against plain autograd on answers that are drawn again."""
+    rows = answer_rows(finished.run)
+    pairs = load_pairs(str(folder / "pairs.jsonl"))
+    prompts = [Prompt(i, pairs[i].prompt) for i in (0, 1)]
+    rollout = sample_answers(policy, prompts, Sampling(num_generations=8, max_completion_length=8))[1]
+    assert list(rows["completions"][1]) == list(rollout.completions)
+    batch = rollout.collate(policy.pad_id, tokenize_pair(policy.tokenizer, pairs[1]))
+    assert batch.group_size == 10
+    gram = AutogradEngine(policy.model, policy.parameters).gram(batch).numpy()
+    np.testing.assert_allclose(rows["gram"][1], gram[:8, :8].ravel(), rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(rows["pair_gram"][1], gram[8:].ravel(), rtol=1e-8, atol=1e-10)
+    alone = collate([tokenize_pair(policy.tokenizer, pairs[1])], policy.pad_id)
+    np.testing.assert_allclose(rows["pair_logps"][1], row_logps(policy.model, alone).numpy(), rtol=1e-10)
+
+
+def test_a_real_step_on_the_reward_moves_the_pair_as_predicted(folder, finished, policy):
+    """Parameters moved along the sample's RLOO gradient: the pair's log-probs change by reward_change_*."""
+    rows, pairs = answer_rows(finished.run), load_pairs(str(folder / "pairs.jsonl"))
+    prompts = [Prompt(i, pairs[i].prompt) for i in (0, 1)]
+    rollout = sample_answers(policy, prompts, Sampling(num_generations=8, max_completion_length=8))[0]
+    rewards = np.asarray(rows["rewards"][0])
+    assert len(set(rewards)) > 1
+    scores = AutogradEngine(policy.model, policy.parameters).scores(rollout.collate(policy.pad_id))
+    weights, pair = torch.from_numpy(rloo_weights(rewards)), tokenize_pair(policy.tokenizer, pairs[0])
+    batch = collate([pair], policy.pad_id)
+
+    def moved(size: float) -> np.ndarray:
+        for name, parameter in policy.parameters.items():
+            parameter.data += size * (weights @ scores[name]).reshape(parameter.shape)
+        found = row_logps(policy.model, batch).numpy()
+        for name, parameter in policy.parameters.items():
+            parameter.data -= size * (weights @ scores[name]).reshape(parameter.shape)
+        return found
+
+    slope = (moved(1e-3) - moved(-1e-3)) / 2e-3  # the norms of a Llama are float32: smaller steps drown in rounding
+    expected = finished.prompts.loc[0, ["reward_change_chosen", "reward_change_rejected"]].to_numpy(
+        dtype=float
+    )
+    np.testing.assert_allclose(slope, expected, rtol=1e-3)
+
+
+def test_a_broken_run_resumes_to_the_same_numbers(folder, finished, tmp_path, monkeypatch):
+    config = JointConfig(**answer_options(folder, tmp_path / "run"))
+    whole = Work.row
+
+    def fail_at_five(self, prompt, rollout):
+        if prompt.index == 5:
+            raise KeyboardInterrupt
+        return whole(self, prompt, rollout)
+
+    monkeypatch.setattr(Work, "row", fail_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        run_joint(config)
+    with pytest.raises(RunError, match="finished run of entangle joint"):
+        JointResult.load(tmp_path / "run")
+    computed = []
+    monkeypatch.setattr(Work, "row", lambda self, p, r: computed.append(p.index) or whole(self, p, r))
+    pd.testing.assert_frame_equal(run_joint(config).prompts, finished.prompts)
+    assert computed == [5, 6]
+    with pytest.raises(RunError, match="losses"):
+        run_joint(JointConfig(**answer_options(folder, tmp_path / "run", losses=("simpo",))))
+
+
+def test_texts_stand_beside_the_numbers(finished):
+    texts, rows = finished.run.table("texts.parquet"), answer_rows(finished.run)
+    assert texts is not None and texts["index"].tolist() == [0, 1, 2, 3, 5]
+    for text in texts.to_dict("records"):
+        row = rows[rows["index"] == text["index"]].iloc[0]
+        assert (text["prompt"], text["chosen"]) == (
+            PAIRS[text["index"]]["prompt"],
+            PAIRS[text["index"]]["chosen"],
+        )
+        rewards = dict(zip(row["completions"], row["rewards"], strict=True))
+        if row["rewards"].min() == row["rewards"].max():
+            assert text["best"] == text["worst"] == ""
+        else:
+            assert (rewards[text["best"]], rewards[text["worst"]]) == (1.0, 0.0)
+
+
+def test_no_text_where_none_is_wanted(folder, tmp_path):
+    config = JointConfig(**answer_options(folder, tmp_path / "run", save_text=False, limit=2))
+    result = run_joint(config)
+    assert result.run.read_json("provenance.json")["notes"][-1].startswith("1 pairs of the data set")
+    assert not (tmp_path / "run" / "texts.parquet").exists()
+    assert "prompt" not in result.prompts and "completions" not in answer_rows(result.run)
+    assert "the sum" not in tables.render(result.renderable(), width=140)
+
+
+def test_answers_from_a_file_meet_their_pairs(folder, tmp_path):
+    rows = [{"prompt": p, "completions": [" the sum", " four", " cats", " dogs"], "rewards": [0, 1, 0, 2]}
+            for p in ("TL;DR:", "unknown")]  # fmt: skip
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = answer_options(
+        folder, tmp_path / "run", rollouts=str(path), reward=None, reward_range=(0.0, 2.0)
+    )
+    result = run_joint(JointConfig(**options))
+    assert result.prompts["index"].tolist() == [1] and result.prompts["reward_mean"].tolist() == [0.75]
+    path.write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(DataError, match="1 prompts\\) has a pair"):
+        run_joint(JointConfig(**options | {"output_dir": str(tmp_path / "other")}))
+
+
+def test_distinct_prompts_with_their_first_pairs(folder):
+    pairs = load_pairs(str(folder / "pairs.jsonl"))
+    found = prompts_of(pairs)
+    assert list(found) == [0, 1, 2, 3, 5, 6]
+    prompt, pair = found[1]
+    assert (prompt.text, pair.chosen) == ("TL;DR:", " cats are better")
+    assert prompt.columns == {"chosen": " cats are better", "rejected": " dogs"}
+    assert list(prompts_of(pairs, 2)) == [0, 1]
+    drawn = prompts_of(pairs, 3, seed=1)
+    assert list(drawn) == sorted(drawn) == list(prompts_of(pairs, 3, seed=1)) and len(drawn) == 3
+
+
+# --- refusals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [(("kto",), "rest of a batch"), (("wpo",), "weighs tokens"), (("nonsense",), "nonsense")],
+)
+def test_losses_that_cant_be_compared(folder, tmp_path, losses, message):
+    with pytest.raises(ConfigError, match=message):
+        run_joint(JointConfig(**answer_options(folder, tmp_path / "run", losses=losses)))
+
+
+def test_options_that_make_no_sense():
+    for changes, message in (
+        ({"losses": ("dpo", "ipo")}, "one loss"),
+        ({"signal_threshold": 0.0}, "signal_threshold"),
+        ({"num_generations": 1}, "num_generations"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            JointConfig(**changes)
+
+
+def test_a_policy_without_reference_is_refused(folder, tmp_path):
+    options = answer_options(folder, tmp_path / "run", adapter_name_or_path=None)
+    with pytest.raises(ConfigError, match="--reference self"):
+        run_joint(JointConfig(**options))
+    result = run_joint(JointConfig(**options, reference="self", limit=2))
+    assert (result.prompts["pair_signal"] == 1).all() and (result.prompts["pair_margin"] == 0).all()
+
+
+# --- reading a run ------------------------------------------------------------------------------------------
+
+
+def test_tables_and_figures_of_a_run(finished):
+    text = tables.render(JointResult.load(finished.run.path).renderable(), width=160)
+    for part in (
+        "6 prompts, 5 measured", "Both signals in the same units", "can't be told apart", "best against worst",
+        "cosine of the pair, std of the reward", "all pairs of sampled answers", "The most telling prompts",
+    ):  # fmt: skip
+        assert part in text, part
+    for name in ("quadrants.png", "entanglement.png"):
+        assert (finished.run.path / name).stat().st_size > 5000
+
+
+def test_telling_prompts_are_the_extremes():
+    prompts = pd.DataFrame({
+        "index": range(6), "verdict": ["neither", "neither", "dpo_only", "rft_only", "rft_only", "both"],
+        "reward_std": [0.02, 0.01, 0.03, 0.2, 0.4, 0.3], "pair_reward_cosine": [0.1, 0.2, -0.3, 0.1, -0.1, 0.5],
+    })  # fmt: skip
+    assert [row["index"] for _, row in joint_tables.telling(prompts)] == [1, 2, 4, 2]
+
+
+def test_a_prompts_markup_is_only_text(finished):
+    texts = finished.run.table("texts.parquet")
+    assert texts is not None
+    shown = joint_tables.cards(
+        finished.prompts.dropna(subset="verdict"), texts.assign(chosen="[bold]x[/bold] [/red]"), "dpo"
+    )
+    assert "[bold]x[/bold]" in tables.render(shown, width=140)
+
+
+def test_figures_survive_a_single_prompt(finished):
+    one = finished.prompts.iloc[:1]
+    summary = finished.summary | {"rank_correlations": {"cosine_and_std": {"rho": None}}}
+    for draw in (joint_plots.quadrants, joint_plots.entanglement):
+        draw(plots.new_axes(), one, summary)
+
+
+def test_command_line(folder, tmp_path, capsys):
+    words = (
+        f"joint --model_name_or_path {folder / 'policy'} --adapter_name_or_path {folder / 'adapter'} --dataset_name "
+        f"{folder / 'pairs.jsonl'} --max_length 64 --limit 2 --num_generations 4 --max_completion_length 4 "
+        f"--reward length:most=2 --losses simpo:beta=2 --no_plots --output_dir {tmp_path / 'run'}"
+    )
+    assert cli.main(words.split()) == 0
+    assert "2 prompts, 2 measured with 8 answers" in capsys.readouterr().out
+    config = str(tmp_path / "run" / "config.yaml")
+    assert cli.main(["joint", "--config", config, "--output_dir", str(tmp_path / "run")]) == 0
+    assert "holds this run already" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["joint", "--losses", "nonsense"]) == 2
