@@ -92,3 +92,77 @@ def plane(axes: Axes, pairs: pd.DataFrame, regimes: pd.Series, ratios: Mapping[s
     figure = axes.get_figure(root=True)
     figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)  # pyright: ignore[reportOptionalMemberAccess]
     return axes
+
+
+def regime_bars(axes: Axes, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Axes:
+    """Stacked shares of the regimes, one bar per loss; the line is the 95 % interval of the ideal share.
+
+    Args:
+        axes: where to draw.
+        shares: loss -> regime -> share, as in a summary's `regimes`.
+    """
+    losses, left = list(shares), np.zeros(len(shares))
+    for regime, colour in COLOURS.items():
+        part = np.array([100 * shares[loss][regime]["share"] for loss in losses])
+        if part.any():
+            axes.barh(losses, part, left=left, color=colour, label=regime.replace("_", " "), height=0.75)
+        left += part
+    ideal = {
+        end: np.array([100 * shares[loss][Regime.IDEAL][end] for loss in losses])
+        for end in ("share", "low", "high")
+    }
+    reach = np.stack([ideal["share"] - ideal["low"], ideal["high"] - ideal["share"]]).clip(min=0)
+    axes.errorbar(ideal["share"], losses, xerr=reach, fmt="none", ecolor="#111111", elinewidth=1, capsize=2.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("share of pairs, %")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5)
+    return axes
+
+
+def changes(axes: Axes, judged: pd.DataFrame) -> Axes:
+    """Every pair's two predicted changes; the quadrants are the regimes. Both axes bend (asinh) around zero.
+
+    Args:
+        axes: where to draw.
+        judged: rows with change_chosen, change_rejected and regime, of one loss.
+    """
+    columns = ["change_chosen", "change_rejected"]
+    sizes = judged[columns].abs().to_numpy()
+    unit = float(np.quantile(sizes[sizes > 0], 0.2)) if (sizes > 0).any() else 1.0
+    for regime, colour in COLOURS.items():
+        rows = judged[judged["regime"] == regime]
+        if len(rows):
+            axes.scatter(
+                rows[columns[0]], rows[columns[1]], s=16, c=colour, marker=MARKERS[regime], alpha=0.75,
+                linewidths=0.6 if regime is Regime.DEGENERATE else 0, label=f"{regime.replace('_', ' ')} ({len(rows)})",
+            )  # fmt: skip
+    axes.set_xscale("asinh", linear_width=unit)
+    axes.set_yscale("asinh", linear_width=unit)
+    axes.axhline(0, color="#999999", lw=0.8, zorder=0)
+    axes.axvline(0, color="#999999", lw=0.8, zorder=0)
+    axes.set_xlabel("change of the chosen log-prob, nats per unit learning rate")
+    axes.set_ylabel("change of the rejected log-prob")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3)
+    return axes
+
+
+def module_map(axes: Axes, shares: pd.DataFrame) -> Axes:
+    """What every kind of module adds to the mean cosine in every layer, %.
+
+    Args:
+        axes: where to draw.
+        shares: rows of `entangle.report.source.module_shares`.
+    """
+    grid = 100 * shares.pivot(index="kind", columns="layer", values="share")
+    grid = grid.loc[list(dict.fromkeys(shares["kind"])), sorted(grid.columns)]
+    bound = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0
+    image = axes.imshow(grid, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(grid.columns)), ["outside" if n < 0 else str(n) for n in grid.columns])
+    axes.set_yticks(range(len(grid)), [str(kind) for kind in grid.index])
+    axes.set_xlabel("layer")
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.colorbar(image, ax=axes, label="% of the mean cosine", shrink=0.8)
+    return axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
     """Pairs counted, and what the numbers are of: model, parameters, precision, metric."""
     text = Text(count_line(summary), "bold")
     text.append(
-        f"\n{_model_name(provenance)}, {provenance['probed_parameters']:,} {provenance['probed_kind']} parameters, "
+        f"\n{model_name(provenance)}, {provenance['probed_parameters']:,} {provenance['probed_kind']} parameters, "
         f"scores in {provenance['score_dtype']}, {provenance['metric'].upper()} metric, "
         f"reference {provenance['reference']}\n",
         style="not bold",
@@ -46,7 +47,8 @@ def heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
     return text
 
 
-def _model_name(provenance: Mapping[str, Any]) -> str:
+def model_name(provenance: Mapping[str, Any]) -> str:
+    """Model and adapter, without the folders that they lie in."""
     names = [provenance["model_name_or_path"], provenance["adapter_name_or_path"]]
     return " + ".join(dict.fromkeys(Path(name).name for name in names if name))
 
@@ -219,7 +221,26 @@ def count_line(summary: Mapping[str, Any]) -> str:
 
 def render(renderable: RenderableType, width: int = 100) -> str:
     """Plain text of a table, for a notebook or a file."""
-    console = Console(width=width, no_color=True, file=None, record=False)
+    console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
+
+
+class InNotebooks:
+    """A result that a notebook shows as the tables of its `renderable()`."""
+
+    def renderable(self) -> RenderableType:
+        """The tables as rich objects."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return to_html(self.renderable())
+
+
+def to_html(renderable: RenderableType, width: int = 100) -> str:
+    """The same as HTML for a notebook, in colour; everything in it is escaped."""
+    console = Console(width=width, record=True, file=io.StringIO(), force_jupyter=False)
+    console.print(renderable)
+    style = "overflow-x:auto;white-space:pre;line-height:1.25;font-family:ui-monospace,Menlo,Consolas,monospace"
+    return console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')

@@ -1,0 +1,31 @@
+"""Options of `entangle report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Finished runs as one self-contained HTML page, or their figures as files."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Run folders; several are shown side by side."""
+    output: Annotated[str | None, tyro.conf.arg(aliases=["--output_dir"])] = None
+    """File (html) or folder (figures) that is written; by default report.html or figures in the first run folder."""
+    format: Literal["html", "png", "svg", "pdf"] = "html"
+    """`html`: one page that works without a network. Otherwise every figure as a file of this kind."""
+
+    @property
+    def output_path(self) -> Path:
+        """The file or folder that is written."""
+        if self.output is None:
+            return Path(self.runs[0]) / ("report.html" if self.format == "html" else "figures")
+        is_page_in_folder = self.format == "html" and (
+            Path(self.output).is_dir() or not Path(self.output).suffix
+        )
+        return Path(self.output) / "report.html" if is_page_in_folder else Path(self.output)

@@ -1,0 +1,256 @@
+"""The sections of a page, in the order in which they are read; a section without anything to show is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from entangle.curves import SIDES, onset
+from entangle.ledger import explain
+from entangle.report.html import figures
+from entangle.report.html.blocks import Block, Figure, Heading, Prose, Section, Table
+from entangle.report.html.rows import extra_columns
+from entangle.report.joint_plots import VERDICT_COLOURS
+from entangle.report.joint_tables import VERDICTS
+from entangle.report.source import Source, module_shares, step_table
+from entangle.report.tables import percent
+from entangle.summary import derived
+
+LIVE_HEIGHT = 470
+
+
+def sections(sources: Sequence[Source]) -> list[Section]:
+    """Every section that some run has something for."""
+    found = []
+    for key, title, lead, blocks, terms in _SECTIONS:
+        columns = {number: blocks(source) for number, source in enumerate(sources)}
+        columns = {number: content for number, content in columns.items() if content}
+        if columns:
+            found.append(Section(key, title, lead, columns, terms))
+    return found
+
+
+def has_pairs(source: Source) -> bool:
+    """Whether a run has pairs that were scored."""
+    return source.pairs is not None and bool(source.summary.get("regimes"))
+
+
+def _regimes(source: Source) -> list[Block]:
+    return [figures.regime_bars(source.summary)] if has_pairs(source) else []
+
+
+def _plane(source: Source) -> list[Block]:
+    if not has_pairs(source):
+        return []
+    shares = source.summary["regimes"][source.losses[0]]
+    said = ", ".join(
+        f"{figures.spoken(regime)} {share['count']}" for regime, share in shares.items() if share["count"]
+    )
+    middle = derived(source.scored).median()
+    return [
+        Figure(
+            caption="Every pair: norm ratio against cosine. Below the line of the loss a pair is ideal",
+            alt=f"Scatter plot of {len(source.scored)} pairs; under {source.losses[0]}: {said}. Median cosine "
+            f"{middle['cosine']:.3f}, median norm ratio {middle['norm_ratio']:.3f}. The table of all pairs has all "
+            "numbers.",
+            live="plane", height=LIVE_HEIGHT, terms=("cosine", "norm_ratio", "band", "rho", "regime"),
+        )
+    ]  # fmt: skip
+
+
+def _changes(source: Source) -> list[Block]:
+    if not has_pairs(source):
+        return []
+    assert source.predictions is not None
+    rows = []
+    for loss, part in source.predictions.groupby("loss", sort=False):
+        cells = [str(loss)]
+        for column in ("change_chosen", "change_rejected"):
+            low, middle, high = part[column].quantile([0.05, 0.5, 0.95])
+            cells.append(f"{middle:+.3g} [{low:+.3g}, {high:+.3g}]")
+        rows.append([*cells, percent(source.summary["regimes"][loss]["ideal"])])
+    head = [
+        Heading("loss"),
+        Heading("chosen", "change"),
+        Heading("rejected", "change"),
+        Heading("ideal %", "interval"),
+    ]
+    blocks: list[Block] = [
+        Figure(
+            caption="What one step does to every pair: change of the chosen against change of the rejected log-prob",
+            alt="Scatter plot of the predicted changes; its quadrants are the regimes. Medians are in the table below.",
+            live="changes", height=LIVE_HEIGHT, terms=("change", "regime"),
+            table=Table("Predicted change per unit learning rate, nats: median [5 %, 95 % of the pairs]", head, rows),
+        )
+    ]  # fmt: skip
+    if "verification" in source.summary:
+        blocks.append(_verification(source))
+    return blocks
+
+
+def _verification(source: Source) -> Table:
+    head = [Heading(text, "verification") for text in ("steps", "signs agree", "slope", "R^2", "error ratio")]
+    rows = [
+        [
+            loss, str(row["steps"]), f"{row['signs_agree']} of {row['signs_compared']}",
+            *(figures.number(row[key], ".4g") for key in ("slope", "r_squared", "error_ratio")),
+        ]
+        for loss, row in source.summary["verification"].items()
+    ]  # fmt: skip
+    return Table("Predictions against one real SGD step per pair and loss", [Heading("loss"), *head], rows)
+
+
+def _modules(source: Source) -> list[Block]:
+    if source.modules is None or not has_pairs(source):
+        return []
+    shares = module_shares(source.modules, source.scored)
+    blocks: list[Block] = [] if shares is None else [figures.module_map(shares)]
+    return blocks + (figures.module_table(source.summary["modules"]) if "modules" in source.summary else [])
+
+
+def _columns(source: Source) -> list[Block]:
+    extra = extra_columns(source.scored) if has_pairs(source) else []
+    if not extra:
+        return []
+    judged = source.judged(source.losses[0])
+    geometry = derived(judged)[["cosine", "norm_ratio", "chosen_ratio", "length_ratio"]].assign(
+        change_chosen=judged["change_chosen"]
+    )
+    others = [name for name in geometry if name not in extra]
+    return [figures.correlation_map(pd.concat([geometry[others], judged[extra]], axis=1), extra)]
+
+
+def _what_if(source: Source) -> list[Block]:
+    if source.what_if is None:
+        return []
+    summary = source.what_if.summary
+    blocks: list[Block] = [Prose(str(summary["recommendation"]))]
+    if summary["changes"]:
+        head = [
+            Heading("knob", "knob"), Heading("setting"), Heading("up to"), Heading("ideal %", "interval"),
+            Heading("both up %", "regime"), Heading("both down %", "regime"), Heading("margin growth", "margin_growth"),
+            Heading("margin kept %", "margin_kept"),
+        ]  # fmt: skip
+        rows = []
+        for change in summary["changes"]:
+            at = change["at_setting"]
+            kept = at["margin_efficiency_median"]
+            rows.append([
+                change["knob"], f"{change['setting']:.4g}{'' if change['reaches'] else ' (most)'}",
+                figures.number(change["until"], ".4g") if change["overshoots_into"] else "its end",
+                percent(at["regimes"]["ideal"]), percent(at["regimes"]["both_up"]), percent(at["regimes"]["both_down"]),
+                figures.number(at["margin_change_median"]), figures.number(None if kept is None else 100 * kept, ".0f"),
+            ])  # fmt: skip
+        title = f"Smallest change that makes {100 * summary['target']:g} % of the pairs ideal, from {summary['base']}"
+        blocks.append(Table(title, head, rows))
+        curves = source.what_if.curves
+        blocks += [figures.knob_curve(curves, change, summary["target"]) for change in summary["changes"]]
+    blocks.append(Prose("Limits: " + " ".join(summary["limits"]), is_quiet=True))
+    return blocks
+
+
+def _training(source: Source) -> list[Block]:
+    blocks: list[Block] = []
+    points = None if source.steps is None else step_table(source.steps)
+    if points is not None and len(points) > 1:
+        blocks.append(figures.change_curves(points, onset(points)))
+        if "ideal" in points:
+            blocks.append(figures.regime_areas(points))
+    if source.ledger is not None:
+        blocks += [Prose(explain(source.ledger, side)) for side in SIDES]
+        blocks += [figures.ledger_areas(source.ledger, side) for side in SIDES]
+    return blocks
+
+
+def _rewards(source: Source) -> list[Block]:
+    if source.prompts is None or "reward_std" not in source.prompts:
+        return []
+    prompts = source.prompts
+    drawn = [
+        figures.prompt_scatter(
+            prompts, ("reward_std", "reward std"), ("grad_norm", "gradient norm"), logarithmic=True,
+            caption="Reward std against the norm of the expected reward gradient, one point per prompt",
+            terms=("reward_std", "reward_gradient"),
+        ),
+        figures.prompt_scatter(
+            prompts, ("reward_mean", "reward mean"), ("reward_std", "reward std"), terms=("reward_std",),
+            caption="Mean and std of the reward, one point per prompt",
+        ),
+    ]  # fmt: skip
+    blocks: list[Block] = [figure for figure in drawn if figure is not None]
+    if "prevalence" in source.summary:
+        limits = source.summary["thresholds"]
+        names = {
+            "small": f"std below {limits['std']:g}",
+            "small_low": f"... and mean below {limits['mean']:g} (the harmful cell)",
+            "small_high": f"... and mean above {limits['mean']:g}",
+        }  # fmt: skip
+        rows = [[text, percent(source.summary["prevalence"][key])] for key, text in names.items()]
+        head = [Heading("prompts with"), Heading("share % [95 %]", "interval")]
+        blocks.append(Table(f"Of {source.summary['prompts']['measured']} prompts", head, rows))
+    if "trl" in source.summary:
+        blocks.append(Prose(str(source.summary["trl"]["explanation"]), is_quiet=True))
+    return blocks
+
+
+def _joint(source: Source) -> list[Block]:
+    if source.prompts is None or "verdicts" not in source.summary:
+        return []
+    loss = source.summary["loss"]
+    drawn = [
+        figures.prompt_scatter(
+            source.prompts, ("pair_effect", f"effect of a {loss} step on the prompt's pair"),
+            ("rft_signal", "reward std / half-range"), terms=("prompt_signal", "pair_effect"),
+            caption="What the pair and the rewards of a prompt have to teach: upper right both, lower left neither",
+            groups=("verdict", VERDICTS, VERDICT_COLOURS),
+        ),
+        figures.prompt_scatter(
+            source.prompts, ("pair_cosine", "cosine of the pair"), ("reward_std", "reward std"),
+            caption="Are entangled pairs the prompts with a small reward std?", terms=("cosine", "reward_std"),
+        ),
+    ]  # fmt: skip
+    rows = [[VERDICTS[name], percent(part)] for name, part in source.summary["verdicts"].items()]
+    head = [Heading("signal"), Heading("prompts, % [95 %]", "interval")]
+    table = Table(f"Of {source.summary['prompts']['measured']} prompts", head, rows)
+    return [*(figure for figure in drawn if figure is not None), table]
+
+
+_SECTIONS: tuple[tuple[str, str, str, Callable[[Source], list[Block]], tuple[str, ...]], ...] = (
+    (
+        "regimes", "Regimes", "Which way one small step moves the two log-probs of a pair, for every loss.", _regimes,
+        ("regime", "rho", "interval"),
+    ),
+    (
+        "plane", "The plane of pairs", "The points don't move with the loss, its line does: a pair is ideal below it. "
+        "Above it, on the left both responses rise, on the right both fall. Choose a point to see its pair.", _plane,
+        ("score", "cosine", "norm_ratio", "band", "rho"),
+    ),
+    (
+        "changes", "Predicted changes", "By how much: to first order, in nats per unit of learning rate.", _changes,
+        ("change", "incentives", "gram"),
+    ),
+    (
+        "modules", "Layers and modules", "c is a sum over the probed tensors: where it comes from.", _modules,
+        ("module_share", "module_norms", "module_cosine", "module_falls"),
+    ),
+    (
+        "columns", "Diagnostics", "How the columns that came with the pairs go with their geometry.", _columns,
+        ("rank_correlation",),
+    ),
+    (
+        "whatif", "What would change it", "The same pairs under other losses and settings, without the model.",
+        _what_if, ("knob", "margin_growth", "margin_kept"),
+    ),
+    (
+        "training", "Over training", "What was measured, and what it came from.", _training, ("ledger", "logps"),
+    ),
+    (
+        "rewards", "Rewards", "How much the reward varies over the answers to a prompt, and what gradient that leaves.",
+        _rewards, ("reward_std", "reward_gradient"),
+    ),
+    (
+        "joint", "Preference pairs and rewards", "The same prompts, both methods.", _joint,
+        ("prompt_signal", "pair_effect", "rank_correlation"),
+    ),
+)  # fmt: skip

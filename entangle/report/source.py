@@ -1,0 +1,156 @@
+"""What a report shows of one run: everything that its folder holds, read once. Files that aren't there are None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from entangle.curves import curve, with_changes
+from entangle.errors import RunError
+from entangle.predictions import is_scored
+from entangle.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class WhatIfTables:
+    """The parts of a what-if that are drawn: its settings, its curves, its summary."""
+
+    settings: pd.DataFrame
+    curves: pd.DataFrame
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, as its folder holds it.
+
+    Args:
+        name: how the report calls it.
+        summary: its aggregates.
+        provenance: what the numbers were computed from and on.
+        pairs: one row per pair.
+        predictions: one row per scored pair and loss.
+        texts: texts of the pairs.
+        verification: predicted and measured changes of real steps.
+        tokens: one row per token of the pairs that were taken apart.
+        modules: one row per pair and module.
+        steps: one row per training step, or per step and pair.
+        ledger: one row per training step and pair: what the measured changes came from.
+        prompts: one row per prompt of a reward run or of a joint run.
+        what_if: other losses and settings on the same pairs.
+    """
+
+    name: str
+    summary: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    pairs: pd.DataFrame | None = None
+    predictions: pd.DataFrame | None = None
+    texts: pd.DataFrame | None = None
+    verification: pd.DataFrame | None = None
+    tokens: pd.DataFrame | None = None
+    modules: pd.DataFrame | None = None
+    steps: pd.DataFrame | None = None
+    ledger: pd.DataFrame | None = None
+    prompts: pd.DataFrame | None = None
+    what_if: WhatIfTables | None = None
+
+    @property
+    def losses(self) -> list[str]:
+        """Labels of the judged losses, in their order."""
+        return [] if self.predictions is None else list(dict.fromkeys(self.predictions["loss"]))
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """The scored rows of the pairs."""
+        assert self.pairs is not None
+        return self.pairs[is_scored(self.pairs)]
+
+    def judged(self, loss: str) -> pd.DataFrame:
+        """The scored pairs with their predictions under one loss, in dataset order."""
+        assert self.predictions is not None
+        return self.scored.merge(self.predictions[self.predictions["loss"] == loss], on="index")
+
+
+def read_source(path: str | Path) -> Source:
+    """Read a finished run folder of any command.
+
+    Raises:
+        RunError: there is none at `path`, it isn't finished, or it holds nothing that a report can show.
+    """
+    run = RunFolder.open(path)
+    has_provenance = (run.path / "provenance.json").is_file()
+    provenance = run.read_json("provenance.json") if has_provenance else {}
+    parts: dict[str, Any] = {
+        name: _parts(run, name)
+        for name in (
+            "predictions",
+            "texts",
+            "verification",
+            "tokens",
+            "modules",
+            "steps",
+            "ledger",
+            "prompts",
+        )
+    }
+    parts["pairs"] = run.pairs() if run.shards and parts["predictions"] is not None else None
+    if all(parts[name] is None for name in ("pairs", "steps", "ledger", "prompts")):
+        raise RunError(
+            f"Expected pairs, prompts or training steps in the run folder {run.path}; it holds "
+            f"{', '.join(sorted(file.name for file in run.path.iterdir()))}."
+        )
+    return Source(
+        name=run.path.resolve().name, summary=run.read_json("summary.json"), provenance=provenance,
+        what_if=_what_if(run), **parts,
+    )  # fmt: skip
+
+
+def _parts(run: RunFolder, name: str) -> pd.DataFrame | None:
+    """A table of the folder: one file, or the shards of a sub-folder."""
+    whole = run.table(f"{name}.parquet")
+    files = sorted((run.path / name).glob("[0-9]*.parquet"))
+    if whole is not None or not files:
+        return whole
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+def _what_if(run: RunFolder) -> WhatIfTables | None:
+    folder = RunFolder(run.path / "whatif")
+    settings, curves = folder.table("whatif.parquet"), folder.table("curves.parquet")
+    if not folder.is_complete or settings is None or curves is None:
+        return None
+    return WhatIfTables(settings, curves, folder.read_json("summary.json"))
+
+
+def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | None:
+    """What every kind of module adds to the mean cosine in every layer: layer, kind, share; None without its columns.
+
+    share is the mean over pairs of c_m / sqrt(A B), relative to the mean cosine; shares sum to 1. What is outside the
+    layers has the layer -1.
+    """
+    if not {"index", "layer", "kind", "inner"} <= set(modules):
+        return None
+    whole = pairs.set_index("index")
+    scale = np.sqrt(whole["chosen_sq"] * whole["rejected_sq"])
+    parts = pd.DataFrame({
+        "layer": modules["layer"].astype("Int64").fillna(-1).astype(int), "kind": modules["kind"].astype(str),
+        "share": modules["inner"] / modules["index"].map(scale),
+    }).groupby(["layer", "kind"], sort=False, as_index=False)["share"].sum()  # fmt: skip
+    return parts.assign(share=parts["share"] / (whole["inner"] / scale).sum())
+
+
+def step_table(steps: pd.DataFrame) -> pd.DataFrame | None:
+    """Per training step, what `entangle.curves.curve` says of rows of steps and pairs; None without its columns.
+
+    Changes count from the start that the rows name, else from their first step.
+    """
+    if not {"step", "index", "logps_chosen", "logps_rejected"} <= set(steps):
+        return None
+    if not {"moved_chosen", "moved_rejected"} <= set(steps):
+        steps = with_changes(steps, steps[steps["step"] == steps["step"].min()])
+    return curve(steps)

@@ -1,0 +1,272 @@
+"""The page in a real browser: it draws without complaint, filters, sorts, follows links, turns dark, prints."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from entangle.report.explain import explain
+from entangle.report.html import write_page
+from entangle.report.source import Source
+from entangle.reporting import load_sources
+from tests.report.browser import browser, complaints, show, until
+from tests.report.test_page import HOSTILE
+from tests.run_folders import synthetic_pairs, synthetic_run
+
+COUNT = 400
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]\d+)?")
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Any]:
+    with browser() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+    """Two runs; the first has hostile texts, a pair taken apart into tokens, and a column of its own."""
+    folder = tmp_path_factory.mktemp("browser")
+    pairs = synthetic_pairs(COUNT, norm_ratio=0.7).assign(
+        kind=[f"kind {i % 3}" for i in range(COUNT)], extra=range(COUNT)
+    )
+    first = synthetic_run(folder / "one", pairs, losses=("dpo", "simpo", "sft"))
+    words = pd.Series(range(COUNT)).astype(str)
+    texts = pd.DataFrame({
+        "index": range(COUNT), "prompt": HOSTILE, "chosen": "good " + words, "rejected": "bad " + HOSTILE,
+    })  # fmt: skip
+    first.write_table("texts.parquet", texts)
+    tokens = pd.DataFrame({
+        "index": 7, "side": ["chosen"] * 2 + ["rejected"], "position": [0, 1, 0], "text": ["go", HOSTILE, " bad"],
+        "share": [1.5, -0.5, 1.0], "logp": [-1.0, -2.0, -3.0],
+    })  # fmt: skip
+    first.write_table("tokens.parquet", tokens)
+    second = synthetic_run(folder / "two", synthetic_pairs(30, seed=1), losses=("dpo",))
+    return load_sources([first.path, second.path])
+
+
+@pytest.fixture(scope="module")
+def page(sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(sources, tmp_path_factory.mktemp("pages") / "report.html")
+
+
+@pytest.fixture
+def shown(opened, page) -> Iterator[Any]:
+    """The page, opened anew; whatever a test does on it, the console stays silent."""
+    show(opened, page)
+    yield opened
+    assert complaints(opened) == []
+
+
+def choose(driver: Any, name: str, value: str) -> None:
+    """Give a control a value as a user does: with the events that follow."""
+    driver.execute_script(
+        "const c = document.getElementById(arguments[0]); c.value = arguments[1];"
+        "for (const e of ['input', 'change']) c.dispatchEvent(new Event(e, {bubbles: true}));",
+        name, value,
+    )  # fmt: skip
+
+
+def found(driver: Any) -> str:
+    return driver.execute_script("return document.getElementById('found').textContent")
+
+
+def rows(driver: Any, column: int) -> list[str]:
+    return driver.execute_script(
+        "return [...document.querySelectorAll('#body tr:not([aria-hidden])')]"
+        ".map(r => r.children[arguments[0]].textContent)",
+        column,
+    )
+
+
+def test_everything_is_drawn(shown):
+    drawn = shown.execute_script(
+        "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg').length)"
+    )
+    assert len(drawn) >= 8 and all(drawn)
+    points = shown.execute_script("return document.querySelectorAll('#figure-plane-0-0 .points path').length")
+    assert points == COUNT
+
+
+def test_data_renders_as_text(shown):
+    """A hostile prompt is on the page, letter by letter, and made no element, dialog or request."""
+    shown.execute_script("location.hash = '#pair-7'")
+    until(shown, "return document.activeElement.id === 'pair-7'")
+    assert shown.execute_script("return document.querySelector('#pair-7 .prompt').textContent") == HOSTILE
+    assert (
+        shown.execute_script("return document.querySelectorAll('#pair-7 .chosen mark')[1].textContent")
+        == HOSTILE
+    )
+    assert shown.execute_script("return document.querySelectorAll('img, .card b, .card script').length") == 0
+    assert shown.execute_script("return document.scripts.length") == 3
+
+
+def test_only_rows_in_sight_are_in_the_document(shown):
+    assert found(shown) == f"{COUNT} of {COUNT} pairs" and len(rows(shown, 0)) < 80
+    shown.execute_script("const box = document.getElementById('rows'); box.scrollTop = box.scrollHeight")
+    until(
+        shown, f"return [...document.querySelectorAll('#body th')].some(c => c.textContent === '{COUNT - 1}')"
+    )
+    last = shown.execute_script(
+        "return [...document.querySelectorAll('#body tr[aria-rowindex]')].at(-1).ariaRowIndex"
+    )
+    assert last == str(COUNT + 1)
+
+
+def test_filters_keep_the_pairs_that_match(shown, sources):
+    judged = sources[0].judged("dpo")
+    choose(shown, "regime", "2")
+    assert found(shown) == f"{(judged['regime'] == 'both_down').sum()} of {COUNT} pairs"
+    choose(shown, "kind", "1")
+    both = (judged["regime"] == "both_down") & (judged["kind"] == "kind 1")
+    assert found(shown) == f"{both.sum()} of {COUNT} pairs" and 0 < both.sum()
+    shown.execute_script("document.getElementById('filters').reset()")
+    until(shown, f"return document.getElementById('found').textContent === '{COUNT} of {COUNT} pairs'")
+    choose(shown, "words", "GOOD 39")
+    assert rows(shown, 0) == ["39", *map(str, range(390, 400))]
+    choose(shown, "words", "")
+    choose(shown, "least", "0.95")
+    assert found(shown) == f"{(judged['cosine'] >= 0.95).sum()} of {COUNT} pairs"
+
+
+def test_heads_sort_and_say_so(shown, sources):
+    head = "document.querySelector('[data-column=cosine]')"
+    for direction, ascending in (("ascending", True), ("descending", False)):
+        shown.execute_script(f"{head}.querySelector('button').click()")
+        assert shown.execute_script(f"return {head}.ariaSort") == direction
+        expected = (
+            sources[0].pairs.sort_values("cosine", ascending=ascending)["index"].head(5).astype(str).tolist()
+        )
+        assert rows(shown, 0)[:5] == expected
+    assert shown.execute_script("return document.querySelector('[data-column=index]').ariaSort") == "none"
+
+
+def test_deep_link_opens_its_pair(opened, page, sources):
+    show(opened, page, "#pair-123")
+    assert opened.execute_script("return document.activeElement.id") == "pair-123"
+    row = sources[0].judged("dpo").set_index("index", drop=False).loc[123].to_dict()
+    assert (
+        opened.execute_script("return document.querySelector('#pair-123 .chosen').textContent") == "good 123"
+    )
+    reason = opened.execute_script("return document.querySelector('#pair-123 .reason').textContent")
+    assert reason.split(":")[0] == explain(row, row).split(":")[0]
+    show(opened, page, "#run2-pair-5")
+    assert opened.execute_script(
+        "return [document.activeElement.id, document.getElementById('run').value]"
+    ) == ["run2-pair-5", "1"]
+    show(opened, page, "#pair-9999")
+    assert "isn't here" in opened.execute_script("return document.getElementById('selected').textContent")
+    assert complaints(opened) == []
+
+
+def test_point_of_the_plane_opens_its_pair(shown):
+    shown.execute_script(
+        "document.getElementById('figure-plane-0-0').emit('plotly_click', {points: [{customdata: [31, 31]}]})"
+    )
+    until(shown, "return document.activeElement.id === 'pair-31'")
+
+
+def test_script_says_what_python_says(shown, sources):
+    """Every worst card's reason, under each loss, is the sentence of `explain`."""
+    shown.execute_script("document.getElementById('more').click()")
+    for loss in ("dpo", "simpo"):
+        choose(shown, "loss", loss)
+        judged = sources[0].judged(loss).set_index("index", drop=False)
+        said = shown.execute_script(
+            "return [...document.querySelectorAll('#cards .card')]"
+            ".map(c => [c.id, c.querySelector('.reason').textContent])"
+        )
+        assert len(said) >= 5
+        for name, reason in said:
+            row = judged.loc[int(name.split("-")[1])].to_dict()
+            expected = explain(row, row)
+            assert NUMBER.split(reason) == NUMBER.split(expected), loss
+            printed, exact = ([float(n) for n in NUMBER.findall(text)] for text in (reason, expected))
+            assert printed == pytest.approx(
+                exact, rel=0.011
+            )  # one of the last digit: the page's are rounded twice
+
+
+def test_loss_moves_line_counts_and_cards(shown, sources):
+    choose(shown, "loss", "sft")
+    judged = sources[0].judged("sft")
+    legend = shown.execute_script("return document.getElementById('legend').textContent")
+    assert f"ideal {(judged['regime'] == 'ideal').sum()}" in legend
+    assert "No pair's chosen log-prob falls under sft." in shown.execute_script(
+        "return document.getElementById('cards').textContent"
+    )
+
+
+def test_definition_opens_beside_its_term_and_closes(shown):
+    shown.execute_script("document.querySelector('.facts a[href=\"#def-precision\"]').click()")
+    box = shown.execute_script(
+        "const d = document.getElementById('definition'); return [d.hidden, d.textContent, document.activeElement.id]"
+    )
+    assert box[0] is False and "arithmetic" in box[1] and box[2] == "definition"
+    shown.execute_script("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+    closed = (
+        "return [document.getElementById('definition').hidden, document.activeElement.getAttribute('href')]"
+    )
+    assert shown.execute_script(closed) == [True, "#def-precision"]
+
+
+def test_theme_follows_the_system_and_the_button(shown):
+    ink = "return document.querySelector('#figure-plane-0-0 .xtitle').style.fill"
+    light = shown.execute_script(ink)
+    shown.execute_script("document.getElementById('theme').click()")
+    pressed = "return [document.documentElement.dataset.theme, document.getElementById('theme').ariaPressed]"
+    assert shown.execute_script(pressed) == ["dark", "true"] and shown.execute_script(ink) != light
+    shown.execute_script("delete document.documentElement.dataset.theme")
+    feature = {"name": "prefers-color-scheme", "value": "dark"}
+    shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    until(shown, "return document.getElementById('theme').textContent === 'Light'")
+    shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_network_is_forbidden(opened, page):
+    show(opened, page)
+    opened.execute_async_script("fetch('http://127.0.0.1:9/').then(arguments[0], arguments[0])")
+    refused = complaints(opened)
+    assert refused and all("Content Security Policy" in message for message in refused)
+
+
+def test_page_prints(shown):
+    printed = base64.b64decode(shown.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert (
+        printed.startswith(b"%PDF-") and printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") > 2
+    )
+
+
+def test_keyboard_reaches_the_main_things(shown):
+    """Landmarks, a skip link first, a caption for each table, a text for each figure, a label for each control."""
+    facts = shown.execute_script("""
+        const all = (s) => [...document.querySelectorAll(s)];
+        return {
+          first: document.querySelector('a, button, select').textContent,
+          main: all('main').length, nav: all('nav[aria-label]').length,
+          captions: all('table').every(t => t.caption && t.caption.textContent.trim()),
+          texts: all('.plot').every(p => p.getAttribute('aria-label').length > 30),
+          labels: all('input, select').every(c => c.closest('label') || c.ariaLabel),
+          heads: all('th').every(h => h.scope), headings: all('h1').length,
+        }""")
+    assert facts == {
+        "first": "Skip to the verdict", "main": 1, "nav": 1, "captions": True, "texts": True, "labels": True,
+        "heads": True, "headings": 1,
+    }  # fmt: skip
+
+
+def test_narrow_window_has_no_sideways_scrolling(shown):
+    shown.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    try:
+        until(shown, "return document.documentElement.scrollWidth <= 400")
+    finally:
+        shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,0 +1,323 @@
+"""The HTML page: what stands in it, that text from data stays text, that it keeps its size."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from entangle.cli import main
+from entangle.errors import RunError, UserError
+from entangle.ledger import PARTS
+from entangle.report.explain import SENTENCES, explain
+from entangle.report.glossary import GLOSSARY, definition_key, glossary
+from entangle.report.html import page, render_page
+from entangle.report.html.blocks import Figure
+from entangle.report.html.rows import pair_rows
+from entangle.report.html.sections import sections
+from entangle.report.html.verdict import verdict
+from entangle.report.source import Source, module_shares, read_source
+from entangle.reporting import load_sources
+from tests.run_folders import synthetic_pairs, synthetic_run, with_flag
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&amp;{{ 7*7 }}$x$"
+
+
+class Reader(HTMLParser):
+    """Elements, ids and links of a page, and its scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] == "script":
+            self.scripts[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self.elements.append((f"/{tag}", {}))
+
+    def values(self, name: str) -> list[str]:
+        return [attributes[name] or "" for _, attributes in self.elements if name in attributes]
+
+
+def content_of(text: str) -> dict:
+    return json.loads(Reader(text).scripts[0])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pairs = with_flag(synthetic_pairs(40, norm_ratio=0.8), [3], "dropped").assign(extra=range(40))
+    return synthetic_run(
+        tmp_path_factory.mktemp("page") / "first", pairs, losses=("dpo", "simpo", "sft")
+    ).path
+
+
+@pytest.fixture(scope="module")
+def source(run: Path) -> Source:
+    return load_sources([run])[0]
+
+
+@pytest.fixture(scope="module")
+def text(source: Source) -> str:
+    return render_page([source])
+
+
+def test_page_is_whole_and_names_nothing_outside(text):
+    """Every link leads into the page, nothing is fetched, and the policy allows the page's scripts and no others."""
+    reader = Reader(text)
+    ids = set(reader.values("id"))
+    assert {link[1:] for link in reader.values("href") if link != "data:,"} <= ids and not reader.values(
+        "src"
+    )
+    policy = next(value for value in reader.values("content") if "default-src" in value)
+    assert "default-src 'none'" in policy and "unsafe-inline'; img" in policy and "http" not in policy
+    for script in reader.scripts[1:]:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0] and "eval" not in policy
+
+
+def test_every_term_used_is_defined(text, source):
+    """Keys of the sections, the figures and the script; the test above holds for those of the template."""
+    script = (Path(page.__file__).parent / "static" / "report.js").read_text()
+    keys = {key for section in sections([source]) for key in section.terms}
+    blocks = [
+        block for section in sections([source]) for column in section.columns.values() for block in column
+    ]
+    keys |= {key for block in blocks if isinstance(block, Figure) for key in block.terms}
+    facts = script[script.index("const FACTS") : script.index("];", script.index("const FACTS"))]
+    keys |= set(re.findall(r'"(\w+)"\]', facts)) | set(re.findall(r'fact\(list, .*"(\w+)"\);', script))
+    assert len(keys) > 15 and keys <= set(GLOSSARY)
+
+
+def test_definitions_of_diagnostics_are_those_of_their_registry():
+    entries = glossary(["ches", "cosine", "of_the_data"])
+    assert (
+        definition_key("ches") == "column-ches"
+        and entries["column-ches"].formula
+        and entries["column-ches"].text
+    )
+    assert definition_key("cosine") == "cosine" and definition_key("of_the_data") == ""
+    assert set(entries) == {*GLOSSARY, "column-ches"}
+
+
+def test_page_says_precision_parameters_and_metric(text):
+    assert "scores in float32, 3 full parameters, SGD metric" in text
+
+
+def test_data_is_text_wherever_it_goes(run, tmp_path):
+    """Texts, a kind, a column, a model name and a module full of markup: no element and no script comes of them."""
+    pairs = synthetic_pairs(6).assign(kind=HOSTILE, **{f"n{HOSTILE}": range(6)})
+    folder = synthetic_run(
+        tmp_path / "r", pairs, provenance={"model_name_or_path": f"m{HOSTILE}", "notes": [HOSTILE]}
+    )
+    texts = pd.DataFrame({"index": range(6), "prompt": HOSTILE, "chosen": HOSTILE, "rejected": HOSTILE})
+    folder.write_table("texts.parquet", texts)
+    modules = pd.DataFrame({"index": range(6), "layer": 1, "kind": HOSTILE, "inner": pairs["inner"]})
+    folder.write_table("modules.parquet", modules)
+    made = replace(load_sources([folder.path])[0], name=f"run{HOSTILE}")
+    text = render_page([made])
+    reader = Reader(text)
+    assert len(reader.scripts) == 3 and not [tag for tag, _ in reader.elements if tag in ("img", "b")]
+    assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
+    assert "{{ 7*7 }}" in text and "\u2028" not in text.replace(reader.scripts[1], "").replace(
+        reader.scripts[2], ""
+    )
+    content = content_of(text)
+    assert content["runs"][0]["pairs"]["texts"]["chosen"] == [HOSTILE] * 6 and content["runs"][0][
+        "name"
+    ].endswith(HOSTILE)
+    (heat,) = [figure for key, figure in content["figures"].items() if key.startswith("modules")]
+    assert "<" not in heat["data"][0]["y"][0] and "&lt;script&gt;" in heat["data"][0]["y"][0]
+
+
+def test_columns_hold_the_rows(source):
+    table = pair_rows(source, 10_000_000)
+    scored = source.scored
+    assert (
+        table["columns"]["index"] == scored["index"].tolist()
+        and table["count"] == 39
+        and table["total"] == 40
+    )
+    assert table["columns"]["cosine"] == pytest.approx(scored["cosine"].tolist(), rel=1e-3)
+    dpo, _, sft = table["losses"]
+    assert dpo["rho"] == 1 and sft["rho"] == 1e308 and sft["d_l"] == 0
+    judged = source.judged("dpo")
+    assert dpo["change_chosen"] == pytest.approx(judged["change_chosen"].tolist(), rel=1e-3)
+    worst = [table["columns"]["index"][place] for place in dpo["worst"]]
+    falling = judged[judged["change_chosen"] < 0].sort_values("change_chosen")["index"].tolist()
+    assert worst == falling[:20] and worst
+    said = [SENTENCES[ord(code) - 48] for code in dpo["sentences"]]
+    for sentence, row in zip(said, judged.to_dict("records"), strict=True):
+        assert explain(row, row).startswith(sentence.split("{")[0].split("{loss}")[0])
+
+
+def test_a_large_run_is_sampled_and_cut_within_its_budget(tmp_path):
+    pairs = synthetic_pairs(3000, norm_ratio=0.7)
+    folder = synthetic_run(tmp_path / "large", pairs, losses=("dpo", "simpo"))
+    texts = pd.DataFrame(
+        {"index": range(3000), "prompt": "p" * 900, "chosen": "c" * 900, "rejected": "r" * 900}
+    )
+    folder.write_table("texts.parquet", texts)
+    source = load_sources([folder.path])[0]
+    table = pair_rows(source, 400_000)
+    assert len(json.dumps(table)) < 480_000 and 100 < table["count"] < 3000 and table["cut"] is not None
+    places = set(table["losses"][0]["worst"])
+    assert places and all(len(table["texts"]["chosen"][place]) == 900 for place in places)
+    whole = pair_rows(source, 20_000_000)
+    assert whole["count"] == 3000 and whole["cut"] is None
+
+
+def test_page_says_that_it_holds_a_sample(source, monkeypatch):
+    monkeypatch.setattr(page, "LARGEST", 4_900_000)
+    text = render_page([source])
+    count = content_of(text)["runs"][0]["pairs"]["count"]
+    assert count < 39 and f"hold {count} of the 39 scored" in text
+
+
+def test_verdict_has_three_sentences_with_share_interval_and_remedy(source):
+    first, second, third = verdict(source)
+    assert first.startswith("Under dpo, ") and third.startswith("Starting from dpo, ")
+    shares = source.summary["regimes"]["dpo"]
+    worst = max((name for name in shares if name != "ideal"), key=lambda name: shares[name]["count"])
+    for name in (worst, "ideal"):
+        low, high = (f"{100 * shares[name][end]:.0f}" for end in ("low", "high"))
+        assert f"{100 * shares[name]['share']:.0f} % (95 % interval {low} to {high} %)" in second
+
+
+def test_verdict_of_a_good_run_asks_for_no_change(tmp_path):
+    run = synthetic_run(tmp_path / "good", synthetic_pairs(30, cosine=-0.9))
+    first, second, third = verdict(load_sources([run.path])[0])
+    assert (
+        "does what it should" in first and "ideal" not in second and third.startswith("No change is needed")
+    )
+
+
+def test_module_shares_sum_to_one():
+    pairs = synthetic_pairs(5)
+    parts = [
+        pairs.assign(layer=layer, kind="q", inner=share * pairs["inner"])
+        for layer, share in ((0, 0.25), (1, 0.75))
+    ]
+    outside = pairs.assign(layer=pd.NA, kind="head", inner=0.0)
+    shares = module_shares(pd.concat([*parts, outside], ignore_index=True), pairs).set_index("layer")["share"]
+    assert shares.to_dict() == pytest.approx({0: 0.25, 1: 0.75, -1: 0.0})
+
+
+def training_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Steps and ledger of two pairs over three steps: each falls by a nat per step, all of it from its partner."""
+    keys = [(step, index) for step in range(3) for index in range(2)]
+    steps = pd.DataFrame(keys, columns=["step", "index"]).assign(
+        logps_chosen=lambda d: -10.0 - d["step"], logps_rejected=lambda d: -11.0 - d["step"], regime="both_down",
+        change_chosen=-1.0, change_rejected=-1.0, cosine=0.9,
+    )  # fmt: skip
+    ledger = pd.concat([
+        steps[steps["step"] > 0].assign(
+            side=side, logps=-9.0, in_batch=True, measured=-1.0, **dict.fromkeys(PARTS, 0.0)
+        )
+        for side in ("chosen", "rejected")
+    ]).assign(partner=-1.0)  # fmt: skip
+    return steps, ledger
+
+
+def test_training_run_shows_curves_and_ledger(tmp_path):
+    steps, ledger = training_rows()
+    run = synthetic_run(tmp_path / "train", is_finished=False)
+    for file in (run.path / "pairs").iterdir():
+        file.unlink()
+    (run.path / "steps").mkdir()
+    run.write_table("steps/000001.parquet", steps[steps["step"] < 2])
+    run.write_table("steps/000002.parquet", steps[steps["step"] == 2])
+    run.write_table("ledger.parquet", ledger)
+    run.write_json("summary.json", {"steps": 3})
+    source = read_source(run.path)
+    (section,) = sections([source])
+    figures = {
+        block.caption.split(":")[0]: block for block in section.columns[0] if isinstance(block, Figure)
+    }
+    assert figures["What moved the chosen log-prob"].table.rows[1][1] == "-2"
+    first, second, third = verdict(source)
+    assert "-2 nats" in first and "100 % (95 % interval" in second and "partner" in third
+    assert "Over training" in render_page([source])
+
+
+def test_runs_of_one_name_are_told_apart(run, tmp_path):
+    other = synthetic_run(tmp_path / "first", synthetic_pairs(10))
+    names = [source.name for source in load_sources([run, other.path])]
+    assert names == [f"{run.parent.name}/first", f"{tmp_path.name}/first"]
+
+
+def test_command_writes_the_page_into_the_run_or_where_told(run, tmp_path, capsys):
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").is_file() and capsys.readouterr().out.strip() == str(run / "report.html")
+    assert (
+        main(["report", str(run), "--output_dir", str(tmp_path)]) == 0
+        and (tmp_path / "report.html").is_file()
+    )
+    assert (
+        main(["report", str(run), "--output", str(tmp_path / "p.html")]) == 0
+        and (tmp_path / "p.html").is_file()
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_command_writes_figures(run, tmp_path, suffix):
+    if suffix != "png":  # one format draws everything; the others show that the suffix decides
+        run = synthetic_run(tmp_path / "small", synthetic_pairs(8)).path
+    assert main(["report", str(run), "--format", suffix, "--output", str(tmp_path / "out")]) == 0
+    files = {file.name: file.read_bytes()[:5] for file in (tmp_path / "out").iterdir()}
+    assert {f"{name}.{suffix}" for name in ("regimes", "plane", "changes", "knob-nll")} <= set(files)
+    assert set(files.values()) == {{"png": b"\x89PNG\r", "svg": b"<?xml", "pdf": b"%PDF-"}[suffix]}
+
+
+def test_errors_say_what_to_do(tmp_path, run, capsys, monkeypatch):
+    assert main(["report"]) == 2 and "entangle report RUN" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2 and "run folder" in capsys.readouterr().err
+    empty = synthetic_run(tmp_path / "empty", is_finished=False)
+    for file in (empty.path / "pairs").iterdir():
+        file.unlink()
+    empty.write_json("summary.json", {})
+    with pytest.raises(RunError, match="Expected pairs, prompts or training steps"):
+        read_source(empty.path)
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(run), "--output", str(tmp_path / "file" / "p.html")]) == 2
+    assert "Choose another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["jinja2", "plotly"])
+def test_missing_libraries_are_named(source, monkeypatch, module):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"{module}: pip install 'entangle\[report\]'"):
+        render_page([source])
+
+
+def test_results_show_themselves_in_a_notebook(run):
+    from entangle import what_if
+    from entangle.probe import ProbeResult
+
+    for result in (ProbeResult.load(run), what_if(run)):
+        shown = result._repr_html_()
+        assert (
+            shown.startswith("<pre style=")
+            and "ideal" in shown
+            and "[bold]" not in Reader(shown).values("style")
+        )
+    assert "A [bold]good[/bold] answer." in ProbeResult.load(run)._repr_html_()
