@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from entangle.geometry import PairGeometry
     from entangle.probe import ProbeResult, run_probe
     from entangle.regimes import Prediction, Regime, predict
+    from entangle.training import EntanglementCallback
     from entangle.whatif import WhatIf, what_if
 
 _PUBLIC = {
+    "EntanglementCallback": "entangle.training",
     "PairGeometry": "entangle.geometry",
     "Prediction": "entangle.regimes",
     "ProbeConfig": "entangle.config",
@@ -31,6 +33,7 @@ _PUBLIC = {
     "what_if": "entangle.whatif",
 }
 __all__ = [
+    "EntanglementCallback",
     "PairGeometry",
     "Prediction",
     "ProbeConfig",

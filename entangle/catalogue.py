@@ -75,7 +75,7 @@ def loss_rows(
     Raises:
         ValueError: no such family (the message lists them).
 
-    Example:
+    Examples:
         >>> [row.name for row in loss_rows(family="divergence")]
         ['f_dpo_forward_kl', 'f_dpo_js', 'f_dpo_alpha', 'chipo']
     """

@@ -2,82 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from entangle.errors import UserError
+from entangle.errors import ConfigError, UserError
 from entangle.version import __version__
 
 
 def probe(arguments: Sequence[str]) -> int:
     """Geometry of every pair, and what each loss would do to it."""
-    from rich.console import Console
 
-    from entangle.config import ProbeConfig, parse
+    def run(config: Any, notes: Any) -> Any:
+        if config.dry_run:
+            from entangle.estimate import estimate
 
-    config, ignored = parse(ProbeConfig, arguments, prog="entangle probe")
-    notes = Console(stderr=True)
-    if ignored:
-        notes.print(f"Ignored, since they only concern training: {', '.join(ignored)}.", markup=False)
-    if config.dry_run:
-        from entangle.estimate import estimate
+            _show(estimate(config))
+            return None
+        from entangle.probe import run_probe
 
-        Console().print(estimate(config))
-        return 0
-    from accelerate import PartialState
+        return run_probe(config, notes)
 
-    from entangle.probe import run_probe
-    from entangle.progress import Interrupted
-
-    try:
-        result = run_probe(config, notes)
-    except Interrupted as interrupted:
-        notes.print(str(interrupted), markup=False)
-        return 130
-    if PartialState().is_main_process:
-        console = Console()
-        console.print(result.renderable())
-        console.print(f"Run folder: {result.run.path}", markup=False, soft_wrap=True)
-    return 0
+    return _measure("probe", "ProbeConfig", arguments, run)
 
 
 def whatif(arguments: Sequence[str]) -> int:
     """Other losses and hyper-parameters on a finished probe's pairs, without the model."""
-    from rich.console import Console
-
     from entangle.config import WhatIfConfig, parse
-    from entangle.errors import ConfigError
 
     config, _ = parse(WhatIfConfig, arguments, prog="entangle whatif")
-    if not config.run:
-        raise ConfigError("expected the run folder of a finished probe: entangle whatif RUN. Got none.")
+    _need(config.run, "the run folder of a finished probe: entangle whatif RUN")
     from entangle.whatif import run_whatif
 
     result, folder = run_whatif(config)
-    console = Console()
-    console.print(result.renderable(config.rows))
-    console.print(f"Run folder: {folder.path}", markup=False, soft_wrap=True)
+    _show(result.renderable(config.rows), "Run folder", folder.path)
     return 0
 
 
 def tokens(arguments: Sequence[str]) -> int:
     """Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens."""
-    from rich.console import Console
-
     from entangle.config import TokensConfig, parse
-    from entangle.errors import ConfigError
 
     config, _ = parse(TokensConfig, arguments, prog="entangle tokens")
-    if not config.run:
-        raise ConfigError("expected the run folder of a finished probe: entangle tokens RUN. Got none.")
+    _need(config.run, "the run folder of a finished probe: entangle tokens RUN")
     from entangle.tokens import run_tokens
 
     result = run_tokens(config)
-    console = Console()
-    console.print(result.renderable(config.rows))
-    console.print(f"Tokens: {result.probe.run.path / 'tokens.parquet'}", markup=False, soft_wrap=True)
+    _show(result.renderable(config.rows), "Tokens", result.probe.run.path / "tokens.parquet")
     return 0
 
 
@@ -111,41 +86,180 @@ def losses(arguments: Sequence[str]) -> int:
 
 def rft(arguments: Sequence[str]) -> int:
     """Spread of the rewards of sampled answers, and the reward gradient that it leaves."""
+
+    def run(config: Any, notes: Any) -> Any:
+        from entangle.rft import run_change, run_rft
+
+        return run_rft(config, notes) if config.before is None else run_change(config)
+
+    return _measure("rft", "RftConfig", arguments, run)
+
+
+def joint(arguments: Sequence[str]) -> int:
+    """DPO's signal beside RFT's on the same prompts: which give none to which method, and why."""
+
+    def run(config: Any, notes: Any) -> Any:
+        from entangle.joint import run_joint
+
+        return run_joint(config, notes)
+
+    return _measure("joint", "JointConfig", arguments, run)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Preference training (or fine-tuning) by TRL with any loss and mitigation: entangle train CONFIG."""
+
+    def run(config: Any, notes: Any) -> Any:
+        from entangle.train import run_train
+
+        return run_train(config, notes)
+
+    return _measure("train", "TrainConfig", arguments, run)
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Train losses x settings x seeds from one start, and judge them on the same held-back pairs and posts."""
+
+    def run(config: Any, notes: Any) -> Any:
+        from entangle.compare import run_compare
+
+        return run_compare(config, notes)
+
+    return _measure("compare", "CompareConfig", arguments, run)
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """The probe at every checkpoint of a training run, and when both log-probs began to fall."""
+
+    def run(config: Any, notes: Any) -> Any:
+        from entangle.sweep import run_sweep
+
+        return run_sweep(config, notes)
+
+    return _measure("sweep", "SweepConfig", arguments, run)
+
+
+def filter_pairs(arguments: Sequence[str]) -> int:
+    """The data set of a finished probe without its harmful pairs, or with weights."""
     from rich.console import Console
 
-    from entangle.config import RftConfig, parse
+    from entangle.config import FilterConfig, parse
+    from entangle.errors import ConfigError
 
-    config, ignored = parse(RftConfig, arguments, prog="entangle rft")
-    notes = Console(stderr=True)
-    if ignored:
-        notes.print(f"Ignored, since they only concern training: {', '.join(ignored)}.", markup=False)
-    from entangle.progress import Interrupted
-    from entangle.rft import run_rft
+    config, _ = parse(FilterConfig, arguments, prog="entangle filter")
+    if not config.run:
+        raise ConfigError("expected the run folder of a finished probe: entangle filter RUN. Got none.")
+    from entangle.filter import run_filter
 
-    if config.before is not None:
-        from entangle.rft import run_change
+    result = run_filter(config)
+    console = Console()
+    console.print(result.renderable())
+    written = "Dry run: nothing is written." if config.dry_run else f"Data: {result.out}"
+    console.print(written, markup=False, soft_wrap=True)
+    return 0
 
-        change = run_change(config)
-        Console().print(change.renderable())
-        Console().print(f"Run folder: {change.run.path}", markup=False, soft_wrap=True)
+
+def doctor(arguments: Sequence[str]) -> int:
+    """What the log of a past training run says: nothing else is read."""
+    import json
+
+    from rich.console import Console
+
+    from entangle.config import DoctorConfig, parse
+    from entangle.doctor import RULES, examine, read_log
+    from entangle.report.doctor_text import report_text, rule_table
+
+    config, _ = parse(DoctorConfig, arguments, prog="entangle doctor")
+    console = Console()
+    if config.list_rules:
+        console.print(rule_table(RULES.values()))
         return 0
+    _need(config.log, "the log of a past run: entangle doctor LOG")
+    report = examine(read_log(config.log, config.trainer), config.rules)
+    if config.json:
+        print(json.dumps(report.content, indent=2))
+    else:
+        console.print(report_text(report), soft_wrap=True)
+    return report.exit_status
+
+
+def _measure(verb: str, options: str, arguments: Sequence[str], run: Callable[[Any, Any], Any]) -> int:
+    """A command that fills a run folder: options, the run, its tables.
+
+    Args:
+        verb: the command's name.
+        options: its class in `entangle.config`.
+        arguments: what the user typed.
+        run: from options and a console for notes to a result with `renderable()` and `run`; None has shown itself.
+    """
+    import entangle.config
+    from entangle.progress import Interrupted, notes_console
+
+    config, ignored = entangle.config.parse(
+        getattr(entangle.config, options), arguments, prog=f"entangle {verb}"
+    )
+    notes = notes_console()
+    if ignored:
+        notes.print(f"Ignored, since they don't concern this command: {', '.join(ignored)}.", markup=False)
     try:
-        result = run_rft(config, notes)
+        result = run(config, notes)
     except Interrupted as interrupted:
         notes.print(str(interrupted), markup=False)
         return 130
-    console = Console()
-    console.print(result.renderable())
-    console.print(f"Run folder: {result.run.path}", markup=False, soft_wrap=True)
+    from accelerate import PartialState
+
+    if result is not None and PartialState().is_main_process:
+        _show(result.renderable(), "Run folder", result.run.path)
+        if verb in PAGED:
+            print(f"As a page for the browser: entangle report {result.run.path}")
     return 0
 
+
+def _show(renderable: Any, what: str = "", place: Path | None = None) -> None:
+    """Print a result, and where it is kept."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(renderable)
+    if place is not None:
+        console.print(f"{what}: {place}", markup=False, soft_wrap=True)
+
+
+def _need(given: str, expected: str) -> None:
+    """Refuse a command whose positional is missing."""
+    if not given:
+        raise ConfigError(f"expected {expected}. Got none.")
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Finished runs as one self-contained HTML page, or their figures as files: entangle report RUN."""
+    from entangle.config import ReportConfig, parse
+
+    config, _ = parse(ReportConfig, arguments, prog="entangle report")
+    _need(" ".join(config.runs), "one or more run folders: entangle report RUN [RUN2 ...]")
+    from entangle.reporting import run_report
+
+    for path in run_report(config):
+        print(path)
+    return 0
+
+
+PAGED = ("probe", "sweep", "rft", "joint")
+"""Commands whose runs always have something for a page."""
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "probe": probe,
     "whatif": whatif,
     "tokens": tokens,
     "losses": losses,
+    "train": train,
+    "compare": compare,
+    "sweep": sweep,
     "rft": rft,
+    "joint": joint,
+    "report": report,
+    "filter": filter_pairs,
+    "doctor": doctor,
 }
 
 
@@ -162,14 +276,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"entangle: unknown command {words[0]!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
     _quieten()
+    is_ours = not _is_in_group()
     try:
-        return VERBS[words[0]](words[1:])
+        status = VERBS[words[0]](words[1:])
+        if status == 0 and is_ours and _is_in_group():
+            _leave_group()
+        return status
     except UserError as error:
         print(f"entangle {words[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _is_in_group() -> bool:
+    """Whether this process is one of several that talk to each other, as under `torchrun`."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave_group() -> None:
+    """Part from the other processes once all have finished; NCCL warns of a group that is left behind."""
+    import torch.distributed as processes
+
+    processes.barrier()
+    processes.destroy_process_group()
 
 
 def _quieten() -> None:
@@ -179,6 +311,7 @@ def _quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of its kernels on being imported
 
 
 def _usage() -> str:

@@ -288,7 +288,7 @@ def smallest_change(lower: Tensor, upper: Tensor, needed: int, start: float, end
     Returns:
         The stretch found, or None where no setting lies in that many.
 
-    Example:
+    Examples:
         >>> ends = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])
         >>> smallest_change(*ends, needed=3, start=0.0, end=9.0).until
         3.0
@@ -363,7 +363,7 @@ def readable(reach: Reach, start: float) -> float:
 
     Rounded away from the start, so that it still does what the stretch promises.
 
-    Example:
+    Examples:
         >>> readable(Reach(nearest=0.02500001, until=0.2, count=9), start=0.0)
         0.026
     """

@@ -28,6 +28,7 @@ from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.models import Policy
 from entangle.predictions import is_scored
 from entangle.probe import ProbeResult
+from entangle.progress import notes_console
 from entangle.report import tables, token_tables
 from entangle.scores.tokens import TokenProducts, token_products
 from entangle.verify import KeepFloat64
@@ -38,7 +39,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class TokenResult:
+class TokenResult(tables.InNotebooks):
     """Pairs taken apart into tokens.
 
     Args:
@@ -87,7 +88,7 @@ def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenRes
     Raises:
         UserError: the run isn't a finished probe, its model or data has changed, or a pair or loss isn't in it.
     """
-    out = console or Console(stderr=True)
+    out = notes_console(console)
     probe = ProbeResult.load(config.run)
     labels = _labels(probe, config)
     indices = _indices(probe, config, labels)

@@ -336,7 +336,7 @@ def build(spec: str | Mapping[str, Any] | PreferenceLoss) -> PreferenceLoss:
         UnknownLoss: the name isn't in the catalogue (the message lists the known ones), or a hyper-parameter
             isn't one of the loss's (the message lists those).
 
-    Example:
+    Examples:
         >>> from losses import build
         >>> build({"name": "dpo", "beta": 0.5}).beta
         0.5

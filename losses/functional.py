@@ -40,7 +40,7 @@ def as_function(loss: PreferenceLoss) -> PlainLoss:
             lengths and got none.
         MissingReference: on a call, the loss needs a reference and got none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from losses import DPO
         >>> dpo_loss = as_function(DPO(beta=0.1))

@@ -17,7 +17,7 @@ SURE = -1e-6
 def capped_exp(x: Tensor) -> Tensor:
     """e^x up to `EXPONENT_CAP`, its tangent beyond (so the gradient stays there, unlike with a clamp).
 
-    Example:
+    Examples:
         >>> capped_exp(torch.tensor([0.0, 1e4])).isfinite().all().item()
         True
     """

@@ -16,25 +16,42 @@ from entangle.config.base import (
     fingerprint,
     parse_loss,
 )
+from entangle.config.compare import CompareConfig
+from entangle.config.doctor import DoctorConfig
 from entangle.config.files import YamlOptions, parse, read_yaml
+from entangle.config.filter import Condition, FilterConfig, Rule, parse_rule, parse_weight
+from entangle.config.joint import JointConfig
 from entangle.config.losses import LossesConfig
 from entangle.config.probe import ProbeConfig
-from entangle.config.rft import RftConfig
+from entangle.config.report import ReportConfig
+from entangle.config.rft import AnswerOptions, RftConfig
+from entangle.config.sweep import SweepConfig
 from entangle.config.tokens import TokensConfig
+from entangle.config.train import TrainConfig
 from entangle.config.whatif import WhatIfConfig
 
 __all__ = [
     "DEFAULT_LOSSES",
     "EMBEDDED",
+    "AnswerOptions",
+    "CompareConfig",
+    "Condition",
     "DataOptions",
+    "DoctorConfig",
+    "FilterConfig",
     "InputOptions",
+    "JointConfig",
     "Losses",
     "LossesConfig",
     "ModelOptions",
     "ProbeConfig",
+    "ReportConfig",
     "RftConfig",
+    "Rule",
     "RunOptions",
+    "SweepConfig",
     "TokensConfig",
+    "TrainConfig",
     "WhatIfConfig",
     "YamlOptions",
     "build_losses",
@@ -42,5 +59,7 @@ __all__ = [
     "fingerprint",
     "parse",
     "parse_loss",
+    "parse_rule",
+    "parse_weight",
     "read_yaml",
 ]

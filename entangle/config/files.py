@@ -5,6 +5,7 @@ A YAML file written for `trl dpo` is accepted: keys that only concern training a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,8 +27,13 @@ _ALIASES = {
     "adapter": "adapter_name_or_path",
     "lora_rank": "lora_r",
     "cutoff_len": "max_length",
+    "warmup_ratio": "warmup_steps",
 }
 """Names that other trainers use for the same option."""
+
+
+_NOT_DONE = ("datasets", "use_rslora", "use_dora", "lora_modules_to_save", "lora_target_parameters")
+"""Options of TRL's command line that would change a training and that no option of ours stands for."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def read_yaml(path: str | Path, cls: type) -> YamlOptions:
         ConfigError: the file is missing or isn't a mapping, or a key is known neither to us nor to TRL.
     """
     content = _load_mapping(Path(path))
-    known = {f.name for f in fields(cls)}
+    known = {f.name: str(f.type) for f in fields(cls)}
     values: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for key, value in content.items():
@@ -53,13 +59,17 @@ def read_yaml(path: str | Path, cls: type) -> YamlOptions:
         (values if name in known else unknown)[name] = value
     if "losses" in known and "losses" not in values and "loss_type" in unknown:
         values["losses"] = _losses_of_trl(unknown)
+    if "trainer_options" in known:
+        _take_training_options(values, unknown, path)
     unexplained = sorted(set(unknown) - _training_keys()) if unknown else []
     if unexplained:
         raise ConfigError(
             f"{path}: unknown key {', '.join(map(repr, unexplained))}. Known keys: {', '.join(sorted(known))}; "
             "keys of TRL's DPOConfig, ModelConfig and ScriptArguments are accepted and ignored."
         )
-    return YamlOptions({key: _tuples(value) for key, value in values.items()}, tuple(sorted(unknown)))
+    whole = {key for key in values if isinstance(values[key], Mapping) and not known[key].startswith("tuple")}
+    values = {key: value if key in whole else _tuples(value) for key, value in values.items()}
+    return YamlOptions(values, tuple(sorted(unknown)))
 
 
 def _load_mapping(path: Path) -> dict[str, Any]:
@@ -99,6 +109,42 @@ def _losses_of_trl(options: Mapping[str, Any]) -> tuple[Any, ...]:
     return ({"name": "weighted_sum", "losses": parts, "weights": weights},)
 
 
+def _take_training_options(values: dict[str, Any], unknown: dict[str, Any], path: str | Path) -> None:
+    """For a command that trains: TRL's loss becomes `loss`, other options of its trainer `trainer_options`.
+
+    Moves them from `unknown` to `values`. What would change the training and has no counterpart is refused.
+    """
+    if "loss" not in values and ("loss_type" in unknown or "beta" in unknown):
+        (spec,) = _losses_of_trl({"loss_type": "sigmoid"} | unknown)
+        values["loss"] = spec
+        for key in {"loss_type", "loss_weights", *_trl_names(spec)} & set(unknown):
+            del unknown[key]
+    refused = [key for key in _NOT_DONE if unknown.get(key)]
+    if refused:
+        raise ConfigError(
+            f"{path}: {', '.join(refused)} would change the training and isn't supported. Drop it."
+        )
+    own = _trainer_fields() & set(unknown)
+    given = values.get("trainer_options") or []
+    further = _tuples({key: unknown.pop(key) for key in sorted(own)})
+    values["trainer_options"] = [*_tuples(given), *further]
+
+
+def _trl_names(spec: Mapping[str, Any]) -> set[str]:
+    """TRL's names of the hyper-parameters that a loss was given."""
+    from losses import CATALOGUE
+
+    names = {ours: trl for trl, ours in CATALOGUE[spec["name"]].trl_options.items()}
+    parts = [_trl_names(part) for part in spec.get("losses", ())]
+    return set().union({names.get(key, key) for key in spec}, *parts)
+
+
+def _trainer_fields() -> set[str]:
+    from trl import DPOConfig, SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+
+    return {f.name for cls in (DPOConfig, SFTConfig) for f in fields(cls)}
+
+
 def _training_keys() -> set[str]:
     """Option names of TRL's `trl dpo` (of transformers' trainer where TRL isn't installed)."""
     from transformers import TrainingArguments
@@ -114,13 +160,13 @@ def _training_keys() -> set[str]:
 
 
 def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):  # columns: {chosen: better}
-        return tuple(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, Mapping):  # columns: {chosen: better}, vary: {learning_rate: [1e-5, 1e-4]}
+        return tuple(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items())
     return tuple(value) if isinstance(value, list) else value
 
 
 def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Config, tuple[str, ...]]:
-    """Options of a command from its arguments, `--config FILE` first, then flags over it.
+    """Options of a command from its arguments: `--config FILE` (or FILE.yaml as the first word), then flags over it.
 
     Returns:
         The options, and the keys of the file that were ignored.
@@ -129,6 +175,8 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Co
         ConfigError: the file or a value can't be used. A flag that can't be parsed exits with status 2.
     """
     arguments = list(arguments)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments.insert(0, "--config")
     loaded = YamlOptions()
     if "--config" in arguments:
         place = arguments.index("--config")

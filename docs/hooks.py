@@ -1,0 +1,92 @@
+"""What the pages take from the code: tables of options and of losses, so that each stands in one place.
+
+`{{ options ProbeConfig }}` becomes the options of that class; `{{ losses }}` the catalogue.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import html
+import inspect
+import re
+import textwrap
+from typing import Any
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill a page's placeholders."""
+    markdown = re.sub(
+        r"^\{\{ options (\w+) \}\}$", lambda match: options_table(match[1]), markdown, flags=re.M
+    )
+    return re.sub(r"^\{\{ losses \}\}$", lambda _: losses_table(), markdown, flags=re.M)
+
+
+def losses_table() -> str:
+    """The catalogue as Markdown."""
+    from entangle.catalogue import markdown_table
+
+    return markdown_table()
+
+
+def options_table(name: str) -> str:
+    """Option, default and meaning of every field of a class of `entangle.config`, own options first."""
+    import entangle.config
+
+    cls = getattr(entangle.config, name)
+    rows = [
+        f"| `{field.name}` | {default(field)} | {meaning(cls, field.name)} |" for field in by_nearness(cls)
+    ]
+    return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
+
+
+def by_nearness(cls: type) -> list[dataclasses.Field]:
+    """Fields in the order of the classes that declare them, the class itself first."""
+    declared = {
+        name: depth for depth, base in reversed(list(enumerate(cls.__mro__))) for name in own_names(base)
+    }
+    return sorted(dataclasses.fields(cls), key=lambda field: declared[field.name])
+
+
+def own_names(cls: type) -> list[str]:
+    """Names that a class annotates itself."""
+    return list(cls.__dict__.get("__annotations__", ()))
+
+
+def default(field: dataclasses.Field) -> str:
+    """A field's default as YAML would say it."""
+    value = field.default
+    if value is dataclasses.MISSING:
+        value = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+    if value is None or value == ():
+        return ""
+    shown = (
+        " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else value
+    )
+    return f"`{shown}`"
+
+
+def meaning(cls: type, name: str) -> str:
+    """The string below a field, from the class that declares it."""
+    for base in cls.__mro__:
+        if name in own_names(base):
+            return html.escape(docstrings(base)[name], quote=False).replace("|", r"\|")
+    raise LookupError(name)
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The strings below a class's fields, in one line each."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+    found: dict[str, str] = {}
+    for node, after in zip(body, body[1:], strict=False):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(after, ast.Expr)
+        ):
+            found[node.target.id] = " ".join(ast.literal_eval(after.value).split())
+    return found

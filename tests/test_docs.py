@@ -1,0 +1,85 @@
+"""The documentation says what the program does: pages, options, commands and notebooks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import entangle.config
+from entangle.cli import VERBS
+from entangle.config import parse
+from losses import CATALOGUE, build
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+OPTIONS = re.compile(r"^\{\{ options (\w+) \}\}$", re.MULTILINE)
+
+
+def options_of(verb: str) -> type:
+    """The options class that a command's page names."""
+    found = OPTIONS.search((ROOT / "docs" / "commands" / f"{verb}.md").read_text(encoding="utf-8"))
+    assert found, f"docs/commands/{verb}.md names no options"
+    return getattr(entangle.config, found[1])
+
+
+def commands() -> list[str]:
+    """Every `entangle VERB ...` that a page tells the reader to type."""
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```(?:sh|text)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    lines = [
+        line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()
+    ]
+    lines = [line.removeprefix("accelerate launch -m ") for line in lines]
+    return sorted({line for line in lines if line.startswith("entangle ")})
+
+
+def snippets(page: str) -> list[str]:
+    return re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M | re.S
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_a_page_in_the_navigation(verb):
+    assert options_of(verb)
+    assert f"commands/{verb}.md" in (ROOT / "mkdocs.yml").read_text()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_on_a_page_can_be_parsed(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dpo.yaml").write_text("beta: 0.1\n")
+    (tmp_path / "train.yaml").write_text("max_steps: 1\n")
+    (tmp_path / "compare.yaml").write_text("seeds: [0]\n")
+    _, verb, *arguments = shlex.split(command)
+    parse(options_of(verb), arguments, prog=f"entangle {verb}")
+
+
+def test_a_loss_of_the_readers_own_works_as_the_page_says():
+    for snippet in snippets("losses.md"):
+        exec(compile(snippet, "docs/losses.md", "exec"), {"__name__": __name__})
+    try:
+        assert build("cubic_hinge").config["beta"] == 0.1
+    finally:
+        CATALOGUE.pop("cubic_hinge")
+
+
+@pytest.mark.slow
+def test_the_notebook_for_the_embedded_pairs_runs(tmp_path):
+    notebook = nbformat.read(ROOT / "docs" / "notebooks" / "embedded.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = str([cell.get("outputs") for cell in notebook.cells])
+    assert "single_word" in printed and "image/png" in printed
+
+
+def test_notebooks_hold_no_path_of_a_machine():
+    for file in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        assert not re.search(r"/(home|root|work|tmp|Users)/", file.read_text(encoding="utf-8")), file
