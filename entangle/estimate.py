@@ -1,7 +1,7 @@
 """What a probe would cost, before it starts: from the model's configuration, without its weights.
 
-A model is a stack of equal layers. Random models of one and of two layers, of the configured shape, run the
-engine on two of the planned passes; the difference is a layer, the rest is embedding and head, and every pass
+A model is a stack of equal layers. Random models of two and of four layers, of the configured shape, run the
+engine on two of the planned passes; the difference is two layers, the rest is embedding and head, and every pass
 then costs what its tokens do. Memory is counted the same way: the most that a pass holds at a time.
 """
 
@@ -140,10 +140,12 @@ class Stack:
     origin: Origin
 
     def cost(self, batch: Sequence[TokenizedPair]) -> Cost:
-        """Cost of one pass through the whole stack: a bottom of one layer, and the others like the second."""
+        """Cost of one pass through the whole stack: up to four layers as they are, further ones like the last two."""
         layers = self.shape.num_hidden_layers
-        one, two = (self._measure(count, batch) for count in (1, min(2, layers)))
-        return one.plus(two - one, layers - 1)
+        if layers <= 4:
+            return self._measure(layers, batch)
+        two, four = (self._measure(count, batch) for count in (2, 4))
+        return four.plus(four - two, (layers - 4) / 2)
 
     def _measure(self, layers: int, batch: Sequence[TokenizedPair]) -> Cost:
         model = self._random(layers)
@@ -162,7 +164,7 @@ class Stack:
 
         with fast_gemm() if self.config.fast_matmul else nullcontext():
             compute()  # the first pass checks itself too
-            return Cost(min(_seconds(compute) for _ in range(3)), peak_bytes(compute, self.loading.target))
+            return Cost((_seconds(compute) + _seconds(compute)) / 2, peak_bytes(compute, self.loading.target))
 
     def _random(self, layers: int) -> nn.Module:
         shape = copy.deepcopy(self.shape)

@@ -267,7 +267,8 @@ def data_options_of(probe: ProbeResult) -> DataOptions:
     """Which data the run read."""
     recorded = probe.run.config
     values: dict[str, Any] = {f.name: recorded[f.name] for f in fields(DataOptions) if f.name in recorded}
-    return DataOptions(**values | {"columns": tuple(values.get("columns", ()))})
+    values["columns"] = tuple(values.get("columns", ()))
+    return DataOptions(**values)
 
 
 def source_of(options: DataOptions) -> Path | None:
@@ -319,7 +320,7 @@ class Rows:
     def columns(self) -> list[str]:
         """Names of the columns."""
         if isinstance(self.content, pa.Table):
-            return self.content.schema.names
+            return list(self.content.schema.names)  # pyright: ignore[reportAttributeAccessIssue]
         return list(dict.fromkeys(name for row in self.content for name in row))
 
     def write(self, out: Path, added: pd.DataFrame) -> None:

@@ -70,7 +70,7 @@ def describe_modules(names: Sequence[str]) -> pd.DataFrame:
         ".".join((*path[-1 if len(homonyms[path[-1]]) == 1 else -2 :], *factor)) for _, path, factor in parts
     ]
     layers = pd.array([layer for layer, _, _ in parts], dtype="Int64")
-    categories = {"module": pd.Categorical(names), "kind": pd.Categorical(kinds)}
+    categories = {"module": pd.Categorical(list(names)), "kind": pd.Categorical(kinds)}
     return pd.DataFrame(categories | {"layer": layers})[["module", "layer", "kind"]]
 
 

@@ -534,7 +534,7 @@ class _Source:
 def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
     if isinstance(run, pd.DataFrame):
         return _Source(run, {}, {}, None)
-    folder = getattr(run, "run", run)  # a ProbeResult, whose module isn't imported here
+    folder: Any = getattr(run, "run", run)  # a ProbeResult, whose module isn't imported here
     folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder)
     if not folder.shards:
         raise RunError(

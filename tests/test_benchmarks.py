@@ -61,9 +61,9 @@ def test_verdicts_follow_the_medians(load):
 
 def test_lengths_are_spread_over_their_range(load):
     methods = load("methods")
-    shape = methods.Shape(2, 16, 24, 2, 48, pairs=4, per_batch=2)
+    shape = methods.Shape(layers=2, width=16, inner=24, heads=2, vocabulary=48, pairs=4)
     batches = methods.batches_of(shape)
-    assert [length for batch in batches for length in batch.prompt_length.tolist()] == [225, 275, 325, 375]
+    assert [length for batch in batches for length in batch.prompt_length.tolist()] == [248, 252, 346, 354]
     assert sorted(length for batch in batches for length in batch.lengths.tolist()) == [
         24,
         24,

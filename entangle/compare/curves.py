@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -21,9 +22,10 @@ def labelled(cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
 
 def run_curves(rows: pd.DataFrame) -> pd.DataFrame:
     """`entangle.curves.curve` of every run, one below the other, with variant, loss and seed."""
-    parts = [
-        curve(own).assign(**dict(zip(KEYS, key, strict=True))) for key, own in rows.groupby(KEYS, sort=False)
-    ]
+    parts = []
+    for key, own in rows.groupby(KEYS, sort=False):
+        labels: dict[str, Any] = dict(zip(KEYS, key, strict=True))
+        parts.append(curve(own).assign(**labels))
     return pd.concat(parts, ignore_index=True)
 
 

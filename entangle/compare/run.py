@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -62,8 +63,8 @@ class CompareResult:
             RunError: there is none at `path`.
         """
         run = RunFolder.open(path)
-        tables = [run.table(f"{name}.parquet") for name in TABLES]
-        return cls(run, *tables, run.read_json("summary.json")["start"])  # pyright: ignore[reportArgumentType]
+        tables: dict[str, Any] = {name: run.table(f"{name}.parquet") for name in TABLES}
+        return cls(run=run, start=run.read_json("summary.json")["start"], **tables)
 
     @property
     def bands(self) -> pd.DataFrame:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from entangle.doctor.log import TrainingLog
@@ -165,7 +164,7 @@ def saturation(log: TrainingLog, threshold: float) -> Finding | None:
     loss = log.series("loss")
     if len(loss) < 5 or abs(float(loss.iloc[0]) - math.log(2)) > 0.1 or not has_reference(log):
         return None  # another loss than DPO's: its weight can't be read from its value
-    weight = -2 * np.expm1(-smooth(loss))
+    weight = smooth(loss).map(lambda value: -2 * math.expm1(-value))
     step = onset(weight, threshold)
     if step is None:
         return None

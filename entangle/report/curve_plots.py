@@ -22,7 +22,8 @@ def panels(
     rows: int, columns: int, width: float, height: float, *, sharex: bool = True, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `rows` x `columns` axes, row by row; sizes in inches."""
-    figure = new_axes(width, height).figure
+    figure = new_axes(width, height).get_figure(root=True)
+    assert figure is not None
     figure.clear()
     axes = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).flat)
     for each in axes:

@@ -16,14 +16,14 @@ from entangle.summary import derived
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {
+COLOURS: dict[str, str] = {
     Regime.IDEAL: "#2a9d6f",
     Regime.BOTH_UP: "#e0a526",
     Regime.BOTH_DOWN: "#c8382e",
     Regime.INVERTED: "#8a4fbf",
     Regime.DEGENERATE: "#9a9a9a",
 }
-MARKERS = {
+MARKERS: dict[str, str] = {
     Regime.IDEAL: "o", Regime.BOTH_UP: "^", Regime.BOTH_DOWN: "v", Regime.INVERTED: "s", Regime.DEGENERATE: "x",
 }  # fmt: skip
 
@@ -159,7 +159,7 @@ def module_map(axes: Axes, shares: pd.DataFrame) -> Axes:
     grid = grid.loc[list(dict.fromkeys(shares["kind"])), sorted(grid.columns)]
     bound = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0
     image = axes.imshow(grid, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(grid.columns)), ["outside" if n < 0 else str(n) for n in grid.columns])
+    axes.set_xticks(range(len(grid.columns)), ["outside" if n < 0 else str(n) for n in map(int, grid.columns)])
     axes.set_yticks(range(len(grid)), [str(kind) for kind in grid.index])
     axes.set_xlabel("layer")
     figure = axes.get_figure(root=True)

@@ -139,7 +139,7 @@ def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | 
     scale = np.sqrt(whole["chosen_sq"] * whole["rejected_sq"])
     parts = pd.DataFrame({
         "layer": modules["layer"].astype("Int64").fillna(-1).astype(int), "kind": modules["kind"].astype(str),
-        "share": modules["inner"] / modules["index"].map(scale),
+        "share": modules["inner"] / scale.loc[modules["index"]].to_numpy(),
     }).groupby(["layer", "kind"], sort=False, as_index=False)["share"].sum()  # fmt: skip
     return parts.assign(share=parts["share"] / (whole["inner"] / scale).sum())
 

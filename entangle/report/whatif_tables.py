@@ -149,7 +149,7 @@ def change_table(summary: Mapping[str, Any]) -> RenderableType:
     for change in summary["changes"]:
         before, after = change["at_start"], change["at_setting"]
         table.add_row(
-            change["knob"], _setting_text(change), _until_text(change),
+            change["knob"], setting_text(change), until_text(change),
             percent(after["regimes"]["ideal"]),
             *(percent(after["regimes"][name], interval=False) for name in ("both_up", "both_down")),
             _times(after["margin_change_median"], before["margin_change_median"]),
@@ -166,13 +166,15 @@ def change_table(summary: Mapping[str, Any]) -> RenderableType:
     return Group(table, Text("\n".join(lines) + "\n", "dim"))
 
 
-def _setting_text(change: Mapping[str, Any]) -> str:
+def setting_text(change: Mapping[str, Any]) -> str:
+    """The setting of a smallest change, or why there is none."""
     if change["setting"] == change["start"]:
         return "none needed" if change["reaches"] else "none helps"
     return f"{_number(change['setting'])}{'' if change['reaches'] else ' (most)'}"
 
 
-def _until_text(change: Mapping[str, Any]) -> str:
+def until_text(change: Mapping[str, Any]) -> str:
+    """The setting from which on a smallest change overshoots."""
     if change["setting"] == change["start"]:
         return "-"
     return _number(change["until"]) if change["overshoots_into"] else "its end"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def fast_gemm() -> Iterator[None]:
     Raises:
         UserError: this PyTorch or this CPU doesn't have the route, or it would round to less than float32.
     """
-    backend = torch.backends.mkldnn
+    backend: Any = torch.backends.mkldnn
     if not (backend.is_available() and hasattr(backend, "matmul")):
         raise UserError(
             "The fast float32 matrix product needs PyTorch 2.9 or newer, built with oneDNN; this is PyTorch "

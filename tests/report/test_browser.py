@@ -198,9 +198,9 @@ def test_loss_moves_line_counts_and_cards(shown, sources):
     judged = sources[0].judged("sft")
     legend = shown.execute_script("return document.getElementById('legend').textContent")
     assert f"ideal {(judged['regime'] == 'ideal').sum()}" in legend
-    assert "No pair's chosen log-prob falls under sft." in shown.execute_script(
-        "return document.getElementById('cards').textContent"
-    )
+    said = shown.execute_script("return document.getElementById('few').textContent")
+    assert said.startswith("No pair's chosen log-prob falls under sft.")
+    assert shown.execute_script("return document.querySelectorAll('#cards .card').length") == 5
 
 
 def test_definition_opens_beside_its_term_and_closes(shown):

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from entangle.cli import main
 from entangle.errors import RunError, UserError
+from entangle.geometry import PairGeometry
 from entangle.ledger import PARTS
 from entangle.report.explain import SENTENCES, explain
 from entangle.report.glossary import GLOSSARY, definition_key, glossary
@@ -26,7 +28,7 @@ from entangle.report.html.sections import sections
 from entangle.report.html.verdict import verdict
 from entangle.report.source import Source, module_shares, read_source
 from entangle.reporting import load_sources
-from tests.run_folders import synthetic_pairs, synthetic_run, with_flag
+from tests.run_folders import pairs_of, synthetic_pairs, synthetic_run, with_flag
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&amp;{{ 7*7 }}$x$"
 
@@ -136,9 +138,7 @@ def test_data_is_text_wherever_it_goes(run, tmp_path):
     reader = Reader(text)
     assert len(reader.scripts) == 3 and not [tag for tag, _ in reader.elements if tag in ("img", "b")]
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
-    assert "{{ 7*7 }}" in text and "\u2028" not in text.replace(reader.scripts[1], "").replace(
-        reader.scripts[2], ""
-    )
+    assert "{{ 7*7 }}" in text and not set("<>\u2028") & set(reader.scripts[0])
     content = content_of(text)
     assert content["runs"][0]["pairs"]["texts"]["chosen"] == [HOSTILE] * 6 and content["runs"][0][
         "name"
@@ -162,7 +162,10 @@ def test_columns_hold_the_rows(source):
     assert dpo["change_chosen"] == pytest.approx(judged["change_chosen"].tolist(), rel=1e-3)
     worst = [table["columns"]["index"][place] for place in dpo["worst"]]
     falling = judged[judged["change_chosen"] < 0].sort_values("change_chosen")["index"].tolist()
-    assert worst == falling[:20] and worst
+    assert (
+        worst[: len(falling)] == falling[:20] and len(worst) >= 5 and dpo["falling"] == min(20, len(falling))
+    )
+    assert sft["falling"] == 0 and len(sft["worst"]) <= 5
     said = [SENTENCES[ord(code) - 48] for code in dpo["sentences"]]
     for sentence, row in zip(said, judged.to_dict("records"), strict=True):
         assert explain(row, row).startswith(sentence.split("{")[0].split("{loss}")[0])
@@ -184,11 +187,12 @@ def test_a_large_run_is_sampled_and_cut_within_its_budget(tmp_path):
     assert whole["count"] == 3000 and whole["cut"] is None
 
 
-def test_page_says_that_it_holds_a_sample(source, monkeypatch):
-    monkeypatch.setattr(page, "LARGEST", 4_900_000)
-    text = render_page([source])
+def test_page_says_that_it_holds_a_sample(tmp_path, monkeypatch):
+    run = synthetic_run(tmp_path / "run", synthetic_pairs(300))
+    monkeypatch.setattr(page, "LARGEST", 0)
+    text = render_page(load_sources([run.path]))
     count = content_of(text)["runs"][0]["pairs"]["count"]
-    assert count < 39 and f"hold {count} of the 39 scored" in text
+    assert 0 < count < 30 and f"hold {count} of the 300 scored" in text and "Texts are left out" in text
 
 
 def test_verdict_has_three_sentences_with_share_interval_and_remedy(source):
@@ -202,7 +206,10 @@ def test_verdict_has_three_sentences_with_share_interval_and_remedy(source):
 
 
 def test_verdict_of_a_good_run_asks_for_no_change(tmp_path):
-    run = synthetic_run(tmp_path / "good", synthetic_pairs(30, cosine=-0.9))
+    scores = torch.randn(30, 3, dtype=torch.float64)
+    numbers = torch.full((2, 30), -9.0)
+    geometry = PairGeometry.from_scores(scores, -scores)
+    run = synthetic_run(tmp_path / "good", pairs_of(geometry, numbers, numbers, numbers.abs().long()))
     first, second, third = verdict(load_sources([run.path])[0])
     assert (
         "does what it should" in first and "ideal" not in second and third.startswith("No change is needed")

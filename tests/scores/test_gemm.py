@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,9 +13,9 @@ from entangle.scores.gemm import TOLERANCE, product_error
 from tests.architectures import random_batch, tiny_model, trainable, with_lora
 from tests.scores.test_architectures import relative_error
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.backends.mkldnn, "matmul"), reason="needs PyTorch 2.9 or newer with oneDNN"
-)
+ROUTE: Any = getattr(torch.backends.mkldnn, "matmul", None)
+
+pytestmark = pytest.mark.skipif(ROUTE is None, reason="needs PyTorch 2.9 or newer with oneDNN")
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def route() -> None:
 
 
 def setting() -> str:
-    return torch.backends.mkldnn.matmul.fp32_precision
+    return ROUTE.fp32_precision
 
 
 @pytest.mark.usefixtures("route")
@@ -45,7 +47,7 @@ def test_scores_are_the_same_to_1e_5():
 def test_setting_is_put_back(before):
     at_start = setting()
     try:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        ROUTE.fp32_precision = before
         with fast_gemm():
             assert setting() == "bf16"
         assert setting() == before
@@ -53,7 +55,7 @@ def test_setting_is_put_back(before):
             raise ZeroDivisionError
         assert setting() == before
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = at_start
+        ROUTE.fp32_precision = at_start
 
 
 @pytest.mark.parametrize("error", [2e-3, float("nan")])

@@ -157,7 +157,7 @@ def test_digits_of_the_shorter_score(shorter: int) -> None:
     ghost = Ghost.from_score(score, "right")
     assert ghost is not None
     w, l = (  # noqa: E741
-        sum((t.left.double().transpose(1, 2) @ t.right.double())[0] for t in own_terms)  # pyright: ignore
+        torch.stack([t.left.double()[0].T @ t.right.double()[0] for t in own_terms]).sum(0)  # pyright: ignore
         for own_terms in terms
     )
     exact = torch.stack(

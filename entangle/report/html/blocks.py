@@ -44,7 +44,7 @@ class Figure:
     alt: str
     data: Sequence[Mapping[str, Any]] = ()
     layout: Mapping[str, Any] = field(default_factory=dict)
-    height: int = 340
+    height: int = 360
     terms: Sequence[str] = ()
     table: Table | None = None
     live: str = ""

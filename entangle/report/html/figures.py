@@ -85,7 +85,7 @@ def regime_bars(summary: Mapping[str, Any]) -> Figure:
     return Figure(
         caption="Share of pairs per regime and loss, with the 95 % interval of the ideal share",
         alt=f"Stacked bars of {len(losses)} losses. Under {losses[0]}: {said}. All shares are in the table below.",
-        data=data, height=110 + 27 * len(losses), terms=("regime", "interval"),
+        data=data, height=130 + 27 * len(losses), terms=("regime", "interval"),
         layout={
             "barmode": "stack", "bargap": 0.25,
             "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
@@ -120,7 +120,7 @@ def knob_curve(curves: pd.DataFrame, change: Mapping[str, Any], target: float) -
     if is_moved:
         shapes.append(_line(x0=change["setting"], x1=change["setting"], y0=0, y1=1, yref="paper"))
     x_axis: dict[str, Any] = {
-        "title": {"text": plain(change["title"])},
+        "title": {"text": f"setting of {plain(change['knob'])}"},
         "type": "linear" if is_even else "log",
     }
     if is_even and change["start"] == rows["setting"].max():  # the start stands on the left
@@ -157,7 +157,7 @@ def module_map(shares: pd.DataFrame) -> Figure:
         caption="Where the entanglement lives: each module's share of the mean cosine, %",
         alt=f"Heat map of kinds of modules over layers. Largest: {said}.",
         data=[{
-            "type": "heatmap", "x": [_layer(layer) for layer in grid.columns],
+            "type": "heatmap", "x": [_layer(layer) for layer in map(int, grid.columns)],
             "y": [plain(kind) for kind in grid.index], "z": [_round(row) for row in grid.to_numpy()],
             "zmin": -bound, "zmax": bound, "colorscale": DIVERGING,
             "colorbar": {"title": {"text": "%"}, "thickness": 12}, "xgap": 1, "ygap": 1,
@@ -167,7 +167,7 @@ def module_map(shares: pd.DataFrame) -> Figure:
             "xaxis": {"type": "category", "showgrid": False},
             "yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False},
         },
-        height=130 + 24 * len(grid), terms=("module_share",),
+        height=150 + 24 * len(grid), terms=("module_share",),
     )  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def correlation_map(rows: pd.DataFrame, columns: Sequence[str]) -> Figure:
             "hovertemplate": "%{x}, %{y}: %{z:.2f}<extra></extra>",
         }],
         layout={"yaxis": {"autorange": "reversed", "automargin": True}, "xaxis": {"automargin": True}},
-        height=190 + 24 * len(columns), terms=("rank_correlation",),
+        height=210 + 24 * len(columns), terms=("rank_correlation",),
         table=Table(
             "Spearman's rank correlations [95 % interval]",
             [Heading("column"), *(Heading(spoken(str(name)), definition_key(str(name))) for name in rows)], cells,
@@ -249,6 +249,7 @@ def change_curves(points: pd.DataFrame, onset: int | None) -> Figure:
         data=data, terms=("logps",),
         layout={
             "xaxis": {"title": {"text": "optimiser step"}}, "yaxis": {"title": {"text": "change, nats"}},
+            "legend": ROW_LEGEND,
             "shapes": [] if onset is None else [_line(x0=onset, x1=onset, y0=0, y1=1, yref="paper", dash="dash")],
         },
     )  # fmt: skip
@@ -334,9 +335,9 @@ def prompt_scatter(
     """
     if not {x[0], y[0], "index"} <= set(prompts):
         return None
-    rows = prompts[np.isfinite(prompts[[x[0], y[0]]].astype(float)).all(axis=1)]
+    rows = prompts[np.isfinite(prompts[[x[0], y[0]]].to_numpy(float)).all(axis=1)]
     if logarithmic:
-        rows = rows[(rows[[x[0], y[0]]] > 0).all(axis=1)]
+        rows = rows[(rows[[x[0], y[0]]].to_numpy(float) > 0).all(axis=1)]
     if rows.empty:
         return None
     kind = "log" if logarithmic else "linear"

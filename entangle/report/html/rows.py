@@ -40,6 +40,9 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 WORST = 20
 """Worst pairs per loss that are kept with their whole texts."""
 
+FEWEST = 5
+"""Where fewer pairs fall under a loss, those with the least slack are shown too, up to this many."""
+
 KEPT = (
     "band_lower", "band_upper", "logps_chosen", "logps_rejected", "ref_logps_chosen", "ref_logps_rejected",
     "chosen_length", "rejected_length", "prompt_length",
@@ -59,7 +62,7 @@ EXTRA_COLUMNS = 8
 def extra_columns(pairs: pd.DataFrame) -> list[str]:
     """Numeric columns beyond those that every run has: diagnostics, and what the data set brought along."""
     return [
-        name
+        str(name)
         for name in pairs
         if name not in BASE_COLUMNS
         and pd.api.types.is_numeric_dtype(pairs[name])
@@ -74,7 +77,8 @@ def pair_rows(source: Source, budget: int) -> dict[str, Any]:
     """
     assert source.pairs is not None
     scored = source.scored.reset_index(drop=True)
-    worst = {loss: _worst(source, loss) for loss in source.losses}
+    falling = {loss: _falling(source, loss) for loss in source.losses}
+    worst = {loss: [*found, *_tightest(source, loss, found)] for loss, found in falling.items()}
     wanted = sorted({index for indices in worst.values() for index in indices})
     per_pair = 110 + 34 * len(source.losses)
     kept = _sample(scored, wanted, max(1, int(0.65 * budget / per_pair)))
@@ -86,15 +90,24 @@ def pair_rows(source: Source, budget: int) -> dict[str, Any]:
     places = {index: place for place, index in enumerate(kept["index"])}
     for entry, indices in zip(table["losses"], worst.values(), strict=True):
         entry["worst"] = [places[index] for index in indices]
+        entry["falling"] = len(falling[entry["label"]])
     spent = len(json.dumps(table))
     table["texts"], table["cut"] = _texts(source, kept, set(wanted), budget - spent)
     table["tokens"] = {} if source.tokens is None else _tokens(source.tokens, wanted)
     return table
 
 
-def _worst(source: Source, loss: str) -> list[int]:
+def _falling(source: Source, loss: str) -> list[int]:
+    """The pairs whose chosen log-prob falls most."""
     assert source.predictions is not None
     return worst_pairs(source.scored, source.predictions, loss, WORST)["index"].tolist()
+
+
+def _tightest(source: Source, loss: str, known: Sequence[int]) -> list[int]:
+    """The other pairs with the least slack, as many as `known` is short of `FEWEST`."""
+    rest = source.judged(loss).dropna(subset=["slack"])
+    rest = rest[~rest["index"].isin(known)]
+    return rest.nsmallest(max(0, FEWEST - len(known)), "slack")["index"].tolist()
 
 
 def _sample(scored: pd.DataFrame, wanted: Sequence[int], limit: int) -> pd.DataFrame:

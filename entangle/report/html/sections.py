@@ -15,6 +15,7 @@ from entangle.report.joint_plots import VERDICT_COLOURS
 from entangle.report.joint_tables import VERDICTS
 from entangle.report.source import Source, module_shares, step_table
 from entangle.report.tables import percent
+from entangle.report.whatif_tables import setting_text, until_text
 from entangle.summary import derived
 
 LIVE_HEIGHT = 470
@@ -137,8 +138,7 @@ def _what_if(source: Source) -> list[Block]:
             at = change["at_setting"]
             kept = at["margin_efficiency_median"]
             rows.append([
-                change["knob"], f"{change['setting']:.4g}{'' if change['reaches'] else ' (most)'}",
-                figures.number(change["until"], ".4g") if change["overshoots_into"] else "its end",
+                change["knob"], setting_text(change), until_text(change),
                 percent(at["regimes"]["ideal"]), percent(at["regimes"]["both_up"]), percent(at["regimes"]["both_down"]),
                 figures.number(at["margin_change_median"]), figures.number(None if kept is None else 100 * kept, ".0f"),
             ])  # fmt: skip

@@ -84,7 +84,7 @@
     const own = (value) => JSON.parse(JSON.stringify(value), (_, item) => (item === "theme" ? colour.ink : item));
     const layout = {
       font: { family: "system-ui, sans-serif", size: 12, color: colour.ink }, paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 16, t: 36, b: 48 }, hoverlabel: { align: "left" },
+      plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 16, t: 58, b: 48 }, hoverlabel: { align: "left" },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour.quiet, activecolor: colour.ink },
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom" }, ...own(made.layout),
     };
@@ -299,7 +299,10 @@
     const chosen = byId("selected").firstElementChild;
     const places = worst.slice(0, state.printing ? Math.max(state.cards, 5) : state.cards).filter((place) => chosen?.id !== anchor(run, indexOf(run, place)));
     byId("cards").replaceChildren(...places.map((place) => card(run, place)));
-    if (!worst.length) byId("cards").append(element("p", `No pair's chosen log-prob falls under ${lossOf(run).label}.`, "said"));
+    const { falling, label } = lossOf(run);
+    const few = falling ? `The chosen log-prob of only ${falling} falls` : "No pair's chosen log-prob falls";
+    const others = worst.length > falling ? " Then come those with the least slack." : "";
+    byId("few").textContent = falling < 5 ? `${few} under ${label}.${others}` : "";
     byId("more").hidden = worst.length <= state.cards;
   }
 
@@ -339,9 +342,11 @@
 
   // --- table of pairs ------------------------------------------------------------------------------------------
 
+  /* On paper there is no room for the columns that only this run has. */
   const columnsOf = (run) => [
-    ...content.columns.map((column) => column.name), ...content.runs[run].extra.map((extra) => extra.name),
-    ...(pairsOf(run).columns.kind ? ["kind"] : []),
+    ...content.columns.map((column) => column.name),
+    ...(state.printing ? [] : content.runs[run].extra.map((extra) => extra.name)),
+    ...(pairsOf(run).columns.kind && !state.printing ? ["kind"] : []),
   ];
 
   function head(name, text, term) {
@@ -430,7 +435,7 @@
         made.append(element("td", typeof value === "string" ? value : name.startsWith("change_") ? signed(value) : number(value)));
       }
     }
-    if (pairsOf(run).texts) {
+    if (pairsOf(run).texts && !state.printing) {
       made.append(element("td", ["prompt", "chosen"].map((side) => textOf(run, side, place).slice(0, 60)).join(" → ").replace(/\s+/g, " "), "words"));
     }
     return made;
