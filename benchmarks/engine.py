@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import platform
 import pstats
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -133,14 +133,14 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 SHARING = {
-    "59M Llama, LoRA": replace(TLDR, per_batch=2),
-    "59M Llama, all parameters": replace(TLDR, lora=None, per_batch=2),
+    "59M Llama, LoRA": TLDR,
+    "59M Llama, all parameters": replace(TLDR, lora=None),
     "CI-sized Llama, LoRA": replace(SMALL, response=(20, 50)),
 }
 """Shapes on which it is measured from where on a shared prompt pays; answers as in TL;DR, prompts of growing length."""
 
 SHARED_PROMPTS = (12, 25, 50)
-"""Their mean lengths; they vary by a fifth, as in a sorted data set of some size."""
+"""Their mean lengths."""
 
 MEMORY = {"lora": replace(TLDR, pairs=4), "full-512": replace(TLDR, lora=None, pairs=4)}
 """Shapes whose peak memory is measured."""
@@ -277,14 +277,20 @@ def measure_memory(quick: bool) -> dict[str, dict[str, float]]:
 
 
 def peak_memory(shape: Shape, method: str) -> float:
-    """MB that a method needs beyond the model; Linux tells."""
+    """MB that a method needs beyond the model, as Linux counts resident memory."""
     torch.set_num_threads(1)
     model, parameters = build(shape)
     batches = batches_of(shape)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     METHODS[method](model, parameters, batches)()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (_peak() - before) / 2**10
+
+
+def _peak() -> int:
+    """Largest resident memory of this process, kB (`getrusage` would count its parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])  # pyright: ignore[reportOptionalSubscript]
 
 
 def measure_probe(quick: bool) -> dict[str, Any]:
@@ -346,7 +352,7 @@ def render(results: dict[str, Any]) -> str:
     if "memory" in results:
         lines += [
             "", "## Peak memory beyond the weights", "",
-            "MB, one pair per pass, a process per method; `scores` is what two written-out scores take.", "",
+            "MB, two pairs per pass, a process per method; `scores` is what two written-out scores take.", "",
             *_table(["shape", PLAIN, OURS, LOOP, "scores", "weights"], [
                 [name, *(f"{row[key]:.0f}" for key in (PLAIN, OURS, LOOP, "scores of one pair", "weights"))]
                 for name, row in results["memory"].items()

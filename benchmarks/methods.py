@@ -57,7 +57,7 @@ class Shape:
     prompt: tuple[int, int] = (200, 400)
     response: tuple[int, int] = (20, 50)
     pairs: int = 2
-    per_batch: int = 1
+    per_batch: int = 2
     kv_heads: int | None = None
 
     @property
@@ -92,20 +92,27 @@ def build(
 
 
 def batches_of(shape: Shape, device: str = "cpu") -> list[RowBatch]:
-    """Pairs of random tokens, sorted by prompt length, `per_batch` at a time; evenly spread lengths."""
-    draw = torch.Generator().manual_seed(0)
+    """Pairs of random tokens, `per_batch` at a time, as of a long data set that is sorted by length.
 
-    def text(bounds: tuple[int, int], rank: int) -> Tensor:
-        length = bounds[0] + round((bounds[1] - bounds[0]) * (rank + 0.5) / shape.pairs)
+    Prompts of one batch are about equally long, within 4 %; the batches spread over the range, and so do responses.
+    """
+    draw = torch.Generator().manual_seed(0)
+    passes = -(-shape.pairs // shape.per_batch)
+
+    def text(bounds: tuple[int, int], place: float, stretch: float = 1.0) -> Tensor:
+        length = round((bounds[0] + (bounds[1] - bounds[0]) * place) * stretch)
         return torch.randint(3, shape.vocabulary, (length,), generator=draw)
 
     order = torch.randperm(
         shape.pairs, generator=draw
     ).tolist()  # of the chosen responses; rejected the other way
-    pairs = [
-        (text(shape.prompt, i), text(shape.response, k), text(shape.response, shape.pairs - 1 - k))
-        for i, k in enumerate(order)
-    ]
+    pairs = []
+    for i, rank in enumerate(order):
+        number, within = divmod(i, shape.per_batch)
+        stretch = 1 + 0.04 * ((within + 0.5) / shape.per_batch - 0.5)
+        place = (rank + 0.5) / shape.pairs
+        prompt = text(shape.prompt, (number + 0.5) / passes, stretch)
+        pairs.append((prompt, text(shape.response, place), text(shape.response, 1 - place)))
     return [
         batch_of(pairs[start : start + shape.per_batch]).to(device)
         for start in range(0, len(pairs), shape.per_batch)

@@ -164,7 +164,8 @@ def saturation(log: TrainingLog, threshold: float) -> Finding | None:
     loss = log.series("loss")
     if len(loss) < 5 or abs(float(loss.iloc[0]) - math.log(2)) > 0.1 or not has_reference(log):
         return None  # another loss than DPO's: its weight can't be read from its value
-    weight = smooth(loss).map(lambda value: -2 * math.expm1(-value))
+    smoothed = smooth(loss)
+    weight = pd.Series([-2 * math.expm1(-value) for value in smoothed.tolist()], smoothed.index)
     step = onset(weight, threshold)
     if step is None:
         return None

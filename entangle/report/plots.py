@@ -159,7 +159,9 @@ def module_map(axes: Axes, shares: pd.DataFrame) -> Axes:
     grid = grid.loc[list(dict.fromkeys(shares["kind"])), sorted(grid.columns)]
     bound = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0
     image = axes.imshow(grid, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(grid.columns)), ["outside" if n < 0 else str(n) for n in map(int, grid.columns)])
+    axes.set_xticks(
+        range(len(grid.columns)), ["outside" if n < 0 else str(n) for n in map(int, grid.columns)]
+    )
     axes.set_yticks(range(len(grid)), [str(kind) for kind in grid.index])
     axes.set_xlabel("layer")
     figure = axes.get_figure(root=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from entangle.curves import curve, with_changes
@@ -136,10 +135,10 @@ def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | 
     if not {"index", "layer", "kind", "inner"} <= set(modules):
         return None
     whole = pairs.set_index("index")
-    scale = np.sqrt(whole["chosen_sq"] * whole["rejected_sq"])
+    scale = (whole["chosen_sq"] * whole["rejected_sq"]) ** 0.5
     parts = pd.DataFrame({
         "layer": modules["layer"].astype("Int64").fillna(-1).astype(int), "kind": modules["kind"].astype(str),
-        "share": modules["inner"] / scale.loc[modules["index"]].to_numpy(),
+        "share": modules["inner"] / modules["index"].map(scale),
     }).groupby(["layer", "kind"], sort=False, as_index=False)["share"].sum()  # fmt: skip
     return parts.assign(share=parts["share"] / (whole["inner"] / scale).sum())
 

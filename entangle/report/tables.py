@@ -242,5 +242,7 @@ def to_html(renderable: RenderableType, width: int = 100) -> str:
     """The same as HTML for a notebook, in colour; everything in it is escaped."""
     console = Console(width=width, record=True, file=io.StringIO(), force_jupyter=False)
     console.print(renderable)
-    style = "overflow-x:auto;white-space:pre;line-height:1.25;font-family:ui-monospace,Menlo,Consolas,monospace"
+    style = (
+        "overflow-x:auto;white-space:pre;line-height:1.25;font-family:ui-monospace,Menlo,Consolas,monospace"
+    )
     return console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')

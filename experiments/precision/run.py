@@ -12,7 +12,7 @@ last column counts wrong ones if every sign were believed. A setting whose data 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +85,7 @@ def compare(
     }  # fmt: skip
 
 
-def rows_of(setting: Path) -> Iterator[dict[str, object]]:
+def rows_of(setting: Path) -> Iterator[Mapping[str, object]]:
     """One row per way of computing."""
     config = ProbeConfig(**read_yaml(setting, ProbeConfig).values)
     truth, _ = run(config, TRUTH)
@@ -104,7 +104,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """Compute every setting whose data is there, and write the table."""
-    rows: list[dict[str, object]] = []
+    rows: list[Mapping[str, object]] = []
     OUTPUT.mkdir(parents=True, exist_ok=True)
     for setting in SETTINGS:
         try:

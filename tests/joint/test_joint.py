@@ -143,7 +143,9 @@ def test_a_real_step_on_the_reward_moves_the_pair_as_predicted(folder, finished,
             parameter.data -= size * (weights @ scores[name]).reshape(parameter.shape)
         return found
 
-    slope = (moved(1e-3) - moved(-1e-3)) / 2e-3  # the norms of a Llama are float32: smaller steps drown in rounding
+    slope = (
+        moved(1e-3) - moved(-1e-3)
+    ) / 2e-3  # the norms of a Llama are float32: smaller steps drown in rounding
     expected = finished.prompts.loc[0, ["reward_change_chosen", "reward_change_rejected"]].to_numpy(
         dtype=float
     )

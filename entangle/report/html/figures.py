@@ -335,7 +335,7 @@ def prompt_scatter(
     """
     if not {x[0], y[0], "index"} <= set(prompts):
         return None
-    rows = prompts[np.isfinite(prompts[[x[0], y[0]]].to_numpy(float)).all(axis=1)]
+    rows = prompts.replace([np.inf, -np.inf], np.nan).dropna(subset=[x[0], y[0]])
     if logarithmic:
         rows = rows[(rows[[x[0], y[0]]].to_numpy(float) > 0).all(axis=1)]
     if rows.empty:
