@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from entangle.config import JointConfig, ProbeConfig, RftConfig
 from entangle.data import DataError, collate, load_pairs, tokenize_pair
 from entangle.errors import ConfigError, RunError
 from entangle.geometry import GEOMETRY_COLUMNS
+from entangle.graders import build_grader
 from entangle.joint import JointResult, run_joint
 from entangle.models import load_policy
 from entangle.probe import run_probe
@@ -172,6 +174,19 @@ def test_a_broken_run_resumes_to_the_same_numbers(folder, finished, tmp_path, mo
     assert computed == [5, 6]
     with pytest.raises(RunError, match="losses"):
         run_joint(JointConfig(**answer_options(folder, tmp_path / "run", losses=("simpo",))))
+
+
+def test_a_response_without_a_token_leaves_its_prompt_unmeasured(folder, tmp_path, policy):
+    config = JointConfig(**answer_options(folder, tmp_path / "run"))
+    pair = tokenize_pair(policy.tokenizer, load_pairs(str(folder / "pairs.jsonl"))[0])
+    engine = AutogradEngine(policy.model, policy.parameters)
+    for changes in ({"empty": True, "chosen_ids": []}, {"dropped": True}):
+        work = Work(
+            config, policy, engine, build_grader("length"), pairs={0: dataclasses.replace(pair, **changes)}
+        )
+        prompt = Prompt(0, PAIRS[0]["prompt"])
+        row = work.row(prompt, work.rollouts([prompt])[0])
+        assert row[next(iter(changes))] and "gram" not in row
 
 
 def test_texts_stand_beside_the_numbers(finished):
