@@ -63,7 +63,7 @@ def run(config: ProbeConfig, way: Way) -> tuple[ProbeResult, float]:
 
 def compare(
     found: ProbeResult, truth: ProbeResult, config: ProbeConfig, resolution: float
-) -> dict[str, float]:
+) -> dict[str, object]:
     """Errors of the pairs' numbers, and verdicts counted, against the truth."""
     rows, expected = (result.pairs.set_index("index") for result in (found, truth))
     scored = is_scored(expected)
@@ -76,12 +76,14 @@ def compare(
     verdicts = verdicts[verdicts["regime_true"] != "degenerate"]
     same = verdicts["regime_true"] == verdicts["regime_found"]
     withheld = verdicts["regime_found"] == "degenerate"
+    wrong = verdicts[~same & ~withheld]
     return {
-        "pairs": len(rows), "cosine error, median": float(cosine.median()), "max": float(cosine.max()),
-        "error of |g_w|^2, median": float(square.median()), "max ": float(square.max()),
+        "pairs": len(rows), "cosine error, median": float(cosine.median()), "cosine error, max": float(cosine.max()),
+        "error of A, median": float(square.median()), "error of A, max": float(square.max()),
         "believed to": resolution, "verdicts": len(verdicts), "kept": int(same.sum()),
-        "withheld": int(withheld.sum()), "wrong": int((~same & ~withheld).sum()),
+        "withheld": int(withheld.sum()), "wrong": len(wrong),
         "wrong if all are believed": int((verdicts["regime_true"] != verdicts["regime"]).sum()),
+        "wrong by loss": ", ".join(f"{loss} {n}" for loss, n in wrong["loss"].value_counts().items()) or "-",
     }  # fmt: skip
 
 

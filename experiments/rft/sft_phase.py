@@ -83,7 +83,7 @@ def draw(results: dict[str, RftResult], limit: float) -> None:
 
 
 def main() -> None:
-    """Train, measure, compare, draw."""
+    """Train, measure, compare; table and figure after every phase, so that a broken run leaves what it has."""
     before = measure("before", str(TRAINING.model_name_or_path))
     results, rows = {"before": before}, [row("before", 0, before, None)]
     for part in SHARES:
@@ -98,8 +98,8 @@ def main() -> None:
             )
         )
         rows.append(row(name, int(np.ceil(450 * part)), results[name], change.summary))
-    pd.DataFrame(rows).to_csv(RESULTS / "sft_phase.csv", index=False, float_format="%.5g")
-    draw(results, before.summary["thresholds"]["std"])
+        pd.DataFrame(rows).to_csv(RESULTS / "sft_phase.csv", index=False, float_format="%.5g")
+        draw(results, before.summary["thresholds"]["std"])
 
 
 if __name__ == "__main__":
