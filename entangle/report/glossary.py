@@ -238,7 +238,7 @@ def glossary(columns: Iterable[str]) -> dict[str, Entry]:
     """All definitions, with those of the diagnostics among `columns`: each is defined where it is computed."""
     found = {column: _diagnostics()[column] for column in columns if column in _diagnostics()}
     return GLOSSARY | {
-        f"column-{column}": Entry(column.replace("_", " "), of.formula, f"{of.description} ({of.source})")
+        f"column-{column}": Entry(column.replace("_", " "), of.formula, f"{of.description} {of.source}".strip())
         for column, of in found.items()
     }
 

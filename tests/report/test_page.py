@@ -328,3 +328,32 @@ def test_results_show_themselves_in_a_notebook(run):
             and "[bold]" not in Reader(shown).values("style")
         )
     assert "A [bold]good[/bold] answer." in ProbeResult.load(run)._repr_html_()
+
+
+def pair(
+    chosen_sq: float, rejected_sq: float, inner: float, regime: str, d_w: float = 1.0, d_l: float = 1.0
+) -> dict:
+    """A row of pairs with its prediction."""
+    return {
+        "identical": False, "chosen_sq": chosen_sq, "rejected_sq": rejected_sq, "inner": inner, "regime": regime,
+        "loss": "dpo", "coefficient_chosen": d_w, "coefficient_rejected": d_l,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (pair(1, 9, 2, "both_down"), ("both fall", "2.00 of", "between 2 and 4.5; dpo has 1", "more weight")),
+        (pair(9, 1, 2, "both_up"), ("both rise", "2.00 of", "between 0.222 and 0.5", "less weight")),
+        (pair(1, 1.05, 1.02, "both_down"), ("narrow band", "more weight")),
+        (pair(1, 1, 1, "both_down"), ("parallel to within", "no loss separates")),
+        (pair(9, 1, 2, "both_up", d_l=-1.0), ("both rise", "d_w = 1 and d_l = -1")),
+        (pair(1, 1, -0.5, "ideal"), ("chosen rises and the rejected falls",)),
+        (pair(1, 1, 0.5, "inverted", -1.0, -1.0), ("wrong way",)),
+        (pair(0, 0, 0, "degenerate"), ("too small",)),
+        (pair(1, 1, 1, "both_down") | {"identical": True}, ("same text",)),
+    ],
+)  # fmt: skip
+def test_a_pair_is_explained(row, said):
+    sentence = explain(row, row)
+    assert all(part in sentence for part in said), sentence

@@ -453,7 +453,7 @@
   /* Only the rows in sight are in the document; when it is printed, the first ones. */
   function showRows() {
     const box = byId("rows"), total = state.order.length;
-    const first = state.printing ? 0 : Math.max(0, Math.floor(box.scrollTop / ROW) * 0);
+    const first = state.printing ? 0 : Math.max(0, Math.floor(box.scrollTop / ROW) - 10);
     const last = Math.min(total, state.printing ? PRINTED : first + Math.ceil(box.clientHeight / ROW) + 20);
     const focused = box.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     const rows = state.order.slice(first, last).map((place, i) => row(state.run, place, first + i));
