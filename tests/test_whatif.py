@@ -34,7 +34,10 @@ from entangle.predictions import coefficients_of, is_scored, logps_of, predict_l
 from entangle.regimes import REGIMES, critical_addition, critical_shift, predict
 from entangle.runs import RunFolder
 from entangle.summary import wilson
-from entangle.whatif import apply_grid, margin_growth, token_requirements, what_if
+from entangle.whatif import what_if
+from entangle.whatif.bench import margin_growth
+from entangle.whatif.choice import token_requirements
+from entangle.whatif.grid import apply_grid
 from losses import CATALOGUE, CPO, DPO, DPOP, IPO, KTO, WPO, Coefficients, DPOShift, SigmoidNorm, build
 from tests.run_folders import pairs_of, synthetic_pairs, synthetic_run, with_flag
 
