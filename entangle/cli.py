@@ -56,6 +56,19 @@ def tokens(arguments: Sequence[str]) -> int:
     return 0
 
 
+def across(arguments: Sequence[str]) -> int:
+    """Entanglement across pairs: what all other pairs of a finished probe do to each pair."""
+    from entangle.config import AcrossConfig, parse
+
+    config, _ = parse(AcrossConfig, arguments, prog="entangle across")
+    _need(config.run, "the run folder of a finished probe: entangle across RUN")
+    from entangle.across import run_across
+
+    result = run_across(config)
+    _show(result.renderable(), "Across pairs", result.probe.run.path / "across.parquet")
+    return 0
+
+
 def losses(arguments: Sequence[str]) -> int:
     """The catalogue of losses, or everything about one of them."""
     from rich.console import Console
@@ -251,6 +264,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "probe": probe,
     "whatif": whatif,
     "tokens": tokens,
+    "across": across,
     "losses": losses,
     "train": train,
     "compare": compare,

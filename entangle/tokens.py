@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,14 +20,14 @@ from rich.console import Console, Group, RenderableType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from entangle.config import ProbeConfig, TokensConfig, build_losses, read_yaml
-from entangle.data import TokenizedPair, fingerprint, tokenize_pair
+from entangle.config import TokensConfig, build_losses
+from entangle.data import TokenizedPair
 from entangle.errors import ConfigError, RunError
-from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.models import Policy
 from entangle.predictions import is_scored
 from entangle.probe import ProbeResult
 from entangle.progress import notes_console
+from entangle.reload import load_again, options_of
 from entangle.report import tables, token_tables
 from entangle.scores.tokens import TokenProducts, token_products
 from entangle.verify import KeepFloat64
@@ -92,8 +91,8 @@ def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenRes
     probe = ProbeResult.load(config.run)
     labels = _labels(probe, config)
     indices = _indices(probe, config, labels)
-    options = _options_of(probe)
-    policy, pairs = _load_again(probe, options, indices)
+    options = options_of(probe)
+    policy, pairs = load_again(probe, options, indices)
     if config.dtype is not None:
         nn.Module.to(policy.model, DTYPES[config.dtype])
     found, matrices, notes = [], {}, []
@@ -243,40 +242,3 @@ def _indices(probe: ProbeResult, config: TokensConfig, labels: Sequence[str]) ->
             "Name the pairs that you want to see: --pairs 0 1."
         )
     return list(dict.fromkeys(worst))
-
-
-def _options_of(probe: ProbeResult) -> ProbeConfig:
-    """The options of the run, less its reference, which tokens don't need: the incentives are in its rows."""
-    file = probe.run.path / "config.yaml"
-    try:
-        options = ProbeConfig(**read_yaml(file, ProbeConfig).values)
-    except (ConfigError, TypeError) as error:
-        raise RunError(f"Expected the options of a probe in {file}: {error}") from error
-    return replace(options, reference="none", ref_model_name_or_path=None)
-
-
-def _load_again(
-    probe: ProbeResult, options: ProbeConfig, indices: Sequence[int]
-) -> tuple[Policy, list[TokenizedPair]]:
-    """The policy and the named pairs.
-
-    Raises:
-        RunError: model, adapter, tokenizer or data is another one than when the run was made.
-    """
-    pairs = load_pairs_of(options)
-    data = fingerprint(pairs)
-    recorded: dict[str, Any] = probe.run.read_json("identity.json")
-    _check_same(probe, {"data": recorded.get("data")}, {"data": data})
-    policy = load_policy_of(options)
-    _check_same(probe, recorded, dict(policy.identity) | {"data": data})
-    by_index = {pair.index: pair for pair in pairs}
-    return policy, [tokenize_pair(policy.tokenizer, by_index[index], options.max_length) for index in indices]
-
-
-def _check_same(probe: ProbeResult, recorded: dict[str, Any], found: dict[str, Any]) -> None:
-    changed = sorted(key for key in {*recorded, *found} if recorded.get(key) != found.get(key))
-    if changed:
-        detail = "; ".join(f"{key}: {recorded.get(key)!r} there, {found.get(key)!r} now" for key in changed)
-        raise RunError(
-            f"{probe.run.path} was made from other inputs ({detail}). Restore them, or probe again into another folder."
-        )

@@ -3,6 +3,7 @@
 Names are TRL's and transformers' where they have one.
 """
 
+from entangle.config.across import AcrossConfig
 from entangle.config.base import (
     DEFAULT_LOSSES,
     EMBEDDED,
@@ -33,6 +34,7 @@ from entangle.config.whatif import WhatIfConfig
 __all__ = [
     "DEFAULT_LOSSES",
     "EMBEDDED",
+    "AcrossConfig",
     "AnswerOptions",
     "CompareConfig",
     "Condition",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from entangle.rows import RowBatch
-from entangle.scores import AutogradEngine, Engine, FactoredEngine, score_gram
+from entangle.scores import AutogradEngine, Engine, FactoredEngine, gram_products, score_gram
+from entangle.scores.gram import directions_at_a_time
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 
 
@@ -40,6 +41,46 @@ def test_equals_one_batch(engine: type[Engine], memory: int, weighted: bool) -> 
     expected = AutogradEngine(model, parameters).gram(batch, metric=metric)
     gram = score_gram(engine(model, parameters), batches, metric=metric, memory=memory)
     torch.testing.assert_close(gram, expected[order][:, order], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("engine", [AutogradEngine, FactoredEngine])
+@pytest.mark.parametrize("memory", [0, 2 * 2 * 1000 * 8, 2**30])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_products_are_the_gram_matrix_times_the_weights(
+    engine: type[Engine], memory: int, weighted: bool
+) -> None:
+    """However many directions and scores are held at a time, and in whatever metric."""
+    model = with_lora(tiny_model("llama"), target_modules=["q_proj", "down_proj"])
+    parameters = trainable(model)
+    batches, _ = pairs_apart(random_batch(prompts=4))
+    metric = {n: torch.rand_like(p) + 0.1 for n, p in parameters.items()} if weighted else None
+    made = engine(model, parameters)
+    weights = torch.randn(3, 8, dtype=torch.float64)
+    expected = score_gram(made, batches, metric=metric) @ weights.T
+    found = gram_products(made, batches, weights, metric=metric, memory=memory)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_products_cost_two_passes_or_one() -> None:
+    model = tiny_model("gpt2").requires_grad_(True)
+    parameters = {"transformer.wpe.weight": model.transformer.wpe.weight}
+    theta = 64 * 16 * 8
+    for memory, lots, runs in (
+        (2**30, 1, 4),
+        (0, 3, 3 * 8),
+        (2 * theta, 2, 2 * 8 - 3),
+    ):  # the last keeps one batch
+        engine, told = Counting(model, parameters), []
+        batches = pairs_apart(random_batch(prompts=4))[0]
+        gram_products(engine, batches, torch.eye(3, 8).double(), memory=memory, advance=told.append)
+        assert engine.runs == runs and sum(told) == 2 * 8 * lots
+        assert -(-3 // directions_at_a_time(engine, memory)) == lots
+
+
+def test_a_single_batch_is_a_set_too() -> None:
+    model, batch = with_lora(tiny_model("llama")), random_batch()
+    engine = FactoredEngine(model, trainable(model))
+    torch.testing.assert_close(score_gram(engine, [batch]), engine.gram(batch), rtol=0, atol=1e-9)
 
 
 def test_passes() -> None:
