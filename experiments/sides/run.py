@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from entangle.config import ProbeConfig
+from entangle.config import ProbeConfig, parse_loss
 from entangle.data import TokenizedPair, load_pairs, tokenize_pair
 from entangle.inputs import load_policy_of
 from entangle.models import Policy
@@ -36,7 +36,7 @@ from entangle.scores import Engine, make_engine, row_logps
 from losses import PairLogps, PreferenceLoss, build
 
 DATA, RESULTS = Path("runs/tldr"), Path("experiments/results/sides")
-LOSSES, SEEDS = ("dpo", "simpo", "ipo", "slic", "dpop", "cpo"), (0, 1, 2)
+LOSSES, SEEDS = ("dpo", "simpo", "dpop", "cpo", "dpo_shift:shift=0.85"), (0, 1, 2)
 STEPS, BATCH, HELD, LOOK = 30, 4, 32, 10
 RATE, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8
 CONSOLE = Console(stderr=True)
@@ -97,7 +97,7 @@ def run(name: str, seed: int) -> tuple[list[dict], list[dict]]:
         [tokenize_pair(policy.tokenizer, pair, 512) for pair in load_pairs(DATA / f"{part}.jsonl")]
         for part in ("train", "test")
     )
-    held, loss = held[:HELD], build(name)
+    held, loss = held[:HELD], build(parse_loss(name))
     optimizer = torch.optim.AdamW(policy.parameters.values(), lr=RATE, betas=BETAS, eps=EPS, weight_decay=0.0)
     averages = [{k: torch.zeros(p.numel()) for k, p in policy.parameters.items()} for _ in range(2)]
     rows, looks = [], []
@@ -148,7 +148,7 @@ def figure(rows: pd.DataFrame) -> None:
                 each.plot(sums.index, sums[column], style, color=colour, lw=2.2 if column == "measured" else 1.3,
                           label=column)  # fmt: skip
             each.axhline(0, color="#cccccc", lw=0.8, zorder=0)
-            each.set_title(name if i == 0 else "", fontsize=10, loc="left")
+            each.set_title(name.replace(":", "\n") if i == 0 else "", fontsize=9, loc="left")
             each.set_ylabel(f"{side}, nats" if j == 0 else "")
             each.set_xlabel("step" if i else "")
     axes[0].legend(frameon=False, fontsize=7)
