@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+WORKERS ?= 2
 
 .PHONY: demo test lint docs bench clean
 
@@ -10,7 +11,7 @@ demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/entangle probe
 
 test: $(STAMP) lint docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

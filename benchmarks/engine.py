@@ -281,16 +281,21 @@ def peak_memory(shape: Shape, method: str) -> float:
     torch.set_num_threads(1)
     model, parameters = build(shape)
     batches = batches_of(shape)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _peak()
+    before = forget_peak()
     METHODS[method](model, parameters, batches)()
-    return (_peak() - before) / 2**10
+    return (peak_resident() - before) / 2**20
 
 
-def _peak() -> int:
-    """Largest resident memory of this process, kB (`getrusage` would count its parent's)."""
+def forget_peak() -> int:
+    """Let the largest resident memory start anew from what is resident now, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_resident()
+
+
+def peak_resident() -> int:
+    """Largest resident memory of this process, bytes (`getrusage` would count its parent's)."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])  # pyright: ignore[reportOptionalSubscript]
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])  # pyright: ignore[reportOptionalSubscript]
 
 
 def measure_probe(quick: bool) -> dict[str, Any]:
@@ -333,10 +338,10 @@ def render(results: dict[str, Any]) -> str:
         f"{software['torch']}, transformers {software['transformers']}, peft {software['peft']}; load average "
         f"{facts['load_at_start']} before and {facts['load_at_end']} after"
         + (" (other jobs were running)." if facts["load_at_start"] > 1 or facts["load_at_end"] > 1.5 else "."), "",
-        *_table(["what", "of", "measured", "at most", "met"], list(_targets(results))),
+        *table(["what", "of", "measured", "at most", "met"], list(_targets(results))),
     ]  # fmt: skip
     for case in results["cases"].values():
-        lines += ["", f"## {case['title']}", "", *_table(
+        lines += ["", f"## {case['title']}", "", *table(
             ["method", "CPU ms per pair", "of the plain pass", "error"], list(_case_rows(case))
         )]  # fmt: skip
     if "sharing" in results:
@@ -344,7 +349,7 @@ def render(results: dict[str, Any]) -> str:
             "", "## From where on a shared prompt pays", "",
             "Cost of the engine with prompts evaluated once, in units of the engine on whole rows; in brackets the "
             "share of tokens that sharing saves.", "",
-            *_table(["prompt tokens", *map(str, SHARED_PROMPTS)], [
+            *table(["prompt tokens", *map(str, SHARED_PROMPTS)], [
                 [name, *(f"{row['cost']:.2f} ({row['saved']:.2f})" for row in rows)]
                 for name, rows in results["sharing"].items()
             ]),
@@ -353,7 +358,7 @@ def render(results: dict[str, Any]) -> str:
         lines += [
             "", "## Peak memory beyond the weights", "",
             "MB, two pairs per pass, a process per method; `scores` is what two written-out scores take.", "",
-            *_table(["shape", PLAIN, OURS, LOOP, "scores", "weights"], [
+            *table(["shape", PLAIN, OURS, LOOP, "scores", "weights"], [
                 [name, *(f"{row[key]:.0f}" for key in (PLAIN, OURS, LOOP, "scores of one pair", "weights"))]
                 for name, row in results["memory"].items()
             ]),
@@ -415,7 +420,8 @@ def spread(values: list[float]) -> str:
     return f"{middle} [{min(values):.3g}, {max(values):.3g}]" if len(values) > 1 else middle
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 

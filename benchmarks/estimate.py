@@ -11,6 +11,7 @@ take. Time is CPU seconds of the passes, the engine's check of itself among them
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import tempfile
@@ -18,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -60,16 +60,18 @@ class Setting:
 PLAIN_LLAMA = replace(TLDR, lora=None)
 LORA = {"use_peft": True, "lora_r": 16}
 FULL = {"parameters": "full", "reference": "self"}
-STORIES = {"model_name_or_path": str(SMALL_LLAMA), "max_length": 512} | FULL
+STORIES = {"model_name_or_path": str(SMALL_LLAMA), "max_length": 2048} | FULL
 
 SETTINGS = (
     Setting("embedded policy, LoRA"),
     Setting("embedded policy, LoRA, one pair per pass, by module", {"batch_size": 1, "modules": True}),
     Setting("embedded policy, all parameters", {"parameters": "full"}),
-    Setting("small real Llama (0.3M), all parameters, longer prompts", STORIES, repeat=2),
+    Setting("small real Llama (0.3M), all parameters, long rows", STORIES),
     Setting("59M Llama, LoRA r=16", LORA | {"limit": 36}, PLAIN_LLAMA),
     Setting("59M Llama, LoRA r=16, two pairs per pass, longer prompts", LORA | {"limit": 12, "batch_size": 2},
             PLAIN_LLAMA, repeat=4),
+    Setting("72M Llama (12 layers, from stacks of 2 and 4), LoRA r=16, two pairs per pass",
+            LORA | {"limit": 24, "batch_size": 2}, replace(PLAIN_LLAMA, layers=12)),
     Setting("59M Llama, all parameters, two pairs per pass", FULL | {"limit": 24, "batch_size": 2}, PLAIN_LLAMA),
     Setting("59M Llama, all parameters, one pair per pass, longer prompts, two losses",
             FULL | {"limit": 8, "batch_size": 1, "losses": ("dpo", "kto")}, PLAIN_LLAMA, repeat=4),
@@ -108,13 +110,17 @@ def compare(setting: Setting) -> dict[str, Any]:
     """Pairs, and megabytes and seconds as they were estimated and measured."""
     with tempfile.TemporaryDirectory() as folder:
         config = prepare(setting, Path(folder))
-        (estimated, pairs), (measured, _) = (_apart(partial(part, config)) for part in (promised, used))
+        (estimated, pairs), (measured, _) = (apart(part, config) for part in (promised, used))
     return {"pairs": pairs, "estimated": estimated, "measured": measured}
 
 
 def prepare(setting: Setting, folder: Path) -> ProbeConfig:
     """The options of a setting; its model and its pairs lie in the folder."""
-    options: dict[str, Any] = {"device": "cpu", "seed": 0, "output_dir": str(folder / "run")} | setting.options
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "seed": 0,
+        "output_dir": str(folder / "run"),
+    } | setting.options
     if setting.shape is not None:
         tokenizer = AutoTokenizer.from_pretrained(embedded.POLICY)
         model, _ = build(setting.shape)
@@ -129,13 +135,17 @@ def prepare(setting: Setting, folder: Path) -> ProbeConfig:
     return ProbeConfig(**options)
 
 
-def _apart(part: Callable[[], tuple[dict[str, float], int]]) -> tuple[dict[str, float], int]:
+Found = tuple[dict[str, float], int]
+"""Megabytes and seconds, and how many pairs were scored."""
+
+
+def apart(part: Callable[[ProbeConfig], Found], config: ProbeConfig) -> Found:
     """What a function finds in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(part).result()
+        return pool.submit(part, config).result()
 
 
-def promised(config: ProbeConfig) -> tuple[dict[str, float], int]:
+def promised(config: ProbeConfig) -> Found:
     """What the dry run says, its clock counting CPU seconds."""
     torch.set_num_threads(1)
     with patch("entangle.estimate.time.perf_counter", time.process_time):
@@ -143,9 +153,12 @@ def promised(config: ProbeConfig) -> tuple[dict[str, float], int]:
     return {"MB": (found.weight_bytes + found.pass_bytes) / 1e6, "seconds": found.seconds}, found.scored
 
 
-def used(config: ProbeConfig) -> tuple[dict[str, float], int]:
+def used(config: ProbeConfig) -> Found:
     """What the run takes."""
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:  # so that the libraries are loaded
+        probe.run_probe(ProbeConfig(limit=1, device="cpu", output_dir=f"{folder}/run"), Console(quiet=True))
+    ctypes.CDLL(None).malloc_trim(0)
     seconds: list[float] = []
     passes = probe._compute
 

@@ -103,7 +103,9 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
     engine = make_engine(policy.model, policy.parameters, options.engine)
     most = directions_at_a_time(engine) // 4  # a pass writes its rows' scores out
     passes = list(_passes(pairs, config.batch_size, max(1, most)))
-    order = pd.Index(numbers["index"]).get_indexer([pair.index for batch in passes for pair in batch])
+    order = pd.Index(numbers["index"]).get_indexer(
+        pd.Index([pair.index for batch in passes for pair in batch])
+    )
     push = {label: _incentives(probe, label, numbers) for label in labels}
     weights = _weights(push, order, [len(batch) for batch in passes])
     lots = -(-len(weights) // directions_at_a_time(engine))
@@ -186,7 +188,7 @@ class Across:
         parts, epoch = self.parts, self.epoch
         change, floor = epoch.sum(0), resolution * epoch.abs().sum(0)
         nothing = torch.full_like(change[0], torch.nan)
-        prediction = Prediction(*change, *floor, nothing, nothing)
+        prediction = Prediction(change[0], change[1], floor[0], floor[1], nothing, nothing)
         columns = {
             f"{name}_{side}": parts[i, k].numpy()
             for i, name in enumerate(PARTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -89,3 +90,10 @@ def pair_onsets(rows: pd.DataFrame) -> pd.Series:
     lasting = np.minimum.accumulate(table.to_numpy()[:, ::-1], axis=1)[:, ::-1]
     steps = np.where(lasting, table.columns.to_numpy(dtype=float), np.inf).min(axis=1)
     return pd.Series(np.where(np.isfinite(steps), steps, np.nan), index=table.index, name="onset")
+
+
+def over_seeds(curves: pd.DataFrame, by: Sequence[str] = ("variant", "loss", "step")) -> pd.DataFrame:
+    """Mean over seeds of every number, and its smallest and largest value as *_low and *_high."""
+    numbers = curves.drop(columns=["seed"]).groupby(list(by), sort=False)
+    low, high = numbers.min().add_suffix("_low"), numbers.max().add_suffix("_high")
+    return numbers.mean().join(low).join(high).reset_index()

@@ -1,8 +1,9 @@
 """What a probe would cost, before it starts: from the model's configuration, without its weights.
 
-A model is a stack of equal layers. Random models of two and of four layers, of the configured shape, run the
-engine on two of the planned passes; the difference is two layers, the rest is embedding and head, and every pass
-then costs what its tokens do. Memory is counted the same way: the most that a pass holds at a time.
+A random model of the configured shape runs the engine on three of the planned passes, and every other pass costs what
+its tokens do. A large model is a stack of equal layers: two and four of them are run, the difference is two layers,
+the rest is embedding and head. Memory is counted the same way: the most that a pass holds at a time. The first pass is
+measured on its own, since the engine checks itself there.
 """
 
 from __future__ import annotations
@@ -13,23 +14,32 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from rich.text import Text
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from entangle.config import ProbeConfig
-from entangle.data import TokenizedPair, collate, tokenize_pair
+from entangle.data import TokenizedPair, tokenize_pair
 from entangle.inputs import load_pairs_of, model_options
 from entangle.models import (
     Loading,
     Origin,
+    Policy,
     adapter_config,
     check_positions,
     choose_parameters,
@@ -37,8 +47,13 @@ from entangle.models import (
     fresh_lora,
     load_tokenizer,
 )
-from entangle.probe import Plan, is_scorable, longest
-from entangle.scores import fast_gemm, make_engine, row_logps
+from entangle.models.parameters import is_adapter_parameter
+from entangle.models.reference import make_reference
+from entangle.probe import Plan, Work, column_functions, is_scorable, longest, rows_of_pass
+from entangle.scores import fast_gemm, make_engine
+
+WHOLE = 2.5e8
+"""Bytes of weights up to which a model is measured with all of its layers."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +63,12 @@ class Cost:
     seconds: float
     bytes: float
 
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.seconds - other.seconds, self.bytes - other.bytes)
-
-    def plus(self, other: Cost, times: float) -> Cost:
-        """This and `times` of another."""
-        return Cost(self.seconds + times * other.seconds, self.bytes + times * other.bytes)
+    def deeper(self, other: Cost, times: float) -> Cost:
+        """The cost of a stack that is `times` as much deeper than the `other`'s as the other is than this one's."""
+        return Cost(
+            other.seconds + times * (other.seconds - self.seconds),
+            other.bytes + times * (other.bytes - self.bytes),
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class Estimate:
 def estimate(config: ProbeConfig) -> Estimate:
     """What `run_probe` with these options would compute and cost; loads the tokenizer and the data, no weights.
 
-    What --verify and --diagnostics add isn't counted, and a quantised base is counted as if it weren't.
+    What --verify adds isn't counted, and a quantised base is counted as if it weren't.
 
     Raises:
         UserError: an option or the data can't be used, or no pair has anything to score.
@@ -114,19 +129,23 @@ def estimate(config: ProbeConfig) -> Estimate:
         trust_remote_code=loading.trust_remote_code,
         dtype=loading.computing,
     )
-    weights = _weight_bytes(shape) * (1 if config.ref_model_name_or_path is None else 2)
+    stack = Stack(shape, loading, config, origin, tokenizer)
+    weights = stack.weight_bytes
     if not passes:
         return Estimate(len(pairs), 0, 0, 0, 0.0, weights, 0.0)
-    stack = Stack(shape, loading, config, origin)
-    ordered = sorted(passes, key=_padded)
-    middle, largest = ordered[len(ordered) // 2], ordered[-1]
-    first = stack.cost(middle)
-    costs = [first, first if largest is middle else stack.cost(largest)]
-    seconds = sum(_interpolate(_padded(batch), (middle, largest), costs) for batch in passes)
+    further = sorted(passes[1:], key=_padded)
+    measured = (
+        list({id(batch): batch for batch in (further[len(further) // 2], further[-1])}.values())
+        if further
+        else []
+    )
+    first, *costs = stack.costs(passes[0], measured)
+    seconds = first.seconds + sum(_interpolate(_padded(batch), measured, costs) for batch in further)
     return Estimate(
         pairs=len(pairs), scored=sum(map(is_scorable, tokenized)), passes=len(passes),
         tokens=sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in tokenized),
-        seconds=seconds, weight_bytes=weights, pass_bytes=costs[1].bytes,
+        seconds=seconds, weight_bytes=weights,
+        pass_bytes=resident(max(cost.bytes for cost in (first, *costs)), loading.target),
     )  # fmt: skip
 
 
@@ -138,54 +157,89 @@ class Stack:
     loading: Loading
     config: ProbeConfig
     origin: Origin
+    tokenizer: PreTrainedTokenizerBase
 
-    def cost(self, batch: Sequence[TokenizedPair]) -> Cost:
-        """Cost of one pass through the whole stack: up to four layers as they are, further ones like the last two."""
+    @property
+    def weight_bytes(self) -> float:
+        """Memory of the policy's weights, its adapter's among them, and of a second model's, taken to be as large."""
+        model = self._random(self.shape.num_hidden_layers, torch.device("meta"))
+        size = sum(p.nbytes for p in model.parameters())
+        base = sum(p.nbytes for name, p in model.named_parameters() if not is_adapter_parameter(name))
+        return float(size if self.config.ref_model_name_or_path is None else size + base)
+
+    def costs(self, first: Sequence[TokenizedPair], further: Sequence[Sequence[TokenizedPair]]) -> list[Cost]:
+        """Costs of a run's first pass, with the engine's check of itself, and of further ones.
+
+        A stack of four layers or up to `WHOLE` bytes is measured as it is; in a larger one, every further layer costs
+        what the last two of four do.
+        """
         layers = self.shape.num_hidden_layers
-        if layers <= 4:
-            return self._measure(layers, batch)
-        two, four = (self._measure(count, batch) for count in (2, 4))
-        return four.plus(four - two, (layers - 4) / 2)
+        if layers <= 4 or self.weight_bytes <= WHOLE:
+            return self._measure(layers, first, further)
+        two, four = (self._measure(count, first, further) for count in (2, 4))
+        return [a.deeper(b, (layers - 4) / 2) for a, b in zip(two, four, strict=True)]
 
-    def _measure(self, layers: int, batch: Sequence[TokenizedPair]) -> Cost:
-        model = self._random(layers)
-        engine = make_engine(model, choose_parameters(model, self.config.parameters), self.config.engine)
-        check_positions(model, max(map(longest, batch)))
-        rows = collate(batch, 0).to(self.loading.target)
-        with_reference = self.origin.adapter is not None or self.config.use_peft
-        metric = {name: torch.ones_like(p) for name, p in engine.parameters.items()}
-        options: dict[str, Any] = {"modules": self.config.modules}
-        options["metric"] = metric if self.config.metric != "sgd" else None
+    def _measure(
+        self, layers: int, first: Sequence[TokenizedPair], further: Sequence[Sequence[TokenizedPair]]
+    ) -> list[Cost]:
+        device = self.loading.target
+        model = self._random(layers, device)
+        check_positions(model, max(map(longest, (*first, *chain(*further)))))
+        second = model if self.config.ref_model_name_or_path else None
+        policy = Policy(
+            model, self.tokenizer, choose_parameters(model, self.config.parameters),
+            make_reference(self.config.reference, model, second),
+        )  # fmt: skip
+        metric = {name: torch.ones_like(p) for name, p in policy.parameters.items()}
 
-        def compute() -> None:
-            engine.pairs(rows, **options)
-            if with_reference:
-                row_logps(model, rows)
+        def new() -> Work:
+            engine = make_engine(model, policy.parameters, self.config.engine)
+            weights = None if self.config.metric == "sgd" else metric
+            return Work(policy, engine, column_functions(self.config), self.config.modules, weights)
 
         with fast_gemm() if self.config.fast_matmul else nullcontext():
-            compute()  # the first pass checks itself too
-            return Cost((_seconds(compute) + _seconds(compute)) / 2, peak_bytes(compute, self.loading.target))
+            work = new()
+            seconds = _seconds(partial(rows_of_pass, first, work))
+            costs = [Cost(seconds, peak_bytes(lambda: rows_of_pass(first, new()), device))]
+            for batch in further:
+                compute = partial(rows_of_pass, batch, work)
+                seconds = min(_seconds(compute), _seconds(compute))
+                costs.append(Cost(seconds, peak_bytes(compute, device)))
+        return costs
 
-    def _random(self, layers: int) -> nn.Module:
+    def _random(self, layers: int, device: torch.device) -> PreTrainedModel | PeftModel:
         shape = copy.deepcopy(self.shape)
         if getattr(shape, "layer_types", None):
             shape.layer_types = shape.layer_types[:layers]
         shape.num_hidden_layers = layers
-        model = AutoModelForCausalLM.from_config(
-            shape, attn_implementation=self.loading.attn_implementation,
-            trust_remote_code=self.loading.trust_remote_code,
-        ).to(self.loading.target, self.loading.computing).eval()  # fmt: skip
-        if self.origin.adapter:
-            adapter = adapter_config(self.origin.adapter, self.origin.adapter_revision)
-            adapter.base_model_name_or_path, adapter.inference_mode = None, False  # no name; to be probed
-            return get_peft_model(model, adapter).eval()
-        if self.config.use_peft:
-            options = self.config.lora_r, self.config.lora_alpha, self.config.lora_target_modules, 0
-            return fresh_lora(model, *options).eval()
-        return model
+        with device:
+            model = AutoModelForCausalLM.from_config(
+                shape, attn_implementation=self.loading.attn_implementation,
+                trust_remote_code=self.loading.trust_remote_code,
+            ).to(self.loading.computing)  # fmt: skip
+            if self.origin.adapter:
+                adapter = adapter_config(self.origin.adapter, self.origin.adapter_revision)
+                adapter.base_model_name_or_path, adapter.inference_mode = None, False  # no name; to be probed
+                model = get_peft_model(model, adapter)
+                for name, parameter in model.named_parameters():
+                    if ".lora_B" in name:  # a trained one isn't 0, so its policy isn't its reference
+                        nn.init.normal_(parameter, std=0.02)
+            elif self.config.use_peft:
+                options = self.config.lora_r, self.config.lora_alpha, self.config.lora_target_modules, 0
+                model = fresh_lora(model, *options)
+        return model.eval()
 
 
-def peak_bytes(compute: Callable[[], None], device: torch.device) -> float:
+def resident(held: float, device: torch.device) -> float:
+    """Memory that a process takes while its tensors hold so much.
+
+    The C allocator hands freed blocks back late and in pieces: 1.1 to 1.4 times of what is held was seen on the CPU
+    (`benchmarks/estimate.py`), and some 20 MB for what the libraries allocate themselves.
+    """
+    return 1.25 * held + 2e7 if device.type == "cpu" else held
+
+
+def peak_bytes(compute: Callable[[], object], device: torch.device) -> float:
     """The most memory that `compute` holds on a device at a time, beyond what is held before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -226,18 +280,12 @@ def _storage(value: Any) -> torch.UntypedStorage | None:
     return value.untyped_storage() if isinstance(value, torch.Tensor) else None
 
 
-def _seconds(compute: Callable[[], None]) -> float:
+def _seconds(compute: Callable[[], object]) -> float:
     started = time.perf_counter()
     compute()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def _weight_bytes(shape: PretrainedConfig) -> float:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
-    return float(sum(p.numel() * p.element_size() for p in model.parameters()))
 
 
 def _padded(batch: Sequence[TokenizedPair]) -> int:
@@ -246,8 +294,8 @@ def _padded(batch: Sequence[TokenizedPair]) -> int:
 
 
 def _interpolate(tokens: int, batches: Sequence[Sequence[TokenizedPair]], costs: Sequence[Cost]) -> float:
-    """Seconds of a pass of so many tokens, on the line through two measured ones."""
-    (x0, x1), (y0, y1) = map(_padded, batches), (cost.seconds for cost in costs)
+    """Seconds of a pass of so many tokens, on the line through two measured ones; in proportion to a single one."""
+    (x0, x1), (y0, y1) = map(_padded, (batches[0], batches[-1])), (costs[0].seconds, costs[-1].seconds)
     slope = (y1 - y0) / (x1 - x0) if x1 > x0 else y0 / x0
     return max(y0 + slope * (tokens - x0), 0.0)
 

@@ -42,6 +42,7 @@ from entangle.errors import ConfigError, DataError, RunError
 from entangle.inputs import load_pairs_of
 from entangle.predictions import is_scored
 from entangle.probe import ProbeResult
+from entangle.regimes import REGIMES
 from entangle.report import filter_tables, tables
 from entangle.summary import derived, regime_shares
 from entangle.version import __version__
@@ -103,6 +104,10 @@ def run_filter(config: FilterConfig) -> FilterResult:
     drops = [parse_rule(text) for text in config.drop]
     weights = [parse_weight(text) for text in config.weight]
     decisions = decide(table, len(data), drops, weights, keeps_unprobed=config.unprobed == "keep")
+    if not (config.dry_run or decisions["keep"].any()):
+        raise ConfigError(
+            "The rules drop every row, so nothing would be left to write. --dry_run says which does."
+        )
     summary = _summary(probe, table, decisions, [*drops, *(rule for _, rule in weights)], loss)
     result = FilterResult(out, decisions, summary)
     if not config.dry_run:
@@ -224,6 +229,8 @@ def _holds(condition: Condition, table: pd.DataFrame, text: str) -> pd.Series:
     if is_flag or is_number == isinstance(value, str):
         kind = "a flag" if is_flag else "a number" if is_number else "text"
         raise ConfigError(f"{name} in the rule {text!r} is {kind}, and can't be compared with {value!r}.")
+    if name == "regime" and value not in list(map(str, REGIMES)):
+        raise ConfigError(f"{value!r} in the rule {text!r} isn't a regime: {', '.join(map(str, REGIMES))}.")
     if condition.operator in _COMPARE:
         return _COMPARE[condition.operator](column, value) & column.notna()
     count = int(column.notna().sum() * float(value) / 100)

@@ -99,12 +99,12 @@ def _half_lines(geometry: PairGeometry, incentives: Coefficients) -> Tensor:
     """The eight linear functions of the incentives that are all positive iff a pair is ideal, `(8, B)`."""
     d_w, d_l = incentives.chosen.double(), incentives.rejected.double()
     prediction = predict(geometry, Coefficients(d_w, d_l))
-    inner, t = geometry.inner.abs(), geometry.resolution
+    norms, t = (geometry.chosen_sq * geometry.rejected_sq).sqrt(), geometry.resolution
     rows = []
     for sign_w, sign_l in itertools.product((1, -1), repeat=2):
-        rows.append(prediction.chosen_change - t * (sign_w * d_w * geometry.chosen_sq + sign_l * d_l * inner))
+        rows.append(prediction.chosen_change - t * (sign_w * d_w * geometry.chosen_sq + sign_l * d_l * norms))
         rows.append(
-            -prediction.rejected_change - t * (sign_w * d_w * inner + sign_l * d_l * geometry.rejected_sq)
+            -prediction.rejected_change - t * (sign_w * d_w * norms + sign_l * d_l * geometry.rejected_sq)
         )
     return torch.stack(rows)
 

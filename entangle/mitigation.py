@@ -78,7 +78,20 @@ def build_mitigation(spec: str | Mapping[str, Any]) -> Mitigation:
             f"Unknown option {', '.join(map(repr, unknown))} of mitigation {name!r}. "
             f"It has: {', '.join(known) or 'none'}."
         )
+    for field in fields(cls):
+        value = options.get(field.name, field.default)
+        if str(field.type).startswith(("float", "int")) and not isinstance(value, int | float | None):
+            raise ConfigError(f"{name}: {field.name} must be a number; got {value!r}.")
     return cls(**options)
+
+
+Total = Callable[[Tensor], Tensor]
+"""The sum of a tensor over processes."""
+
+
+def identity(value: Tensor) -> Tensor:
+    """The `Total` of one process."""
+    return value
 
 
 def backward_scaled(value: Tensor, factor: Tensor) -> Tensor:
@@ -94,8 +107,9 @@ class Rescaling(Mitigation, ABC):
 
     @abstractmethod
     def factors(
-        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float]
-    ) -> tuple[Tensor, Tensor]:
+        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float],
+        total: Total = identity,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(a_w, a_l), `(B,)` each: the step takes a_w d_w and a_l d_l.
 
         Args:
@@ -103,6 +117,7 @@ class Rescaling(Mitigation, ABC):
             chosen_norm: |g_w|, `(B,)`.
             rejected_norm: |g_l|, `(B,)`.
             state: what is carried from batch to batch; changed in place.
+            total: sum over the processes that share the batch; each of them calls.
         """
 
 
@@ -119,8 +134,9 @@ class PairwiseNormalised(Rescaling):
     source: ClassVar = "arXiv 2410.13828, proposed there as a direction; the formula is ours"
 
     def factors(
-        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float]
-    ) -> tuple[Tensor, Tensor]:
+        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float],
+        total: Total = identity,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(1/|g_w|, 1/|g_l|)."""
         return _inverse(chosen_norm), _inverse(rejected_norm)
 
@@ -135,7 +151,7 @@ class RewardCalibration(Rescaling):
 
     Args:
         norms: `pair`: a of every pair from its own numbers. `ema`: one a for all, from moving averages of the logs of
-            batch means, as in the authors' code.
+            batch means (over all processes), as in the authors' code.
         decay: of the moving average.
     """
 
@@ -152,16 +168,18 @@ class RewardCalibration(Rescaling):
             )
 
     def factors(
-        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float]
-    ) -> tuple[Tensor, Tensor]:
+        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float],
+        total: Total = identity,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(a, 1/a), and 1 for a pair without a ratio."""
         columns = torch.stack([incentives.chosen, incentives.rejected, chosen_norm, rejected_norm]).double()
         usable = (columns > 0).all(0) & columns.isfinite().all(0)
         if self.norms == "pair":
             log_ratio = _log_ratio(columns.where(usable, 1.0))
         else:
-            if usable.any():
-                new = float(_log_ratio(columns[:, usable].mean(1)))
+            *sums, count = total(torch.cat([columns.where(usable, 0.0).sum(1), usable.sum()[None]]))
+            if count:
+                new = float(_log_ratio(torch.stack(sums) / count))
                 state["log_ratio"] = self.decay * state.get("log_ratio", new) + (1 - self.decay) * new
             log_ratio = torch.full_like(columns[0], state.get("log_ratio", 0.0))
         factor = (log_ratio / 2).exp().where(usable, 1.0).to(incentives.chosen.dtype)

@@ -5,8 +5,8 @@ The probe calls this at its end; `whatif` calls it on a finished run with other 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from entangle.errors import ConfigError
-from entangle.geometry import GEOMETRY_COLUMNS, PairGeometry
-from entangle.regimes import predict
+from entangle.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry, logp_resolution
+from entangle.regimes import REGIMES, Regime, predict
 from losses import Coefficients, PairLogps, PreferenceLoss
 
 FLAGS = ("truncated", "identical", "dropped", "empty", "non_finite")
@@ -33,9 +33,14 @@ def geometry_of(pairs: pd.DataFrame, resolution: float) -> PairGeometry:
     return PairGeometry(*(_column(pairs, name) for name in GEOMETRY_COLUMNS), resolution=resolution)
 
 
+def may_have_reference(pairs: pd.DataFrame) -> bool:
+    """Whether rows hold reference log-probs; without a scored row nothing speaks against it."""
+    return bool(pairs["ref_logps_chosen"].notna().any()) or not is_scored(pairs).any()
+
+
 def logps_of(pairs: pd.DataFrame) -> PairLogps:
     """The six scalars per pair that rows of a run folder hold; without reference where its columns are empty."""
-    has_reference = bool(pairs["ref_logps_chosen"].notna().any())
+    has_reference = may_have_reference(pairs)
     return PairLogps(
         chosen=_column(pairs, "logps_chosen"),
         rejected=_column(pairs, "logps_rejected"),
@@ -71,6 +76,13 @@ def _whole_batches(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> C
     return Coefficients(0.0 - by_chosen.flatten(), by_rejected.flatten())  # 0 - x: no negative zeros
 
 
+def check_labels(losses: Sequence[PreferenceLoss]) -> None:
+    """Raise ConfigError where two losses have the same label."""
+    labels = [loss.label for loss in losses]
+    if len(set(labels)) != len(labels):
+        raise ConfigError(f"Each loss must be given once; got {', '.join(labels)}.")
+
+
 def usable_losses(
     losses: Iterable[PreferenceLoss], *, has_reference: bool
 ) -> tuple[list[PreferenceLoss], list[str]]:
@@ -95,14 +107,12 @@ def predict_losses(
 
     Columns: index, loss, coefficient_chosen and coefficient_rejected (d_w, d_l per nat), change_chosen and
     change_rejected (first-order change of the log-prob in nats per unit of SGD learning rate on the pair's own
-    loss), regime, band (tau), slack.
+    loss), regime (`degenerate` where the arithmetic can't tell), band (tau), slack.
 
     Raises:
         ConfigError: two losses have the same label.
     """
-    labels = [loss.label for loss in losses]
-    if len(set(labels)) != len(labels):
-        raise ConfigError(f"Each loss must be given once; got {', '.join(labels)}.")
+    check_labels(losses)
     scored = pairs[is_scored(pairs)]
     geometry, logps = geometry_of(scored, resolution), logps_of(scored)
     return pd.concat(
@@ -115,6 +125,10 @@ def _predict_one(
 ) -> pd.DataFrame:
     coefficients = coefficients_of(loss, logps, batch_size)
     prediction = predict(geometry, coefficients)
+    codes = prediction.regime_codes
+    for ends in _ends_of_error(logps, geometry.resolution):
+        there = predict(geometry, coefficients_of(loss, ends, batch_size)).regime_codes
+        codes = torch.where(there == codes, codes, REGIMES.index(Regime.DEGENERATE))
     return pd.DataFrame(
         {
             "index": scored["index"].to_numpy(),
@@ -123,11 +137,31 @@ def _predict_one(
             "coefficient_rejected": coefficients.rejected.numpy(),
             "change_chosen": prediction.chosen_change.numpy(),
             "change_rejected": prediction.rejected_change.numpy(),
-            "regime": [str(regime) for regime in prediction.regimes],
+            "regime": [str(REGIMES[code]) for code in codes.tolist()],
             "band": prediction.band.numpy(),
             "slack": prediction.slack.numpy(),
         }
     )
+
+
+def _ends_of_error(logps: PairLogps, resolution: float) -> Iterator[PairLogps]:
+    """The log-probs with the largest and the smallest margin that 16-bit arithmetic leaves open; none if it was finer.
+
+    An incentive may change at a point, as DPOP's does where the policy falls below the reference: a verdict is
+    believed if it is the same at both ends. A log-prob that equals its reference's is known to (a fresh LoRA).
+    """
+    if resolution <= RESOLUTION[torch.float32]:
+        return
+    share = logp_resolution(resolution)
+    chosen = _error(logps.chosen, logps.ref_chosen, share)
+    rejected = _error(logps.rejected, logps.ref_rejected, share)
+    for sign in (1, -1):
+        yield replace(logps, chosen=logps.chosen + sign * chosen, rejected=logps.rejected - sign * rejected)
+
+
+def _error(logps: Tensor, reference: Tensor | None, share: float) -> Tensor:
+    error = share * logps.abs()
+    return error if reference is None else torch.where(logps == reference, 0.0, error)
 
 
 def _column(rows: pd.DataFrame, name: str) -> Tensor:

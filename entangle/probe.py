@@ -16,11 +16,12 @@ from accelerate import PartialState
 from rich.console import Console, Group, RenderableType
 from torch import Tensor
 
+from entangle import embedded
 from entangle.config import DEFAULT_LOSSES, EMBEDDED, ProbeConfig, build_losses
 from entangle.data import PreferencePair, TokenizedPair, fingerprint, tokenize_pair
 from entangle.diagnostics import columns_of, compute, resolve, summarise_diagnostics
 from entangle.errors import ConfigError
-from entangle.geometry import GEOMETRY_COLUMNS
+from entangle.geometry import GEOMETRY_COLUMNS, RESOLUTION
 from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.models import (
     Policy,
@@ -31,7 +32,7 @@ from entangle.models import (
     optimizer_file,
 )
 from entangle.modules import module_rows, summarise_modules
-from entangle.predictions import FLAGS, predict_losses, usable_losses
+from entangle.predictions import FLAGS, check_labels, may_have_reference, predict_losses, usable_losses
 from entangle.progress import Interrupted, deferred_interrupt, notes_console, progress_bar
 from entangle.provenance import environment
 from entangle.report import diagnostic_tables, module_tables, tables
@@ -216,8 +217,10 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     processes = PartialState(cpu=not torch.cuda.is_available())
     console = notes_console(console, is_shown=processes.is_main_process)
     losses = build_losses(config.losses)
-    resolve(config.diagnostics)  # before the model is loaded, if a name is wrong
+    check_labels(losses)  # before the model is loaded, if a name is wrong
+    resolve(config.diagnostics)
     pairs = load_pairs_of(config)
+    _check_group(config, pairs)
     policy = load_policy_of(config, processes)
     tokenized = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in pairs]
     notes = [
@@ -236,7 +239,7 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
         )
     run = RunFolder(config.run_path)
     with processes.main_process_first():
-        run.begin(config.recorded, identity, overwrite=config.overwrite)
+        run.begin(config, identity, overwrite=config.overwrite and processes.is_main_process)
     if run.is_complete:
         console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
         return ProbeResult.load(run.path)
@@ -294,15 +297,21 @@ def _finish(
         "seconds": seconds,
         "notes": notes,
     }
-    if config.model_name_or_path == EMBEDDED:  # not the place where this installation keeps it
-        facts |= {
-            name: EMBEDDED
-            for name in ("model_name_or_path", "adapter_name_or_path")
-            if policy.description[name]
-        }
-    run.write_json("provenance.json", environment() | dict(policy.description) | facts)
+    own = {str(embedded.POLICY), str(embedded.ADAPTER)}  # not the place where this installation keeps them
+    described = {name: EMBEDDED if value in own else value for name, value in policy.description.items()}
+    run.write_json("provenance.json", environment() | described | facts)
     run.write_json("summary.json", summary)
     shutil.rmtree(run.path / "modules", ignore_errors=True)  # what its shards hold is in modules.parquet
+
+
+def _check_group(config: ProbeConfig, pairs: Sequence[PreferencePair]) -> None:
+    """Refuse to group by a column that nothing has; the default one may be absent."""
+    there = {name for pair in pairs for name in pair.extra}
+    if config.group_by not in {*there, *ROW_COLUMNS, ProbeConfig.group_by}:
+        raise ConfigError(
+            f"Expected a column {config.group_by!r} in the data, to group by; its further columns are: "
+            f"{', '.join(sorted(there)) or 'none'}."
+        )
 
 
 def _check_first_pair(policy: Policy, plan: Plan) -> None:
@@ -322,14 +331,14 @@ def _compute(plan: Plan, run: RunFolder, work: Work, console: Console, processes
         console.print(f"Resuming {run.path}: {finished} of {total} pairs are there.")
     with progress_bar(console, "pairs", total, finished) as advance, deferred_interrupt() as interrupted:
         for number in left:
-            rows, modules = _shard(plan, number, work, advance)
+            rows, modules = rows_of_shard(plan, number, work, advance)
             if modules:  # first, since a shard counts as finished once its pairs are there
                 run.write_table(f"modules/{number:05d}.parquet", pd.concat(modules, ignore_index=True))
             run.write_shard(number, pd.DataFrame(rows))
             if interrupted():
                 raise Interrupted(
                     f"Stopped; {len(run.shards)} of {len(plan.shards)} shards are in {run.path}. "
-                    f"Go on with: entangle probe --config {run.path / 'config.yaml'}"
+                    f"Go on with: {run.resume_command}"
                 )
 
 
@@ -337,7 +346,8 @@ Rows = tuple[list[dict[str, Any]], list[pd.DataFrame]]
 """Rows of pairs, and of their modules where these are wanted."""
 
 
-def _shard(plan: Plan, number: int, work: Work, advance: Callable[[int], None]) -> Rows:
+def rows_of_shard(plan: Plan, number: int, work: Work, advance: Callable[[int], None]) -> Rows:
+    """The rows of a shard's pairs, and of their modules where asked for; `advance` is told of every pass."""
     rows = [_unscored_row(pair) for pair in plan.shards[number] if not is_scorable(pair)]
     modules: list[pd.DataFrame] = []
     advance(len(rows))
@@ -352,7 +362,7 @@ def _shard(plan: Plan, number: int, work: Work, advance: Callable[[int], None]) 
 def _scored_rows(batch: list[TokenizedPair], work: Work) -> Rows:
     """Rows of one pass; a pass that doesn't fit the memory is halved until it does."""
     try:
-        return _rows_of_pass(batch, work)
+        return rows_of_pass(batch, work)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
@@ -362,7 +372,8 @@ def _scored_rows(batch: list[TokenizedPair], work: Work) -> Rows:
     return first + second, ahead + behind
 
 
-def _rows_of_pass(batch: list[TokenizedPair], work: Work) -> Rows:
+def rows_of_pass(batch: Sequence[TokenizedPair], work: Work) -> Rows:
+    """The rows of pairs that go through the model together, and of their modules where asked for."""
     rows = work.policy.collate(batch)
     scores = work.engine.pairs(rows, modules=work.modules, metric=work.metric)
     done = Pass(batch, rows, scores, work.policy)
@@ -383,15 +394,15 @@ def column_functions(config: ProbeConfig) -> list[Columns]:
 
 def number_columns(done: Pass) -> dict[str, Tensor]:
     """The Gram block, log-probs under policy and reference, lengths, and whether all of it is finite."""
-    geometry, resolution = done.scores.geometry, done.scores.geometry.resolution
+    geometry = done.scores.geometry
     chosen, rejected = done.scores.logps.double().cpu().chunk(2)
-    reference = done.policy.reference.logps(done.rows, done.pairs)
+    is_one = done.policy.is_its_reference
+    reference = done.scores.logps if is_one else done.policy.reference.logps(done.rows, done.pairs)
     numbers = {name: getattr(geometry, name).cpu() for name in GEOMETRY_COLUMNS}
     numbers |= {"logps_chosen": chosen, "logps_rejected": rejected}
     nothing = torch.full_like(chosen, torch.nan)
     ref_chosen, ref_rejected = (nothing, nothing) if reference is None else reference.double().cpu().chunk(2)
-    ref_chosen = _same_if_untold(ref_chosen, chosen, resolution)
-    ref_rejected = _same_if_untold(ref_rejected, rejected, resolution)
+    ref_chosen, ref_rejected = _same_if_untold(ref_chosen, chosen), _same_if_untold(ref_rejected, rejected)
     numbers |= {"ref_logps_chosen": ref_chosen, "ref_logps_rejected": ref_rejected}
     finite = torch.stack([v for k, v in numbers.items() if reference is not None or not k.startswith("ref_")])
     chosen_length, rejected_length = done.rows.lengths.cpu().chunk(2)
@@ -402,13 +413,13 @@ def number_columns(done: Pass) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _same_if_untold(reference: Tensor, logps: Tensor, resolution: float) -> Tensor:
-    """The reference log-prob, or the policy's own where the two can't be told apart.
+def _same_if_untold(reference: Tensor, logps: Tensor) -> Tensor:
+    """The reference log-prob, or the policy's own where float32 can't tell the two apart.
 
-    Policy and reference are often one function (a fresh LoRA, the policy itself), computed along two paths. The
-    rounding between them must not decide on which side of a loss's kink at log-ratio 0 (DPOP) a pair falls.
+    Policy and reference may be one function computed along two paths (two copies of a model). The rounding between
+    them must not decide on which side of a loss's kink at log-ratio 0 (DPOP) a pair falls.
     """
-    untold = (reference - logps).abs() <= resolution * logps.abs().clamp(min=1.0)
+    untold = (reference - logps).abs() <= RESOLUTION[torch.float32] * logps.abs().clamp(min=1.0)
     return torch.where(untold, logps, reference)
 
 
@@ -433,7 +444,7 @@ def _usable(
     losses: Sequence[PreferenceLoss], rows: pd.DataFrame, config: ProbeConfig, console: Console
 ) -> list[PreferenceLoss]:
     """The losses that the rows can judge. One that can't be judged is an error if the user named it."""
-    usable, refused = usable_losses(losses, has_reference=bool(rows["ref_logps_chosen"].notna().any()))
+    usable, refused = usable_losses(losses, has_reference=may_have_reference(rows))
     if refused and tuple(config.losses) != DEFAULT_LOSSES:
         raise ConfigError(" ".join(refused))
     for sentence in refused:

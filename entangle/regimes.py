@@ -77,21 +77,23 @@ def predict(geometry: PairGeometry, coefficients: Coefficients) -> Prediction:
     """First-order changes, regime and band coordinate of every pair under one loss.
 
     The changes are formed from the gaps, d_w A - d_l c = (d_w - d_l) A + d_l (A - c), which keeps the digits
-    of nearly parallel pairs under losses with rho = 1. A change counts as zero within
-    resolution * (|d_w| A + |d_l c|), respectively resolution * (|d_w c| + |d_l| B).
+    of nearly parallel pairs under losses with rho = 1. A dot product errs in proportion to the norms, however small
+    it is itself: a change counts as zero within resolution * (|d_w| A + |d_l| sqrt(AB)), respectively
+    resolution * (|d_w| sqrt(AB) + |d_l| B).
 
     Laws: d_w * chosen_change - d_l * rejected_change = |grad loss|^2 >= 0, so with both incentives positive
     no pair is `inverted`; scaling both incentives changes no regime.
     """
     d_w, d_l = coefficients.chosen.double(), coefficients.rejected.double()
     excess = d_w - d_l
-    inner = geometry.inner.abs()
+    norms = (geometry.chosen_sq * geometry.rejected_sq).sqrt()
+    norms = torch.where(geometry.is_finite, norms, torch.nan)  # so that no sign is believed
     band, slack = band_coordinate(geometry, coefficients)
     return Prediction(
         chosen_change=excess * geometry.chosen_sq + d_l * geometry.chosen_gap,
         rejected_change=excess * geometry.rejected_sq - d_w * geometry.rejected_gap,
-        chosen_floor=geometry.resolution * (d_w.abs() * geometry.chosen_sq + d_l.abs() * inner),
-        rejected_floor=geometry.resolution * (d_w.abs() * inner + d_l.abs() * geometry.rejected_sq),
+        chosen_floor=geometry.resolution * (d_w.abs() * geometry.chosen_sq + d_l.abs() * norms),
+        rejected_floor=geometry.resolution * (d_w.abs() * norms + d_l.abs() * geometry.rejected_sq),
         band=band,
         slack=slack,
     )

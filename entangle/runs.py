@@ -12,16 +12,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 
 from entangle.errors import RunError
+
+if TYPE_CHECKING:
+    from entangle.config import RunOptions
+
+MADE_BY = "# entangle "
+"""Beginning of a config.yaml, followed by the command that the run is of."""
 
 
 class RunFolder:
@@ -42,24 +49,26 @@ class RunFolder:
             raise RunError(f"Expected a run folder (with config.yaml) at {run.path}; found none.")
         if not run.is_complete:
             raise RunError(
-                f"The run in {run.path} isn't finished ({len(run.shards)} shards are there, no summary.json). "
-                f"Finish it with: entangle probe --config {run.path / 'config.yaml'}"
+                f"The run in {run.path} isn't finished (it has no summary.json). "
+                f"Finish it with: {run.resume_command}"
             )
         return run
 
-    def begin(
-        self, config: Mapping[str, Any], identity: Mapping[str, Any], *, overwrite: bool = False
-    ) -> None:
+    def begin(self, config: RunOptions, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Make the folder, or resume the same run in it.
 
         Args:
-            config: the resolved options.
+            config: the options.
             identity: hashes of model, adapter, tokenizer and data; a resumed run must have the same.
             overwrite: delete a run that is already there.
 
         Raises:
             RunError: the folder holds another run or foreign files, or can't be written.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(
+                f"Expected a folder at {self.path}, or nothing; it is a file. Choose another --output_dir."
+            )
         with self._writing():
             if overwrite and (self.path / "config.yaml").is_file():
                 shutil.rmtree(self.path)
@@ -68,25 +77,41 @@ class RunFolder:
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.write_json("identity.json", identity)
-                self.write_yaml("config.yaml", config)
+                self.write_yaml("config.yaml", config.recorded, head=f"{MADE_BY}{config.VERB}\n")
 
-    def _check_same_run(self, config: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    def _check_same_run(self, config: RunOptions, identity: Mapping[str, Any]) -> None:
         advice = "Choose another --output_dir, or give --overwrite to replace it."
         if not (self.path / "config.yaml").is_file() or not (self.path / "identity.json").is_file():
             raise RunError(f"{self.path} isn't empty and holds no run of entangle. {advice}")
-        for name, old, new in (
-            ("option", self.config, _plain(config)),
-            ("input", self.read_json("identity.json"), _plain(identity)),
+        for name, changed in (
+            ("option", self.changed_options(config)),
+            ("input", _changes(self.read_json("identity.json"), _plain(identity))),
         ):
-            changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
             if changed:
-                pairs = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+                pairs = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
                 raise RunError(f"{self.path} holds another run ({name} {pairs}). {advice}")
+
+    def changed_options(self, config: RunOptions) -> dict[str, tuple[Any, Any]]:
+        """Options with another value than the run was started with, as (there, now).
+
+        An option that the run's record lacks was added to the command since; the run had its default.
+        """
+        now = _plain(config.recorded)
+        return _changes({name: _plain(config.defaults[name]) for name in now} | self.config, now)
 
     @property
     def config(self) -> dict[str, Any]:
         """The options that the run was started with."""
         return yaml.safe_load((self.path / "config.yaml").read_text())
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        first = (self.path / "config.yaml").read_text().partition("\n")[0]
+        verb = first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else "VERB"
+        return shlex.join(
+            ["entangle", verb, "--config", str(self.path / "config.yaml"), "--output_dir", str(self.path)]
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -112,10 +137,10 @@ class RunFolder:
         with self._replacing(name) as temporary:
             temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
-    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a YAML file that `yaml.safe_load` reads back."""
+    def write_yaml(self, name: str, content: Mapping[str, Any], head: str = "") -> None:
+        """Write a YAML file that `yaml.safe_load` reads back, below a `head` of comments."""
         with self._replacing(name) as temporary:
-            temporary.write_text(yaml.safe_dump(_plain(content), sort_keys=False))
+            temporary.write_text(head + yaml.safe_dump(_plain(content), sort_keys=False))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the folder."""
@@ -154,6 +179,11 @@ class RunFolder:
                 f"Can't write the run folder {self.path}: {error.strerror or error}. What was finished is kept; "
                 "free some space or choose another --output_dir, and run the same command again to resume."
             ) from error
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs, by key: (old, new)."""
+    return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
 
 def _plain(content: Any) -> Any:

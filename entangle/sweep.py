@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console, RenderableType
 
-from entangle.config import ProbeConfig, SweepConfig, fingerprint
+from entangle.config import ProbeConfig, SweepConfig
 from entangle.curves import curve, onset, pair_onsets, with_changes
 from entangle.data import fingerprint as data_fingerprint
 from entangle.errors import ModelError, RunError
@@ -20,7 +20,7 @@ from entangle.geometry import GEOMETRY_COLUMNS
 from entangle.inputs import load_pairs_of
 from entangle.predictions import is_scored
 from entangle.probe import ProbeResult, run_probe
-from entangle.progress import notes_console
+from entangle.progress import Interrupted, notes_console
 from entangle.regimes import REGIMES
 from entangle.report.sweep_tables import sweep_table
 from entangle.runs import RunFolder
@@ -86,9 +86,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     data = data_fingerprint(load_pairs_of(config))
     folder = RunFolder(config.run_path)
     with processes.main_process_first():
-        folder.begin(
-            config.recorded, {"data": data}, overwrite=config.overwrite and processes.is_main_process
-        )
+        folder.begin(config, {"data": data}, overwrite=config.overwrite and processes.is_main_process)
     probes: dict[str, dict[int, ProbeResult]] = {metric: {} for metric in config.metrics}
     for number, (step, checkpoint) in enumerate(checkpoints.items(), 1):
         for metric, done in probes.items():
@@ -105,6 +103,11 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
                         raise
                     console.print(f"Note: left out. {error}", markup=False)
                     continue
+                except Interrupted as stop:
+                    raise Interrupted(
+                        f"Stopped at checkpoint {number} of {len(checkpoints)}; what is finished is kept. Go on with: "
+                        f"{folder.resume_command}"
+                    ) from stop
             done[step] = ProbeResult.load(probe.run_path)
     result = _collect(folder, probes)
     if processes.is_main_process:
@@ -139,7 +142,7 @@ def is_probed(probe: ProbeConfig, checkpoint: Path, data: str) -> bool:
     It answers without loading a model; where it says no, the probe itself decides by hashes what is to be done.
     """
     run = RunFolder(probe.run_path)
-    if not run.is_complete or fingerprint(run.config) != fingerprint(probe.recorded):
+    if not run.is_complete or run.changed_options(probe):
         return False
     written = (run.path / "summary.json").stat().st_mtime
     files = [*checkpoint.rglob("*.safetensors"), *checkpoint.glob(OPTIMIZER)]

@@ -29,6 +29,7 @@ from entangle.probe import ProbeResult
 from entangle.progress import notes_console
 from entangle.reload import load_again, options_of
 from entangle.report import tables, token_tables
+from entangle.scores.check import logps_agree
 from entangle.scores.tokens import TokenProducts, token_products
 from entangle.verify import KeepFloat64
 
@@ -169,10 +170,10 @@ def _products(policy: Policy, pair: TokenizedPair, probe: ProbeResult, config: T
     products = products_of(share_prompt=True)
     row = probe.pairs.set_index("index").loc[pair.index]
     expected = torch.tensor([row["logps_chosen"], row["logps_rejected"]], dtype=torch.float64)
-    if _close(expected, _logps(products), products.geometry.resolution):
+    if logps_agree(_logps(products), expected, products.geometry.resolution):
         return products
     products = products_of(share_prompt=False)
-    if not _close(expected, _logps(products), products.geometry.resolution):
+    if not logps_agree(_logps(products), expected, products.geometry.resolution):
         found = _logps(products).tolist()
         note = f"Pair {pair.index}: log-probs {found} now, {expected.tolist()} in the probe's precision."
         return replace(products, notes=(*products.notes, note))
@@ -181,11 +182,6 @@ def _products(policy: Policy, pair: TokenizedPair, probe: ProbeResult, config: T
 
 def _logps(products: TokenProducts) -> Tensor:
     return torch.stack([products.chosen.logps.sum(), products.rejected.logps.sum()])
-
-
-def _close(expected: Tensor, found: Tensor, resolution: float) -> bool:
-    share = max(1e-4, 4 * resolution)
-    return torch.allclose(found, expected, rtol=share, atol=share, equal_nan=True)
 
 
 def _write(result: TokenResult) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 from torch import nn
 from transformers import PrinterCallback
 from trl import DPOConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
@@ -37,6 +39,7 @@ from entangle.data.sources import read_rows
 from entangle.diagnostics import compute
 from entangle.errors import ConfigError
 from entangle.inputs import load_pairs_of, model_options
+from entangle.ledger import explain
 from entangle.mitigation import Mitigation, Select, Splitting, build_mitigation, select_pairs
 from entangle.models import Policy, load_policy
 from entangle.models.origin import find_origin
@@ -99,8 +102,11 @@ class TrainResult:
         return self.run.path / self.summary["trained"]
 
     def renderable(self) -> RenderableType:
-        """The table as a rich object."""
-        return train_table(self.summary, self.log)
+        """The table as a rich object, and in a sentence each why the log-probs moved, where a ledger was kept."""
+        table, ledger = train_table(self.summary, self.log), self.run.table("ledger.parquet")
+        if ledger is None:
+            return table
+        return Group(table, *(Text(explain(ledger, side)) for side in ("chosen", "rejected")))
 
     def table(self, width: int = 100) -> str:
         """The table as plain text."""
@@ -148,12 +154,12 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
     processes = PartialState(cpu=not torch.cuda.is_available() or config.device == "cpu")
     console = notes_console(console, is_shown=processes.is_main_process)
     run = RunFolder(config.run_path)
-    _check(config, run)
+    check_training(config)
     samples = _load_samples(config)
     policy = _load_policy(config, processes)
     with processes.main_process_first():
         run.begin(
-            config.recorded, dict(policy.identity) | samples.identity,
+            config, dict(policy.identity) | samples.identity,
             overwrite=config.overwrite and processes.is_main_process,
         )  # fmt: skip
     if run.is_complete:
@@ -180,7 +186,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
     if watch.is_stopped:
         raise Interrupted(
             f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is in "
-            f"{run.path}. Go on with: entangle train --config {run.path / 'config.yaml'} --output_dir {run.path}"
+            f"{run.path}. Go on with: {run.resume_command}"
         )
     trained = _save(trainer, run, policy, processes)
     _measure(run, "held_back_end.parquet", trainer.model, policy.pad_id, held, processes)
@@ -190,9 +196,13 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
     return TrainResult.load(run.path)
 
 
-def _check(config: TrainConfig, run: RunFolder) -> None:
-    """Refuse what can't be trained before anything is loaded."""
-    arguments = trainer_arguments(config, run.path)
+def check_training(config: TrainConfig) -> None:
+    """Refuse what can't be trained before anything is loaded.
+
+    Raises:
+        UserError: an option, a loss or a mitigation isn't known, or they don't go together.
+    """
+    arguments = trainer_arguments(config, config.run_path)
     if isinstance(arguments, DPOConfig):
         (loss,) = build_losses([config.loss])
         check_options(arguments, loss)
@@ -214,16 +224,15 @@ def _mitigations(config: TrainConfig) -> list[Mitigation]:
 def _load_samples(config: TrainConfig) -> Samples:
     """The pairs (or completions) that are trained on, and the pairs that are held back."""
     held: list[PreferencePair] = []
-    if config.eval_dataset_name is not None:
-        if config.eval_limit != 0:
-            held = load_pairs_of(
-                DataOptions(
-                    dataset_name=config.eval_dataset_name,
-                    dataset_train_split=config.eval_dataset_split,
-                    columns=config.columns,
-                    limit=config.eval_limit,
-                )  # fmt: skip
+    if config.eval_dataset_name is not None and config.eval_limit != 0:
+        held = load_pairs_of(
+            DataOptions(
+                dataset_name=config.eval_dataset_name,
+                dataset_train_split=config.eval_dataset_split,
+                columns=config.columns,
+                limit=config.eval_limit,
             )
+        )
     if config.stage == "sft" and (rows := _completions(config)):
         return Samples(
             [], take_share(rows, config.train_share, lambda row: json.dumps(row, default=str)), held
@@ -300,11 +309,18 @@ def _make_trainer(config: TrainConfig, run: RunFolder, policy: Policy, samples: 
 
 
 def _attach_callback(trainer: Any, config: TrainConfig, run: RunFolder, held: list[TokenizedPair]) -> None:
-    """Probe the held-back pairs, read the batches, keep the ledger: whatever the options ask for."""
-    if not (config.probe_every or config.live or config.ledger):
+    """Probe pairs, read the batches, keep the ledger: whatever the options ask for."""
+    is_probed = bool(config.probe_every or config.ledger)
+    if not (is_probed or config.live):
         return
+    pairs = config.probe_trained or held
+    if is_probed and not pairs:
+        raise ConfigError(
+            "probe_every and ledger need pairs to probe, and none is held back (eval_share, eval_limit, "
+            "eval_dataset_name). Hold some back, or give probe_trained."
+        )
     EntanglementCallback(
-        held if config.probe_every and held else None, every=config.probe_every or 1, live=config.live,
+        pairs if is_probed else None, every=config.probe_every or sys.maxsize, live=config.live,
         ledger=config.ledger, loss="sft" if config.stage == "sft" else None, output_dir=run.path,
     ).attach(trainer)  # fmt: skip
 
@@ -328,12 +344,15 @@ def _fine_tuned(config: TrainConfig, run: RunFolder, console: Console, processes
     What the fine-tuning trained is merged into the weights, so the reference is the fine-tuned model.
     """
     phase = replace(
-        config, stage="sft", train_share=config.sft_share, sft_share=0.0, mitigations=(), probe_every=0, live=False,
-        ledger=False, max_steps=-1, num_train_epochs=config.sft_epochs, trainer_options=(),
+        config, stage="sft", train_share=config.sft_share, sft_share=0.0, mitigations=(), probe_every=0,
+        probe_trained=0, live=False, ledger=False, max_steps=-1, num_train_epochs=config.sft_epochs, trainer_options=(),
         learning_rate=config.sft_learning_rate or config.learning_rate, output_dir=str(run.path / "sft"),
         ref_model_name_or_path=None, reference="auto", overwrite=False,
     )  # fmt: skip
-    folder = run_train(phase, console).model_path
+    try:
+        folder = run_train(phase, console).model_path
+    except Interrupted as stop:
+        raise Interrupted(f"Stopped in the fine-tuning before. Go on with: {run.resume_command}") from stop
     if folder.name == "adapter":
         merged = folder.with_name("merged")
         if processes.is_main_process and not merged.is_dir():

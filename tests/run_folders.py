@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from entangle.config import ProbeConfig
 from entangle.geometry import RESOLUTION, PairGeometry
 from entangle.predictions import predict_losses
 from entangle.runs import RunFolder
@@ -92,7 +93,7 @@ def synthetic_run(
     """
     pairs = synthetic_pairs() if pairs is None else pairs
     run = RunFolder(path)
-    run.begin({"losses": list(losses), "loss_batch_size": 8, "group_by": "kind"}, {"data": "synthetic"})
+    run.begin(ProbeConfig(losses=tuple(losses), loss_batch_size=8, group_by="kind"), {"data": "synthetic"})
     middle = len(pairs) // 2
     for number, rows in enumerate((pairs[:middle], pairs[middle:])):
         run.write_shard(number, rows)

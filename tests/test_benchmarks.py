@@ -93,3 +93,17 @@ def test_sharing_and_the_probes_share_are_measured(load):
     probe = engine.measure_probe(True)
     assert set(probe["parts"]) == set(engine.AFTER_THE_SCORES)
     assert 0 < probe["share"] < 1
+
+
+def test_a_dry_run_speaks_of_the_memory_that_a_run_takes(load, tmp_path):
+    """Within a factor of 1.6; the benchmark asks for 25 % on more pairs. Resident memory, so a process of its own."""
+    bench = load("estimate")
+    config = bench.ProbeConfig(limit=4, device="cpu", output_dir=str(tmp_path / "run"))
+    (measured, pairs), (estimated, scored) = bench.apart(bench.used, config), bench.promised(config)
+    assert pairs == scored == 4
+    assert measured["MB"] / 1.6 < estimated["MB"] < 1.6 * measured["MB"]
+    text = bench.render({
+        "conditions": bench.conditions(),
+        "settings": [{"title": "a", "pairs": 4, "estimated": estimated, "measured": measured}],
+    })  # fmt: skip
+    assert "| a | 4 |" in text and "of 2 estimates are within 25 %" in text

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -28,14 +32,16 @@ def options_of(verb: str) -> type:
 
 
 def commands() -> list[str]:
-    """Every `entangle VERB ...` that a page tells the reader to type."""
+    """Every `entangle VERB ...` that a page tells the reader to type, in a block or within a sentence."""
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
     blocks = [
-        block
-        for page in PAGES
-        for block in re.findall(r"^```(?:sh|text)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+        block for text in texts for block in re.findall(r"^```(?:sh|text)\n(.*?)^```", text, re.M | re.S)
     ]
     lines = [
         line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()
+    ]
+    lines += [
+        " ".join(said.split()) for text in texts for said in re.findall(r"`(entangle [a-z]+[^`]*)`", text)
     ]
     lines = [line.removeprefix("accelerate launch -m ") for line in lines]
     return sorted({line for line in lines if line.startswith("entangle ")})
@@ -78,6 +84,29 @@ def test_the_notebook_for_the_embedded_pairs_runs(tmp_path):
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = str([cell.get("outputs") for cell in notebook.cells])
     assert "single_word" in printed and "image/png" in printed
+
+
+def test_the_notebook_for_a_gpu_calls_what_there_is():
+    """Its cells compile, name what the package has, and its calls of the package bind to their signatures."""
+    cells = nbformat.read(ROOT / "docs" / "notebooks" / "tldr_gpu.ipynb", as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    shell = [line[1:] for line in code.splitlines() if line.startswith("!")]
+    tree = ast.parse("\n".join(line for line in code.splitlines() if not line.startswith("!")))
+    known: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            known |= {name.name: getattr(module, name.name) for name in node.names}
+    bound = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
+            names = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            inspect.signature(known[node.func.id]).bind(*node.args, **names)
+            bound += 1
+    assert {"ProbeConfig", "run_probe", "what_if", "estimate"} <= set(known) and bound >= 4
+    for line in shell:
+        _, verb, *arguments = shlex.split(line)
+        parse(options_of(verb), arguments, prog=f"entangle {verb}")
 
 
 def test_notebooks_hold_no_path_of_a_machine():

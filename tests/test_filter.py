@@ -92,7 +92,8 @@ def test_rules_are_parsed_as_the_grammar_says():
 
 def test_a_rule_matches_what_it_says_and_no_pair_without_the_number():
     table = pd.DataFrame({
-        "cosine": [0.1, 0.95, np.nan, 0.95], "truncated": [True, False, True, True], "regime": ["a", "b", None, "b"],
+        "cosine": [0.1, 0.95, np.nan, 0.95], "truncated": [True, False, True, True], "kind": ["a", "b", None, "b"],
+        "regime": "ideal",
     })  # fmt: skip
 
     def hits(text: str) -> list[int]:
@@ -102,10 +103,18 @@ def test_a_rule_matches_what_it_says_and_no_pair_without_the_number():
     assert hits("cosine!=0.95") == [0]
     assert hits("truncated") == [0, 2, 3]
     assert hits("cosine>0.9 and truncated") == [3]
-    assert hits("regime==b") == [1, 3] and hits("regime!=b") == [0]
+    assert hits("kind==b") == [1, 3] and hits("kind!=b") == [0]
     assert hits("cosine highest 34%") == [1] and hits("cosine lowest 67%") == [0, 1]
-    for wrong in ("nothing>1", "regime>1", "regime==1", "cosine==b", "cosine", "truncated==1"):
-        with pytest.raises(ConfigError, match=r"asks for|can't be compared|isn't a flag"):
+    for wrong in (
+        "nothing>1",
+        "kind>1",
+        "kind==1",
+        "cosine==b",
+        "cosine",
+        "truncated==1",
+        "regime==bothdown",
+    ):
+        with pytest.raises(ConfigError, match=r"asks for|can't be compared|isn't a flag|isn't a regime"):
             matches(parse_rule(wrong), table)
 
 
@@ -246,6 +255,8 @@ def test_what_cannot_be_done_is_refused_by_name(run, files, tmp_path):
         filtered(run, tmp_path / "out.csv", drop=("truncated",))
     with pytest.raises(ConfigError, match="is the data set itself"):
         filtered(run, files["jsonl"], drop=("truncated",), overwrite=True)
+    with pytest.raises(ConfigError, match="drop every row"):
+        filtered(run, out, drop=("cosine>-2",))
     with pytest.raises(ConfigError, match="diagnostics squeezing_chosen"):
         filtered(run, out, drop=("squeezing_chosen>0",))
     with pytest.raises(ConfigError, match="already"):

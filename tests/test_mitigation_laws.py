@@ -29,7 +29,7 @@ from entangle.mitigation import (
     kept_tokens,
     select_pairs,
 )
-from entangle.training.optimizers import VirtualAdamW
+from entangle.training.virtual_adamw import VirtualAdamW
 from losses import Coefficients
 from tests import tiny
 

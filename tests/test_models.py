@@ -441,6 +441,7 @@ def test_tokenizers_that_do_not_fit(base, tmp_path):
     "options, message",
     [
         ({"dtype": "fp32"}, "Unknown dtype 'fp32'. Known: float32"),
+        ({"device": "gpu"}, "The device 'gpu' can't be used here: RuntimeError: Expected one of cpu, cuda"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
         ({"use_peft": True, "lora_target_modules": ["query"]}, "Can't put a LoRA on LlamaForCausalLM"),
     ],

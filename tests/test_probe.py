@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from entangle import embedded
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, DataError, ModelError, RunError
@@ -287,7 +291,7 @@ def test_interrupt_finishes_the_shard_and_says_how_to_go_on(inputs, tmp_path, mo
 def test_out_of_memory_halves_the_pass_and_loses_nothing(inputs, tmp_path, monkeypatch):
     import entangle.probe as module
 
-    whole = module._rows_of_pass
+    whole = module.rows_of_pass
     sizes: list[int] = []
 
     def short_of_memory(batch, work):
@@ -296,7 +300,7 @@ def test_out_of_memory_halves_the_pass_and_loses_nothing(inputs, tmp_path, monke
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return whole(batch, work)
 
-    monkeypatch.setattr(module, "_rows_of_pass", short_of_memory)
+    monkeypatch.setattr(module, "rows_of_pass", short_of_memory)
     result = probe(options(inputs, tmp_path / "run", modules=True))
     assert result.pairs["index"].tolist() == list(range(10)) and max(sizes) > 1
     assert set(modules_of(result)["index"]) == set(range(10))
@@ -554,3 +558,43 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def test_only_the_main_process_removes_a_run(inputs, tmp_path, monkeypatch):
+    config = options(inputs, tmp_path / "run")
+    probe(config)
+    (tmp_path / "run" / "mark").touch()
+    monkeypatch.setattr(PartialState, "is_main_process", property(lambda self: False))
+    probe(replace(config, overwrite=True))
+    assert (tmp_path / "run" / "mark").exists()
+
+
+def test_an_adapter_of_ones_own_on_the_embedded_policy_goes_by_its_own_name(tmp_path):
+    mine = str(shutil.copytree(embedded.ADAPTER, tmp_path / "mine"))
+    for folder, name, adapter in (("a", "embedded", None), ("b", mine, mine)):
+        config = ProbeConfig(limit=1, adapter_name_or_path=adapter, output_dir=str(tmp_path / folder))
+        provenance = probe(config).run.read_json("provenance.json")
+        found = provenance["model_name_or_path"], provenance["adapter_name_or_path"]
+        assert found == ("embedded", name)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"group_by": "nosuch"}, "Expected a column 'nosuch' .*further columns are: kind"),
+        ({"losses": ("dpo", "dpo")}, "Each loss must be given once; got dpo, dpo"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_before_the_model_is_loaded(inputs, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        probe(options(inputs, tmp_path / "run", model_name_or_path=str(tmp_path), **changes))
+
+
+def test_a_run_folder_that_is_a_file_is_refused_by_that_name(inputs, tmp_path):
+    with pytest.raises(RunError, match="it is a file"):
+        probe(options(inputs, Path(inputs["data"])))
+
+
+def test_nothing_to_score_is_no_lack_of_a_reference(inputs, tmp_path):
+    result = probe(options(inputs, tmp_path / "run", max_length=2))
+    assert result.pairs["dropped"].all() and result.predictions.empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, RunError
 from entangle.inputs import load_pairs_of
 from entangle.models import load_policy
+from entangle.progress import Interrupted
 from entangle.rows import RowBatch
+from entangle.runs import RunFolder
 from entangle.sweep import run_sweep
 from tests.training import runs
 
@@ -137,6 +140,16 @@ def test_finished_checkpoints_are_skipped_and_new_ones_found(
     run, probed = tmp_path / "run", []
     shutil.copytree(lora, run, ignore=shutil.ignore_patterns("checkpoint-12", "sweep"))
     original = entangle.sweep.run_probe
+
+    def stopped(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(entangle.sweep, "run_probe", stopped)
+    with pytest.raises(Interrupted, match="at checkpoint 1 of 2.* entangle sweep") as stop:
+        run_sweep(config(run, pairs, plots=False))
+    _, _, *words = shlex.split(str(stop.value).partition("with: ")[2])
+    again, _ = parse(SweepConfig, words, prog="x")
+    assert again.run_path == run / "sweep" and not RunFolder(run / "sweep").changed_options(again)
     monkeypatch.setattr(
         entangle.sweep, "run_probe",
         lambda probe, console=None: (probed.append(Path(probe.model_name_or_path).name), original(probe, console))[1],

@@ -42,7 +42,7 @@ class Cell:
     @property
     def is_finished(self) -> bool:
         """Whether a run with these options is finished in its folder, told without loading anything."""
-        return self.run.is_complete and fingerprint(self.run.config) == fingerprint(self.train.recorded)
+        return self.run.is_complete and not self.run.changed_options(self.train)
 
 
 def cells_of(config: CompareConfig) -> list[Cell]:

@@ -1,8 +1,7 @@
-"""From the rows of a comparison's runs to curves per run, per variant over seeds, and final numbers."""
+"""From the rows of a comparison's runs to curves per run and final numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -27,13 +26,6 @@ def run_curves(rows: pd.DataFrame) -> pd.DataFrame:
         labels: dict[str, Any] = dict(zip(KEYS, key, strict=True))
         parts.append(curve(own).assign(**labels))
     return pd.concat(parts, ignore_index=True)
-
-
-def over_seeds(curves: pd.DataFrame, by: Sequence[str] = ("variant", "loss", "step")) -> pd.DataFrame:
-    """Mean over seeds of every number, and its smallest and largest value as *_low and *_high."""
-    numbers = curves.drop(columns=["seed"]).groupby(list(by), sort=False)
-    low, high = numbers.min().add_suffix("_low"), numbers.max().add_suffix("_high")
-    return numbers.mean().join(low).join(high).reset_index()
 
 
 def ledger_means(cell: Cell, ledger: pd.DataFrame) -> pd.DataFrame:

@@ -11,23 +11,25 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 
 from entangle import embedded
 from entangle.compare.agreement import agreement, directions
 from entangle.compare.cells import Cell, cells_of
-from entangle.compare.curves import KEYS, final_numbers, labelled, ledger_means, over_seeds, run_curves
+from entangle.compare.curves import KEYS, final_numbers, labelled, ledger_means, run_curves
 from entangle.compare.quality import means, summaries
 from entangle.config import EMBEDDED, CompareConfig, InputOptions, fingerprint
-from entangle.errors import RunError
+from entangle.curves import over_seeds
+from entangle.errors import ConfigError, RunError
 from entangle.inputs import load_policy_of
 from entangle.models import Policy
-from entangle.progress import notes_console, progress_bar
+from entangle.progress import Interrupted, notes_console, progress_bar
 from entangle.report.compare_tables import comparison_table
+from entangle.report.ledger_tables import ledger_tables
 from entangle.rollouts import Prompt, load_prompts
 from entangle.rollouts import fingerprint as posts_fingerprint
 from entangle.runs import RunFolder
-from entangle.train import TrainResult, run_train
+from entangle.train import TrainResult, check_training, run_train
 
 TABLES = ("curves", "runs", "variants", "directions", "ledger")
 
@@ -76,8 +78,9 @@ class CompareResult:
         return agreement(self.directions, by)
 
     def renderable(self) -> RenderableType:
-        """The table as a rich object."""
-        return comparison_table(self.variants, self.start, self.runs["seed"].nunique())
+        """The tables as a rich object."""
+        table = comparison_table(self.variants, self.start, self.runs["seed"].nunique())
+        return Group(table, ledger_tables(self.ledger)) if len(self.ledger) else table
 
 
 def run_compare(config: CompareConfig, console: Console | None = None) -> CompareResult:
@@ -97,13 +100,21 @@ def run_compare(config: CompareConfig, console: Console | None = None) -> Compar
     processes = PartialState(cpu=not torch.cuda.is_available())
     console = notes_console(console, is_shown=processes.is_main_process)
     cells, posts = cells_of(config), _posts(config)
+    for cell in cells:
+        check_training(cell.train)
     folder, texts = RunFolder(config.run_path), _summary_file(config, posts)
     with processes.main_process_first():
         _claim(folder)
     for number, cell in enumerate(cells, 1):
         if config.overwrite or not cell.is_finished:
             console.print(f"Run {number} of {len(cells)}: {cell.variant}, seed {cell.seed}", markup=False)
-            run_train(cell.train, console)
+            try:
+                run_train(cell.train, console)
+            except Interrupted as stop:
+                raise Interrupted(
+                    f"Stopped in run {number} of {len(cells)}; what is finished is kept in {folder.path}. Go on with "
+                    "the same command."
+                ) from stop
         if posts and processes.is_main_process and not (cell.run.path / texts).is_file():
             trained = TrainResult.load(cell.run.path).model_path
             cell.run.write_table(texts, _summaries(config, _policy(config, trained), posts, console))
@@ -130,7 +141,13 @@ def _posts(config: CompareConfig) -> list[Prompt]:
     """The posts whose summaries are judged."""
     if config.quality_dataset_name is None:
         return []
-    return load_prompts(config.quality_dataset_name, split=config.quality_split, limit=config.quality_limit)
+    posts = load_prompts(config.quality_dataset_name, split=config.quality_split, limit=config.quality_limit)
+    if config.quality_reference not in posts[0].columns:
+        raise ConfigError(
+            f"Expected the reference summaries in the column {config.quality_reference!r} (quality_reference) of "
+            f"{config.quality_dataset_name}; its columns are: {', '.join(posts[0].columns)}."
+        )
+    return posts
 
 
 def _summary_file(config: CompareConfig, posts: Sequence[Prompt]) -> str:

@@ -41,7 +41,7 @@ def parse_loss(text: str) -> str | dict[str, Any]:
             raise ConfigError(
                 f"A loss is given as name or name:key=value,key=value (for instance dpo:beta=0.05); got {text!r}."
             )
-        spec[key.strip()] = yaml.safe_load(value)
+        spec[key.strip()] = read_value(value)
     return spec if len(spec) > 1 else spec["name"]
 
 
@@ -129,9 +129,9 @@ class DataOptions:
     columns: tuple[str, ...] = ()
     """Column names where they differ, as ours=theirs: chosen=better rejected=worse."""
     limit: int | None = None
-    """Probe only this many pairs: the first ones, or with --seed a random sample in dataset order."""
+    """Use only this many pairs: the first ones, or with --seed a random sample in dataset order."""
     seed: int | None = None
-    """Seed of the sample and of a fresh LoRA."""
+    """Seed of the sample, of a fresh LoRA, and in training of the order of the pairs."""
     max_length: int = 1024
     """Longest prompt + response in tokens; longer responses are cut at the right, longer prompts dropped."""
     skip_invalid: bool = False
@@ -163,13 +163,43 @@ class RunOptions:
 
     @property
     def run_path(self) -> Path:
-        """The run folder: `output_dir`, or one named after these options."""
-        return Path(self.output_dir or f"runs/{self.VERB}-{fingerprint(self.recorded)}")
+        """The run folder: `output_dir`, or one named after these options that aren't left at their defaults."""
+        given = {name: value for name, value in self.recorded.items() if value != self.defaults[name]}
+        return Path(self.output_dir or f"runs/{self.VERB}-{fingerprint(given)}")
 
     @property
     def recorded(self) -> dict[str, Any]:
         """What decides the numbers: every option but `UNRECORDED`."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.UNRECORDED}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The value of each option that isn't given."""
+        return {field.name: field.default for field in dataclasses.fields(self)}
+
+
+def read_value(text: str) -> Any:
+    """A value given as text: JSON, or else YAML (in which 1e-5 would be text).
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Expected a value as JSON or YAML has it; got {text!r}.") from error
+
+
+def fitted(kind: str, value: Any) -> Any:
+    """A value for an option annotated as `kind`: lists as tuples, and one thing as a tuple where there may be more."""
+    if isinstance(value, list):
+        return tuple(value)
+    is_one = kind.startswith(("tuple", "Losses")) and value is not None and not isinstance(value, tuple)
+    return (value,) if is_one else value
 
 
 def fingerprint(content: Any) -> str:

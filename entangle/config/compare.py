@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import yaml
-
-from entangle.config.base import DEFAULT_LOSSES, Losses, check_at_least, parse_loss
+from entangle.config.base import DEFAULT_LOSSES, Losses, check_at_least, fitted, parse_loss, read_value
 from entangle.config.train import TrainConfig
 from entangle.errors import ConfigError
 
@@ -31,7 +29,8 @@ class CompareConfig(TrainConfig):
     """Seeds of the order of the data and of a fresh LoRA: every loss and setting is trained once with each."""
     vary: tuple[str, ...] = ()
     """Options of `entangle train` to vary, every combination of: learning_rate=1e-5,1e-4; in a YAML file a mapping of
-    lists. A list of lists varies mitigations."""
+    lists (a list of lists varies mitigations). Or settings one by one, each a mapping: {sft_share: 0.05}; in a YAML
+    file a list of mappings."""
     probe_every: int = 10
     """Optimiser steps between probes of the held-back pairs."""
     quality_dataset_name: str | None = None
@@ -53,6 +52,7 @@ class CompareConfig(TrainConfig):
         super().__post_init__()
         parsed = (parse_loss(loss) if isinstance(loss, str) else loss for loss in self.losses)
         object.__setattr__(self, "losses", tuple(parsed))
+        object.__setattr__(self, "vary", tuple(v if isinstance(v, str) else json.dumps(v) for v in self.vary))
         check_at_least(self, {
             "probe_every": 1, "quality_limit": 1, "quality_samples": 0, "max_completion_length": 1,
         })  # fmt: skip
@@ -78,38 +78,52 @@ class CompareConfig(TrainConfig):
             ConfigError: an option of `vary` isn't one of `entangle train`, or a value of it makes no sense.
         """
         base = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
-        grid = dict(map(_varied, self.vary))
+        varied = _settings(self.vary)
         for loss in self.losses:
-            for values in itertools.product(*grid.values()):
-                setting = dict(zip(grid, values, strict=True))
+            for setting in varied:
                 for seed in self.seeds:
                     yield setting, TrainConfig(**base | {"loss": loss, "seed": seed} | setting)
 
 
-def _varied(item: str) -> tuple[str, list[Any]]:
-    """An entry of `vary` as an option and its values."""
-    name, equals, text = item.partition("=")
-    allowed = {f.name for f in fields(TrainConfig)} - {
-        "loss",
-        "seed",
-        "output_dir",
-        "overwrite",
-        "dataset_name",
-    }
-    if not equals or name not in allowed:
+_FIXED = {"loss", "seed", "output_dir", "overwrite", "dataset_name"}
+_KINDS = {f.name: str(f.type) for f in fields(TrainConfig) if f.name not in _FIXED}
+"""Annotations of the options of `entangle train` that `vary` can vary."""
+
+
+def _settings(vary: Sequence[str]) -> list[dict[str, Any]]:
+    """The settings that `vary` asks for: its mappings one by one, or every combination of its values."""
+    mappings = [item for item in vary if item.lstrip().startswith("{")]
+    if mappings and len(mappings) < len(vary):
         raise ConfigError(
-            f"vary takes an option of `entangle train` as option=value,value (losses and seeds have their own); got "
-            f"{item!r}."
+            "vary is either options with their values (every combination of them), or mappings that are a setting "
+            f"each; got both: {', '.join(vary)}."
         )
-    values = _value(text)
+    if mappings:
+        return [_setting(item) for item in mappings]
+    grid = dict(map(_varied, vary))
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _setting(item: str) -> dict[str, Any]:
+    """A complete setting, given as a mapping."""
+    setting = read_value(item)
+    _check_names(setting, item)
+    return {name: fitted(_KINDS[name], value) for name, value in setting.items()}
+
+
+def _varied(item: str) -> tuple[str, list[Any]]:
+    """An option with its values."""
+    name, equals, text = item.partition("=")
+    _check_names([name] if equals else [], item)
+    values = read_value(text)
     if not isinstance(values, list):
-        values = [_value(value) for value in text.split(",")]
-    return name, [tuple(value) if isinstance(value, list) else value for value in values]
+        values = [read_value(value) for value in text.split(",")]
+    return name, [fitted(_KINDS[name], value) for value in values]
 
 
-def _value(text: str) -> Any:
-    """A value as JSON, or else as YAML (in which 1e-5 would be text)."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return yaml.safe_load(text)
+def _check_names(names: Collection[str], item: str) -> None:
+    if not names or not set(names) <= set(_KINDS):
+        raise ConfigError(
+            "vary takes options of `entangle train` as option=value,value or as mappings {option: value} (losses and "
+            f"seeds have their own); got {item!r}."
+        )

@@ -6,14 +6,16 @@ A YAML file written for `trl dpo` is accepted: keys that only concern training a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 import yaml
 
+from entangle.config.base import fitted
 from entangle.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -58,18 +60,26 @@ def read_yaml(path: str | Path, cls: type) -> YamlOptions:
         name = key if key in known else _ALIASES.get(key, key)
         (values if name in known else unknown)[name] = value
     if "losses" in known and "losses" not in values and "loss_type" in unknown:
-        values["losses"] = _losses_of_trl(unknown)
+        values["losses"] = losses_of_trl(unknown)
     if "trainer_options" in known:
         _take_training_options(values, unknown, path)
     unexplained = sorted(set(unknown) - _training_keys()) if unknown else []
     if unexplained:
         raise ConfigError(
-            f"{path}: unknown key {', '.join(map(repr, unexplained))}. Known keys: {', '.join(sorted(known))}; "
-            "keys of TRL's DPOConfig, ModelConfig and ScriptArguments are accepted and ignored."
+            f"{path}: unknown key {', '.join(_with_likeness(key, known) for key in unexplained)}. Known keys: "
+            f"{', '.join(sorted(known))}; keys of TRL's DPOConfig, ModelConfig and ScriptArguments are accepted too."
         )
     whole = {key for key in values if isinstance(values[key], Mapping) and not known[key].startswith("tuple")}
-    values = {key: value if key in whole else _tuples(value) for key, value in values.items()}
+    values = {
+        key: fitted(known[key], value if key in whole else _tuples(value)) for key, value in values.items()
+    }
     return YamlOptions(values, tuple(sorted(unknown)))
+
+
+def _with_likeness(key: str, known: Collection[str]) -> str:
+    """An unknown key, and the known one that may be meant."""
+    near = get_close_matches(key, known, n=1)
+    return f"{key!r} (is {near[0]} meant?)" if near else repr(key)
 
 
 def _load_mapping(path: Path) -> dict[str, Any]:
@@ -77,14 +87,15 @@ def _load_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"Expected a YAML file at {path}; found none.")
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} isn't valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold `key: value` lines; it holds {type(content).__name__}.")
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path} must hold `key: value` lines; it holds {found}.")
     return content
 
 
-def _losses_of_trl(options: Mapping[str, Any]) -> tuple[Any, ...]:
+def losses_of_trl(options: Mapping[str, Any]) -> tuple[Any, ...]:
     """TRL's `loss_type` as one loss of ours, with TRL's values of its hyper-parameters.
 
     Several loss types are one loss in TRL, their sum weighted by `loss_weights`.
@@ -115,9 +126,9 @@ def _take_training_options(values: dict[str, Any], unknown: dict[str, Any], path
     Moves them from `unknown` to `values`. What would change the training and has no counterpart is refused.
     """
     if "loss" not in values and ("loss_type" in unknown or "beta" in unknown):
-        (spec,) = _losses_of_trl({"loss_type": "sigmoid"} | unknown)
+        (spec,) = losses_of_trl({"loss_type": "sigmoid"} | unknown)
         values["loss"] = spec
-        for key in {"loss_type", "loss_weights", *_trl_names(spec)} & set(unknown):
+        for key in {"loss_type", "loss_weights", *names_in_trl(spec)} & set(unknown):
             del unknown[key]
     refused = [key for key in _NOT_DONE if unknown.get(key)]
     if refused:
@@ -130,12 +141,12 @@ def _take_training_options(values: dict[str, Any], unknown: dict[str, Any], path
     values["trainer_options"] = [*_tuples(given), *further]
 
 
-def _trl_names(spec: Mapping[str, Any]) -> set[str]:
+def names_in_trl(spec: Mapping[str, Any]) -> set[str]:
     """TRL's names of the hyper-parameters that a loss was given."""
     from losses import CATALOGUE
 
     names = {ours: trl for trl, ours in CATALOGUE[spec["name"]].trl_options.items()}
-    parts = [_trl_names(part) for part in spec.get("losses", ())]
+    parts = [names_in_trl(part) for part in spec.get("losses", ())]
     return set().union({names.get(key, key) for key in spec}, *parts)
 
 

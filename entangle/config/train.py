@@ -7,9 +7,16 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
-import yaml
 
-from entangle.config.base import InputOptions, Losses, RunOptions, check_at_least, parse_loss
+from entangle.config.base import (
+    InputOptions,
+    Losses,
+    RunOptions,
+    check_at_least,
+    fitted,
+    parse_loss,
+    read_value,
+)
 from entangle.errors import ConfigError
 
 Loss = Annotated[
@@ -102,28 +109,30 @@ class TrainConfig(RunOptions, InputOptions):
     """Hold back, or read of eval_dataset_name, at most this many pairs."""
     probe_every: int = 0
     """Optimiser steps between probes of the held-back pairs; 0: none."""
+    probe_trained: int = 0
+    """Probe so many of the pairs that are trained on, evenly spread, in the place of the held-back ones; 0: none."""
     live: bool = False
     """Take the geometry of the very batches that are trained on."""
     ledger: bool = False
-    """Split every probed change of a log-prob into its causes."""
+    """Split every change of a probed pair's log-probs into its causes. Its own score and its partner are among them
+    only for pairs that are trained on: see probe_trained."""
     trainer_options: tuple[str, ...] = ()
     """Further options of TRL's DPOConfig (SFTConfig in the stage sft), as key=value."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # YAML 1.1 reads 1e-5, without a point, as text
+        for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str) and field.type in ("float", "float | None"):
-                object.__setattr__(self, field.name, _number(field.name, value))
+                value = _number(field.name, value)  # YAML 1.1 reads 1e-5, without a point, as text
+            object.__setattr__(self, field.name, fitted(str(field.type), value))
         parsed = tuple(parse_loss(item) if isinstance(item, str) else item for item in self.mitigations)
         object.__setattr__(self, "mitigations", parsed)
         if isinstance(self.loss, str):
             object.__setattr__(self, "loss", parse_loss(self.loss))
-        if isinstance(self.report_to, str):
-            object.__setattr__(self, "report_to", (self.report_to,))
         check_at_least(self, {
             "limit": 1, "max_length": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
             "logging_steps": 1, "save_steps": 0, "save_total_limit": 1, "eval_limit": 0, "probe_every": 0,
-            "max_steps": -1, "max_grad_norm": 0, "weight_decay": 0, "warmup_steps": 0,
+            "probe_trained": 0, "max_steps": -1, "max_grad_norm": 0, "weight_decay": 0, "warmup_steps": 0,
         })  # fmt: skip
         self._check_shares()
         self._check_stage()
@@ -138,10 +147,12 @@ class TrainConfig(RunOptions, InputOptions):
             raise ConfigError("Nothing to train: give max_steps above 0, or num_train_epochs above 0.")
 
     def _check_stage(self) -> None:
-        if self.stage == "sft" and (self.mitigations or self.sft_share or self.live or self.ledger):
+        if self.stage == "sft" and (
+            self.mitigations or self.sft_share or self.live or self.ledger or self.probe_trained
+        ):
             raise ConfigError(
-                "The stage sft has no preference loss: mitigations, sft_share, live and ledger don't apply. "
-                "Drop them, or set stage: preference."
+                "The stage sft has no preference loss: mitigations, sft_share, live, ledger and probe_trained don't "
+                "apply. Drop them, or set stage: preference."
             )
         if self.reference not in ("auto", "self", "model"):
             raise ConfigError(
@@ -161,10 +172,7 @@ def _option(item: str) -> tuple[str, Any]:
         raise ConfigError(
             f"A trainer option is given as key=value (for instance neftune_noise_alpha=5); got {item!r}."
         )
-    try:
-        return key.strip(), json.loads(value)
-    except json.JSONDecodeError:
-        return key.strip(), yaml.safe_load(value)
+    return key.strip(), read_value(value)
 
 
 def _number(name: str, text: str) -> float:

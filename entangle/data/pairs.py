@@ -183,8 +183,7 @@ def _column_names(rows: Rows, renamed: Mapping[str, str], source: str) -> dict[s
         if theirs not in there:
             raise DataError(
                 f"Expected a column {theirs!r} in {source}; its columns are: {', '.join(map(str, there))}. "
-                f"Say which one it is with columns, e.g. "
-                f"{{{ours!r}: {str(next(iter(there), 'its_name'))!r}}}."
+                f"Say which one it is: --columns {ours}=NAME, or columns={{{ours!r}: NAME}} in Python."
             )
     names = {ours: renamed.get(ours, ours) for ours in COLUMNS}
     return {ours: theirs for ours, theirs in names.items() if theirs in there}

@@ -62,7 +62,8 @@ def unknowable(family: Family) -> list[str]:
         ]
     return [
         f"Which pairs fall, and by how much: {PROBE}",
-        "Whether the rejected response drags the chosen one down, or a third thing does: the same (cosine, regime)",
+        "Whether the rejected response drags the chosen one down: the same (cosine, regime); or the other pairs do: "
+        "entangle across RUN; or older gradients: entangle train --ledger",
         "Whether another loss, beta or NLL weight would stop it, without training again: entangle whatif RUN",
         "Which tokens carry it: entangle tokens RUN",
         "Whether the falling probability matters for the answers: sample from both checkpoints",

@@ -97,7 +97,7 @@ def _rows(file: Path) -> list[Row]:
     try:
         return list(readers[kind](file))
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, sqlite3.Error) as error:
-        raise DataError(f"{file} isn't a readable {kind}: {error}.") from error
+        raise DataError(f"{file} isn't a readable {kind}, or was cut off: {error}.") from error
 
 
 def _state(file: Path) -> list[Row]:

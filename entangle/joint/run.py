@@ -102,7 +102,7 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     data = {"data": fingerprint(list(chosen.values())), "rollouts": rollouts_fingerprint(read)}
     with processes.main_process_first():
         run.begin(
-            config.recorded, dict(policy.identity) | data, overwrite=config.overwrite and processes.is_main_process
+            config, dict(policy.identity) | data, overwrite=config.overwrite and processes.is_main_process
         )  # fmt: skip
     if run.is_complete:
         console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)

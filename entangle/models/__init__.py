@@ -1,6 +1,14 @@
 """The policy, its adapter, its reference and its probed parameters: loaded, chosen, checked."""
 
 from entangle.errors import ModelError
+from entangle.models.adam_state import (
+    AdamState,
+    adam_state_of,
+    hash_file,
+    load_adam_metric,
+    load_adam_state,
+    optimizer_file,
+)
 from entangle.models.loading import (
     DTYPES,
     Loading,
@@ -10,14 +18,6 @@ from entangle.models.loading import (
     load_base,
     load_tokenizer,
     pad_id,
-)
-from entangle.models.optimizer import (
-    AdamState,
-    adam_state_of,
-    hash_file,
-    load_adam_metric,
-    load_adam_state,
-    optimizer_file,
 )
 from entangle.models.origin import Origin, adapter_config, find_origin
 from entangle.models.parameters import choose_parameters

@@ -28,7 +28,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """Hashes of model, adapter, tokenizer and chat template: a resumed run must find the same."""
     return {
-        "model": _hash_weights(base_name) if is_local(base_name) else _commit(base),
+        "model": _hash_weights(base_name) if is_local(base_name) else commit_of(base),
         "adapter": _hash_adapter(model) if isinstance(model, PeftModel) else None,
         "tokenizer": _hash_tokenizer(tokenizer),
         "chat_template": _sha256(json.dumps(tokenizer.chat_template)) if tokenizer.chat_template else None,
@@ -92,6 +92,6 @@ def describe(
     }
 
 
-def _commit(model: PreTrainedModel) -> str | None:
+def commit_of(model: PreTrainedModel) -> str | None:
     """The hub commit that a model was loaded from; transformers keeps it only where there is one."""
     return getattr(model.config, "_commit_hash", None)

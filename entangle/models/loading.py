@@ -24,7 +24,7 @@ from transformers import (
 from entangle.data import is_local
 from entangle.errors import ModelError
 from entangle.geometry import RESOLUTION
-from entangle.models.origin import LOADING_ERRORS, Origin, _has_file, adapter_config, find_origin, reason
+from entangle.models.origin import LOADING_ERRORS, Origin, adapter_config, find_origin, has_file, reason
 
 DTYPES = {
     "float32": torch.float32,
@@ -51,6 +51,14 @@ class Loading:
         for dtype in filter(None, (self.dtype, self.score_dtype)):
             if dtype not in DTYPES:
                 raise ModelError(f"Unknown dtype {dtype!r}. Known: {', '.join(DTYPES)}.")
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (
+                RuntimeError,
+                AssertionError,
+            ) as error:  # AssertionError: this PyTorch is built without CUDA
+                raise ModelError(f"The device {self.device!r} can't be used here: {reason(error)}") from error
         if self.load_in_4bit and self.load_in_8bit:
             raise ModelError("load_in_4bit and load_in_8bit exclude each other; both were given.")
         if self.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
@@ -157,7 +165,7 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
 def load_tokenizer(origin: Origin, loading: Loading) -> PreTrainedTokenizerBase:
     """The tokenizer beside the adapter (it has the chat template of the training), or else the base's."""
     name, revision = origin.base, origin.base_revision
-    if origin.adapter and _has_file(origin.adapter, "tokenizer_config.json", origin.adapter_revision):
+    if origin.adapter and has_file(origin.adapter, "tokenizer_config.json", origin.adapter_revision):
         name, revision = origin.adapter, origin.adapter_revision
     try:
         return AutoTokenizer.from_pretrained(
@@ -183,7 +191,7 @@ def load_adapter(base: PreTrainedModel, name: str, revision: str = "main") -> Pe
         raise ModelError(
             f"Expected a LoRA adapter in {name}; it is of the kind {kind}, which isn't supported."
         )
-    if not _has_file(name, "adapter_model.safetensors", revision):
+    if not has_file(name, "adapter_model.safetensors", revision):
         raise ModelError(
             f"Expected adapter_model.safetensors in {name}; there is none (pickled weights aren't read). "
             "Save the adapter with safetensors."

@@ -64,10 +64,10 @@ def _is_adapter(name: str, revision: str) -> bool:
                 f"Expected config.json (a model) or adapter_config.json (an adapter) in {name}; it holds "
                 f"{there}. A run's checkpoints are usually in its checkpoint-* folders."
             )
-    return _has_file(name, "adapter_config.json", revision)
+    return has_file(name, "adapter_config.json", revision)
 
 
-def _has_file(name: str, file: str, revision: str) -> bool:
+def has_file(name: str, file: str, revision: str) -> bool:
     """Whether a folder or a hub repository has a file; False too where the hub can't be reached."""
     if is_local(name):
         return (Path(name) / file).is_file()

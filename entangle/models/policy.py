@@ -23,8 +23,8 @@ from transformers import (
 
 from entangle.data import TokenizedPair, collate
 from entangle.errors import ModelError
-from entangle.geometry import RESOLUTION
-from entangle.models.identity import _commit, describe, identity_of
+from entangle.geometry import RESOLUTION, logp_resolution
+from entangle.models.identity import commit_of, describe, identity_of
 from entangle.models.loading import (
     Loading,
     check_vocabulary,
@@ -41,6 +41,7 @@ from entangle.models.origin import find_origin
 from entangle.models.parameters import choose_parameters, is_adapter_parameter
 from entangle.models.reference import (
     AdapterOff,
+    Itself,
     Reference,
     SecondModel,
     adapter_off,
@@ -97,6 +98,13 @@ class Policy:
     def max_positions(self) -> int | None:
         """Tokens that the model's positions reach; a longer row is an error or outside its training."""
         return max_positions(self.model)
+
+    @property
+    def is_its_reference(self) -> bool:
+        """Whether policy and reference are one function: the policy itself, or a LoRA whose every B is 0."""
+        if isinstance(self.reference, AdapterOff | SecondModel):
+            return _is_zero_lora(self.model)  # `check_reference` proves it
+        return isinstance(self.reference, Itself)
 
     def collate(self, pairs: Sequence[TokenizedPair]) -> RowBatch:
         """Pairs as a batch on the model's device."""
@@ -195,7 +203,7 @@ def load_policy(
     source = make_reference(reference, model, second)
     names = {
         "model_name_or_path": origin.base,
-        "model_revision": _commit(base) or origin.base_revision,
+        "model_revision": commit_of(base) or origin.base_revision,
         "adapter_name_or_path": origin.adapter,
         "ref_model_name_or_path": ref_model_name_or_path and str(ref_model_name_or_path),
         "reference": source.name,
@@ -260,7 +268,7 @@ def check_reference(policy: Policy, batch: RowBatch) -> None:
         _check_echo(policy.model, policy.base_echo)
     logps, reference = row_logps(policy.model, batch), policy.reference.logps(batch)
     if _is_zero_lora(policy.model):
-        tolerance = 10 * RESOLUTION[policy.score_dtype]
+        tolerance = 10 * logp_resolution(RESOLUTION[policy.score_dtype])
         if not torch.allclose(logps, reference.to(logps), rtol=tolerance, atol=tolerance, equal_nan=True):
             raise ModelError(
                 "The LoRA is untrained (every B is 0), so policy and reference should agree; their log-probs "
@@ -280,7 +288,7 @@ def _check_echo(model: PeftModel, expected: Tensor) -> None:
     with adapter_off(model):
         echo = _echo(model)
     scale = float(expected.abs().max()) if expected.isfinite().all() else 1.0
-    tolerance = 10 * RESOLUTION[coarsest_dtype(model)] * max(scale, 1.0)
+    tolerance = 10 * logp_resolution(RESOLUTION[coarsest_dtype(model)]) * max(scale, 1.0)
     if not torch.allclose(echo, expected, rtol=0, atol=tolerance, equal_nan=True):
         raise ModelError(
             "With its adapter off the model isn't its base any more (logits differ by up to "

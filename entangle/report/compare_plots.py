@@ -51,7 +51,7 @@ def per_variant(bands: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], Axes],
     """One panel per variant on shared axes.
 
     Args:
-        bands: rows of `entangle.compare.curves.over_seeds`.
+        bands: rows of `entangle.curves.over_seeds`.
         draw: draws a variant's rows.
         legend: one for the whole figure, from the first panel.
     """

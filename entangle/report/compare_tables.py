@@ -1,4 +1,4 @@
-"""The comparison's table for a terminal."""
+"""The comparison's table of final numbers, as rows of text and for a terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,41 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+COLUMNS: dict[str, tuple[str, float, str]] = {
+    "chosen": ("moved_chosen", 1, "+.2f"), "rejected": ("moved_rejected", 1, "+.2f"),
+    "both fell": ("both_fell", 100, ".0f"), "predicted to": ("both_down", 100, ".0f"),
+    "accuracy": ("accuracy", 100, ".0f"), "ROUGE-L": ("rouge_l_greedy", 100, ".1f"),
+    "length": ("length_greedy", 1, ".0f"),
+}  # fmt: skip
+"""Heads of the columns: the number below, its factor, its format."""
+
+EXPLAINED = (
+    "Probed pairs (held back, unless probe_trained is given): change of the mean log-probs since the start, nats; "
+    "pairs that lost both, pairs predicted to under one step on themselves, pairs whose margin grew, %. Greedy "
+    "summaries: ROUGE-L, %, and tokens."
+)
+
+
+def final_rows(variants: pd.DataFrame, start: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Heads, and one row per loss and setting: the last point of the curves, mean over seeds and half the range.
+
+    Args:
+        variants: rows of `CompareResult.variants`.
+        start: quality of the summaries before training.
+    """
+    shown = {title: what for title, what in COLUMNS.items() if what[0] in variants}
+    rows = [
+        [str(row["variant"]), *(_spread(row, *what) for what in shown.values())]
+        for row in variants.to_dict("records")
+    ]
+    if start:
+        before = (_plain(start.get(name), scale, form) for name, scale, form in shown.values())
+        rows.insert(0, ["(before training)", *before])
+    return ["", *shown], rows
+
 
 def comparison_table(variants: pd.DataFrame, start: Mapping[str, float], seeds: int) -> RenderableType:
-    """One row per loss and setting: the last point of the curves, mean over seeds and half the range.
+    """The final numbers for a terminal.
 
     Args:
         variants: rows of `CompareResult.variants`.
@@ -20,26 +52,12 @@ def comparison_table(variants: pd.DataFrame, start: Mapping[str, float], seeds: 
         seeds: number of seeds.
     """
     title = f"After {int(variants['step'].max())} steps, mean of {seeds} seeds (+- half the range)"
-    table = Table(title=title, title_justify="left")
-    columns: dict[str, tuple[str, float, str]] = {
-        "chosen": ("moved_chosen", 1, "+.2f"), "rejected": ("moved_rejected", 1, "+.2f"),
-        "both fell": ("both_fell", 100, ".0f"), "predicted to": ("both_down", 100, ".0f"),
-        "accuracy": ("accuracy", 100, ".0f"), "ROUGE-L": ("rouge_l_greedy", 100, ".1f"),
-        "length": ("length_greedy", 1, ".0f"),
-    }  # fmt: skip
-    shown = {title: what for title, what in columns.items() if what[0] in variants}
-    table.add_column("", overflow="fold")
-    for title in shown:
-        table.add_column(title, justify="right")
-    if start:
-        before = (_plain(start.get(name), scale, form) for name, scale, form in shown.values())
-        table.add_row("(before training)", *before)
-    for row in variants.to_dict("records"):
-        table.add_row(Text(str(row["variant"])), *(_spread(row, *what) for what in shown.values()))
-    table.caption = (
-        "Held-back pairs: change of the mean log-probs since the start, nats; pairs that lost both, pairs predicted to "
-        "under one step on themselves, pairs whose margin grew, %. Greedy summaries: ROUGE-L, %, and tokens."
-    )
+    table = Table(title=title, title_justify="left", caption=EXPLAINED)
+    heads, rows = final_rows(variants, start)
+    for head in heads:
+        table.add_column(head, justify="right" if head else "left", overflow="ellipsis" if head else "fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

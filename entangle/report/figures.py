@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from entangle.curves import SIDES, onset
+import pandas as pd
+
+from entangle.curves import SIDES, onset, over_seeds
 from entangle.errors import RunError
 from entangle.report import (
+    compare_plots,
     curve_plots,
     joint_plots,
     ledger_plots,
@@ -66,6 +69,12 @@ def figures(source: Source) -> Iterator[tuple[str, Callable[[], Figure]]]:
                 f"ledger-{side}",
                 lambda side=side: _on(ledger_plots.stacked(plots.new_axes(8, 4.6), ledger, side)),
             )
+    if source.variants is not None:
+        yield from _of_comparison(source.variants, source.curves, source.summary.get("start", {}))
+    if (causes := source.causes) is not None:
+        yield "causes", lambda: compare_plots.ledger_bars(causes)
+    if (changes := source.changes) is not None:
+        yield "change", lambda: _on(rft_plots.change(plots.new_axes(), changes, source.summary))
     if (prompts := source.prompts) is None:
         return
     if "verdicts" in source.summary:
@@ -73,6 +82,24 @@ def figures(source: Source) -> Iterator[tuple[str, Callable[[], Figure]]]:
         yield "entanglement", lambda: _on(joint_plots.entanglement(plots.new_axes(), prompts, source.summary))
     else:
         yield "rewards", lambda: _on(rft_plots.scatter(plots.new_axes(), prompts, source.summary))
+        yield "spread", lambda: _on(rft_plots.reward_map(plots.new_axes(), prompts, source.summary))
+
+
+def _of_comparison(
+    variants: pd.DataFrame, curves: pd.DataFrame | None, start: dict[str, float]
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    yield "final", lambda: compare_plots.final_dots(variants, start)
+    if curves is not None:
+        bands = over_seeds(curves)
+        for name, draw in (
+            ("logps", compare_plots.side_bands),
+            ("margin", compare_plots.margin_and_accuracy),
+        ):
+            is_first = name == "logps"
+            yield (
+                name,
+                lambda draw=draw, is_first=is_first: compare_plots.per_variant(bands, draw, legend=is_first),
+            )
 
 
 def _of_pairs(source: Source) -> Iterator[tuple[str, Callable[[], Figure]]]:

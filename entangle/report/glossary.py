@@ -193,6 +193,33 @@ GLOSSARY: dict[str, Entry] = {
         "Spearman's rho",
         "Do two columns order the pairs alike? 1 the same order, -1 the opposite, 0 unrelated.",
     ),
+    "across": Entry(
+        "across pairs",
+        "own + partner + (N - 1) (pull + push)",
+        "What an epoch over N pairs does to a log-prob, to first order with scores held still. Own and partner: the "
+        "pair's own step, as in its regime. Pull and push: the mean effect of another pair's chosen and of its "
+        "rejected response; each is small, but there are N - 1.",
+    ),
+    "moved": Entry(
+        "change since the start",
+        "log pi(response | prompt) now - before the first step",
+        "In nats, mean over the probed pairs: measured, not predicted. Below 0 a response has lost probability.",
+    ),
+    "both_fell": Entry(
+        "both fell",
+        "share of the pairs with both changes since the start below 0",
+        "Measured over the whole of training so far; the regime says what one step on the pair alone would do.",
+    ),
+    "margin_grew": Entry(
+        "accuracy",
+        "share of the pairs whose chosen log-prob has gained on the rejected one since the start",
+        "One half is what noise gives.",
+    ),
+    "summaries": Entry(
+        "quality of summaries",
+        "ROUGE-L = F1 of the longest common subsequence of words",
+        "Greedy summaries of held-back posts against the reference summary, mean over posts; length in tokens.",
+    ),
     "ledger": Entry(
         "ledger",
         "measured change = own + partner + others + momentum + decay + clipping + remainder",
@@ -238,7 +265,9 @@ def glossary(columns: Iterable[str]) -> dict[str, Entry]:
     """All definitions, with those of the diagnostics among `columns`: each is defined where it is computed."""
     found = {column: _diagnostics()[column] for column in columns if column in _diagnostics()}
     return GLOSSARY | {
-        f"column-{column}": Entry(column.replace("_", " "), of.formula, f"{of.description} {of.source}".strip())
+        f"column-{column}": Entry(
+            column.replace("_", " "), of.formula, f"{of.description} {of.source}".strip()
+        )
         for column, of in found.items()
     }
 

@@ -45,22 +45,27 @@ def write_figures(ledger: pd.DataFrame, folder: Path) -> list[str]:
     return [*written, "ledger-pair.png"]
 
 
+def running_sums(ledger: pd.DataFrame, side: str) -> tuple[pd.DataFrame, list[str]]:
+    """`over_time` from 0 before the first step on, and the causes that ever come to a hundredth of the largest one."""
+    sums = over_time(ledger, side)
+    sums.loc[sums.index.min() - 1] = 0.0
+    sums = sums.sort_index()
+    size = sums[list(PARTS)].abs().max()
+    return sums, [part for part in PARTS if size[part] >= 0.01 * size.max()]
+
+
 def stacked(axes: Axes, ledger: pd.DataFrame, side: str) -> Axes:
     """Running sums of the causes: those that have raised the log-prob above zero, those that lowered it below.
 
     The black line is the measured change, which is the height above zero minus the depth below it. Causes that never
-    come to a hundredth of the largest one are left out of the legend and the drawing.
+    come to a hundredth of the largest one are left out.
 
     Args:
         axes: where to draw.
         ledger: rows of a run; those of one pair for that pair's own figure.
         side: `chosen` or `rejected`.
     """
-    sums = over_time(ledger, side)
-    sums.loc[0] = 0.0
-    sums = sums.sort_index()
-    size = sums[list(PARTS)].abs().max()
-    used = [part for part in PARTS if size[part] >= 0.01 * size.max()]
+    sums, used = running_sums(ledger, side)
     steps, heights = sums.index.to_numpy(), sums[used].to_numpy().T
     colours = [SHADES[part] for part in used]
     axes.stackplot(

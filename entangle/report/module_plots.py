@@ -44,5 +44,5 @@ def layers(axes: Axes, summary: Mapping[str, Mapping[str, Any]]) -> Axes:
     axes.set_xticks(places[::step], list(rows)[::step], rotation=90 if any(map(str.isalpha, rows)) else 0)
     axes.set_xlabel("layer")
     axes.set_ylabel("cosine of the two gradients")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return axes

@@ -140,12 +140,30 @@ def changes(axes: Axes, judged: pd.DataFrame) -> Axes:
             )  # fmt: skip
     axes.set_xscale("asinh", linear_width=unit)
     axes.set_yscale("asinh", linear_width=unit)
+    powers = np.arange(np.ceil(np.log10(unit)), np.log10(sizes.max(initial=unit)) + 1e-9)
+    powers = powers[:: -(-len(powers) // 3) or 1]
+    ticks = [*-(10 ** powers[::-1]), 0, *10**powers]
+    labels = [*(f"$-10^{{{p:.0f}}}$" for p in powers[::-1]), "0", *(f"$10^{{{p:.0f}}}$" for p in powers)]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, labels)
+    axes.minorticks_off()
     axes.axhline(0, color="#999999", lw=0.8, zorder=0)
     axes.axvline(0, color="#999999", lw=0.8, zorder=0)
     axes.set_xlabel("change of the chosen log-prob, nats per unit learning rate")
     axes.set_ylabel("change of the rejected log-prob")
     axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3)
     return axes
+
+
+def module_grid(shares: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """Shares in %, kinds of modules as rows and layers as columns, and the largest size.
+
+    Args:
+        shares: rows of `entangle.report.source.module_shares`.
+    """
+    grid = 100 * shares.pivot(index="kind", columns="layer", values="share")
+    grid = grid.loc[list(dict.fromkeys(shares["kind"])), sorted(grid.columns)]
+    return grid, float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0
 
 
 def module_map(axes: Axes, shares: pd.DataFrame) -> Axes:
@@ -155,9 +173,7 @@ def module_map(axes: Axes, shares: pd.DataFrame) -> Axes:
         axes: where to draw.
         shares: rows of `entangle.report.source.module_shares`.
     """
-    grid = 100 * shares.pivot(index="kind", columns="layer", values="share")
-    grid = grid.loc[list(dict.fromkeys(shares["kind"])), sorted(grid.columns)]
-    bound = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0
+    grid, bound = module_grid(shares)
     image = axes.imshow(grid, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
     axes.set_xticks(
         range(len(grid.columns)), ["outside" if n < 0 else str(n) for n in map(int, grid.columns)]

@@ -17,11 +17,9 @@ POINT, NOISE, LINE, HARM = "#2b6cb0", "#9a9a9a", "#333333", "#c8382e"
 def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Axes:
     """Every prompt's reward std against the norm of its expected reward gradient, with the bounds.
 
-    Grey: the gradient isn't above two standard errors, so its place is noise; estimates of the squared norm
-        that aren't
-    above 0 can't be drawn, and count in the pooled points alone. Lines: std x sqrt(tr F) with
-        the
-    median trace, and the paper's form where gamma was estimated.
+    Grey: the gradient isn't above two standard errors, so its place is noise; estimates of the squared norm that aren't
+    above 0 can't be drawn, and count in the pooled points alone. Lines: std x sqrt(tr F) with the median trace, and the
+    paper's form where gamma was estimated.
 
     Args:
         axes: where to draw.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow import parquet
 
 from entangle.curves import curve, with_changes
 from entangle.errors import RunError
@@ -41,6 +43,11 @@ class Source:
         steps: one row per training step, or per step and pair.
         ledger: one row per training step and pair: what the measured changes came from.
         prompts: one row per prompt of a reward run or of a joint run.
+        changes: one row per prompt of two reward runs, before and after a fine-tuning.
+        curves: one row per run and probe of a comparison.
+        variants: one row per loss and setting of a comparison: its last point, over seeds.
+        causes: one row per run and side of a comparison: what the mean change came from, where it kept ledgers.
+        across: what the other pairs do to each pair: the aggregates of `entangle across`.
         what_if: other losses and settings on the same pairs.
     """
 
@@ -56,6 +63,11 @@ class Source:
     steps: pd.DataFrame | None = None
     ledger: pd.DataFrame | None = None
     prompts: pd.DataFrame | None = None
+    changes: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
+    variants: pd.DataFrame | None = None
+    causes: pd.DataFrame | None = None
+    across: Mapping[str, Any] | None = None
     what_if: WhatIfTables | None = None
 
     @property
@@ -82,30 +94,32 @@ def read_source(path: str | Path) -> Source:
         RunError: there is none at `path`, it isn't finished, or it holds nothing that a report can show.
     """
     run = RunFolder.open(path)
-    has_provenance = (run.path / "provenance.json").is_file()
-    provenance = run.read_json("provenance.json") if has_provenance else {}
+    known = [*run.path.glob("provenance.json"), *sorted(run.path.glob("runs/*/provenance.json"))]
+    provenance = json.loads(known[0].read_text()) if known else {}
     parts: dict[str, Any] = {
         name: _parts(run, name)
         for name in (
-            "predictions",
-            "texts",
-            "verification",
-            "tokens",
-            "modules",
-            "steps",
-            "ledger",
-            "prompts",
+            "predictions", "texts", "verification", "tokens", "modules", "steps", "ledger", "prompts", "changes",
+            "curves", "variants",
         )
-    }
+    }  # fmt: skip
+    if (
+        parts["variants"] is not None
+    ):  # a comparison's ledger has a row per run, and none where its runs kept none
+        ledger = parts.pop("ledger")
+        parts |= {"ledger": None, "causes": None if ledger is None or ledger.empty else ledger}
+    if parts["prompts"] is not None and parts["texts"] is None:
+        parts["texts"] = _prompt_texts(run)
     parts["pairs"] = run.pairs() if run.shards and parts["predictions"] is not None else None
-    if all(parts[name] is None for name in ("pairs", "steps", "ledger", "prompts")):
+    if all(parts[name] is None for name in ("pairs", "steps", "ledger", "prompts", "changes", "variants")):
         raise RunError(
-            f"Expected pairs, prompts or training steps in the run folder {run.path}; it holds "
+            f"Expected pairs, prompts, training steps or a comparison in the run folder {run.path}; it holds "
             f"{', '.join(sorted(file.name for file in run.path.iterdir()))}."
         )
     return Source(
         name=run.path.resolve().name, summary=run.read_json("summary.json"), provenance=provenance,
-        what_if=_what_if(run), **parts,
+        what_if=_what_if(run), across=run.read_json("across.json") if (run.path / "across.json").is_file() else None,
+        **parts,
     )  # fmt: skip
 
 
@@ -116,6 +130,15 @@ def _parts(run: RunFolder, name: str) -> pd.DataFrame | None:
     if whole is not None or not files:
         return whole
     return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+def _prompt_texts(run: RunFolder) -> pd.DataFrame | None:
+    """Index and text of the prompts of a reward run, which stand beside their answers."""
+    files = sorted((run.path / "answers").glob("[0-9]*.parquet"))
+    kept = [file for file in files if "prompt" in parquet.read_schema(file).names]
+    if not kept:
+        return None
+    return pd.concat([pd.read_parquet(file, columns=["index", "prompt"]) for file in kept], ignore_index=True)
 
 
 def _what_if(run: RunFolder) -> WhatIfTables | None:

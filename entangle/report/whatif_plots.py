@@ -60,20 +60,15 @@ def knob_curve(axes: Axes, curves: pd.DataFrame, change: Mapping[str, Any], targ
         change: the knob's entry of `summary["changes"]`.
         target: the share asked for.
     """
-    rows = curves[curves["knob"] == change["knob"]]
-    geometric = not _is_even(rows["setting"].to_numpy())
-    if geometric:
-        rows = rows[rows["setting"] > 0]
-    shares = rows[[str(regime) for regime in REGIMES]]
-    shares = 100 * shares.div(shares.sum(axis=1), axis=0)
+    shares, is_even = knob_shares(curves, change["knob"])
     used = [regime for regime in REGIMES if shares[regime].any()]
     axes.stackplot(
-        rows["setting"], [shares[regime] for regime in used], alpha=0.85,
+        shares.index, [shares[regime] for regime in used], alpha=0.85,
         colors=[COLOURS[regime] for regime in used],
         labels=[regime.replace("_", " ") for regime in used], linewidth=0,
     )  # fmt: skip
-    axes.set_xscale("log" if geometric else "linear")
-    if rows["setting"].iloc[0] > rows["setting"].iloc[-1]:  # the start stands on the left
+    axes.set_xscale("linear" if is_even else "log")
+    if starts_right(shares, change, is_even):
         axes.invert_xaxis()
     axes.axhline(100 * target, color="white", lw=1.2, ls=":")
     if change["setting"] != change["start"]:
@@ -87,9 +82,21 @@ def knob_curve(axes: Axes, curves: pd.DataFrame, change: Mapping[str, Any], targ
     return axes
 
 
-def _is_even(values: np.ndarray) -> bool:
-    steps = np.diff(values)
-    return bool(np.allclose(steps, steps[0]))
+def knob_shares(curves: pd.DataFrame, knob: str) -> tuple[pd.DataFrame, bool]:
+    """Shares of the regimes in % by setting of a knob, in its order, and whether the settings are evenly spaced.
+
+    Uneven ones are geometric: they are drawn on a log axis, which a setting of 0 has no place on.
+    """
+    rows = curves[curves["knob"] == knob].set_index("setting").sort_index()
+    steps = np.diff(rows.index)
+    is_even = bool(len(steps) and np.allclose(steps, steps[0]))
+    counts = rows.loc[rows.index > (-np.inf if is_even else 0.0), [str(regime) for regime in REGIMES]]
+    return 100 * counts.div(counts.sum(axis=1), axis=0), is_even
+
+
+def starts_right(shares: pd.DataFrame, change: Mapping[str, Any], is_even: bool) -> bool:
+    """Whether a knob starts at its largest setting: then the axis is turned, so that the start stands on the left."""
+    return is_even and change["start"] == shares.index.max()
 
 
 def verdict_bars(axes: Axes, settings: pd.DataFrame, base: str) -> Axes:

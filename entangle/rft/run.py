@@ -94,7 +94,7 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     run = RunFolder(config.run_path)
     identity = dict(policy.identity) | {"data": fingerprint(prompts), "rollouts": rollouts_fingerprint(read)}
     with processes.main_process_first():
-        run.begin(config.recorded, identity, overwrite=config.overwrite and processes.is_main_process)
+        run.begin(config, identity, overwrite=config.overwrite and processes.is_main_process)
     if run.is_complete:
         console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
         return RftResult.load(run.path)

@@ -54,8 +54,7 @@ def compute_shards(
             run.write_table(f"{FOLDER}/{number:05d}.parquet", pd.DataFrame(rows))
             if interrupted():
                 raise Interrupted(
-                    f"Stopped; the finished shards are in {run.path}. "
-                    f"Go on with: entangle {work.config.VERB} --config {run.path / 'config.yaml'}"
+                    f"Stopped; the finished shards are in {run.path}. Go on with: {run.resume_command}"
                 )
     processes.wait_for_everyone()
 

@@ -22,6 +22,7 @@ from entangle.scores.base import (
     studying,
 )
 from entangle.scores.logps import Rows, input_device, scored_logps
+from entangle.scores.reduce import dots
 
 
 class AutogradEngine(Engine):
@@ -90,7 +91,8 @@ class AutogradEngine(Engine):
         norms = dict.fromkeys(self.parameters, 0.0)
 
         def measure(name: str, grad: Tensor) -> Tensor:
-            norms[name] = float(grad.double().square().sum())
+            flat = grad.reshape(1, -1)
+            norms[name] = float(dots(flat, flat))
             return grad.new_zeros(()).expand_as(grad)  # so that the gradient itself is freed
 
         with studying(self.model, self.parameters):

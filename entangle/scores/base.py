@@ -109,15 +109,15 @@ class Engine(ABC):
     @property
     def resolution(self) -> float:
         """Relative error that this model's precision leaves in a dot product of scores."""
-        if any(p.dtype == torch.int8 for p in self.model.parameters()):
+        dtypes = {p.dtype for p in self.model.parameters()}
+        if torch.int8 in dtypes:
             return INT8_RESOLUTION
-        dtypes = {p.dtype for p in self.model.parameters() if p.dtype in RESOLUTION}
         device = next(self.model.parameters()).device.type
         if torch.is_autocast_enabled(device):
             dtypes.add(torch.get_autocast_dtype(device))
         if device == "cuda" and torch.backends.cuda.matmul.allow_tf32:
             dtypes.add(torch.float16)  # TensorFloat-32 keeps as many digits
-        return max(RESOLUTION[dtype] for dtype in dtypes)
+        return max(RESOLUTION[dtype] for dtype in dtypes if dtype in RESOLUTION)
 
 
 def check_whole(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from entangle.geometry import logp_resolution
 from entangle.scores.logps import Rows
 
 
@@ -30,7 +31,7 @@ def disagreeing(fast: Mapping[str, float], oracle: Mapping[str, float], resoluti
 
     A non-finite oracle disagrees with nothing: there is nothing to compare with.
     """
-    share = max(1e-3, 20 * resolution)
+    share = max(1e-3, 10 * resolution)
     noise = resolution * sum(oracle.values())
     return [
         name
@@ -42,5 +43,5 @@ def disagreeing(fast: Mapping[str, float], oracle: Mapping[str, float], resoluti
 
 def logps_agree(fast: Tensor, plain: Tensor, resolution: float) -> bool:
     """Whether two computations of the rows' log-probs are the same up to round-off."""
-    share = max(1e-4, 4 * resolution)
+    share = max(1e-4, 10 * logp_resolution(resolution))
     return torch.allclose(fast.cpu(), plain.cpu(), rtol=share, atol=share, equal_nan=True)

@@ -178,7 +178,8 @@ def head_at(model: nn.Module, index: Tensor) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Within: every module is in eval mode (no dropout, no checkpointing); afterwards in its own again."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:

@@ -109,7 +109,7 @@ def _folded_rule(layer: Any) -> Rule:
             scale = layer.scaling[name]
             a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
             terms[f"lora_A.{name}.weight"] = Outer(g @ b * scale, x)
-            terms[f"lora_B.{name}.weight"] = Outer(g * scale, call.once(name, partial(torch.matmul, x, a.T)))
+            terms[f"lora_B.{name}.weight"] = Outer(g, call.once(name, partial(torch.matmul, x, scale * a.T)))
             if layer.lora_bias[name]:
                 terms[f"lora_B.{name}.bias"] = vector(g.sum(1) * scale)
         return terms

@@ -25,7 +25,7 @@ def pair_block(score: Score, weight: Tensor | None, kernels: Kernels | None = No
     ghost = cheapest_ghost(score, members=2) if weight is None else None
     if ghost is not None and ghost.cost(2) < _written_out_cost(score) / score.prompts:
         return ghost.pair_block(kernels or Kernels())
-    total = torch.zeros(4, score.prompts, dtype=torch.float64, device=score.members[0][0].device)
+    total = torch.zeros(4, score.prompts, dtype=torch.float64, device=score.device)
     for start, stop, value in score.slices():
         chosen, rejected = value.flatten(1).chunk(2)
         difference = chosen - rejected
@@ -47,7 +47,7 @@ def gram_block(score: Score, weight: Tensor | None) -> Tensor:
     ghost = cheapest_ghost(score, members) if weight is None else None
     if ghost is not None and n**2 * ghost.cost(members) < _written_out_cost(score):
         return _ghost_gram(ghost, members, n)
-    total = torch.zeros(len(score), len(score), dtype=torch.float64, device=score.members[0][0].device)
+    total = torch.zeros(len(score), len(score), dtype=torch.float64, device=score.device)
     for start, stop, value in score.slices():
         left = value if weight is None else value * weight[start:stop].to(value)
         total += dots(left.flatten(1), value.flatten(1))

@@ -71,6 +71,7 @@ class Tap:
     rows: int
     passes: int
     grads: list[list[Tensor]]  # by output, then by pass
+    device: str
     memo: dict[str, Tensor] = field(default_factory=dict)
     taken: int = 0
 
@@ -147,7 +148,9 @@ class Recorder:
                 return output
             output = _outside(output)
             outputs = output_tensors(output)
-            tap = Tap(_detach(args), _detach(kwargs), rows, passes, [[] for _ in outputs])
+            tap = Tap(
+                detached(args), detached(kwargs), rows, passes, [[] for _ in outputs], outputs[0].device.type
+            )
             for out, grads in zip(outputs, tap.grads, strict=True):
                 out.register_hook(self._arrival(site, tap, grads))
             self._taps[site].append(tap)
@@ -168,8 +171,7 @@ class Recorder:
 
     def _enter(self, site: Site, tap: Tap) -> None:
         """Turn what has arrived at a tap into terms: one member's if a pass is, else every member's."""
-        device = next(site.module.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):  # dot products keep their digits
+        with torch.no_grad(), torch.autocast(tap.device, enabled=False):  # dot products keep their digits
             for k, call in tap.take_calls():
                 for local, term in site.rule(site.module, call).items():
                     if (name := site.parameters.get(local)) is None:
@@ -186,12 +188,11 @@ class Recorder:
         """Hand over every parameter of the site all of whose sites are done."""
         for tap in self._taps.pop(site, []):
             self._enter(site, tap)
-        device = next(site.module.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            for name in site.parameters.values():
-                if name in self._terms and not any(owner in self._taps for owner in self._owners[name]):
-                    members = tuple(tuple(terms) for terms in self._terms.pop(name))
-                    self._take(name, Score(members, self._shapes[name]))
+        for name in site.parameters.values():
+            if name in self._terms and not any(owner in self._taps for owner in self._owners[name]):
+                score = Score(tuple(map(tuple, self._terms.pop(name))), self._shapes[name])
+                with torch.no_grad(), torch.autocast(score.device.type, enabled=False):
+                    self._take(name, score)
 
 
 def _outside(output: Any) -> Any:
@@ -227,9 +228,10 @@ class _Root(torch.autograd.Function):
         return None, None
 
 
-def _detach(value: Any) -> Any:
+def detached(value: Any) -> Any:
+    """Arguments of a module with their tensors outside the graph; dictionaries and tuples are walked."""
     if isinstance(value, dict):
-        return {key: _detach(item) for key, item in value.items()}
+        return {key: detached(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_detach(item) for item in value)
+        return tuple(detached(item) for item in value)
     return value.detach() if isinstance(value, Tensor) else value

@@ -163,6 +163,11 @@ class Score:
         """N."""
         return len(self.members[0][0])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the terms are."""
+        return self.members[0][0].device
+
     def __len__(self) -> int:
         return len(self.members) * self.prompts
 
@@ -173,7 +178,7 @@ class Score:
     def slices(self) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, scores `(rows, stop - start, b)`) over all of a, a bounded amount at a time."""
         a, b = self.shape
-        step = max(1, min(a, slice_elements(self.members[0][0].device) // (len(self) * b)))
+        step = max(1, min(a, slice_elements(self.device) // (len(self) * b)))
         for start in range(0, a, step):
             stop = min(start + step, a)
             yield start, stop, torch.cat([_sum_of(member, start, stop) for member in self.members])

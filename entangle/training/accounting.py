@@ -13,7 +13,7 @@ from torch import Tensor
 from entangle.ledger import Products, account, products
 from entangle.scores import row_logps
 from entangle.training.live import BatchWatch, MicroBatch, pair_key
-from entangle.training.optimizer import check_optimizer, read_step
+from entangle.training.optimizer_steps import check_optimizer, read_step
 from entangle.training.probing import ProbeSet, undisturbed
 from entangle.training.trainer import TrainingError
 

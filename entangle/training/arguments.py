@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from trl import DPOConfig, SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from entangle.config import TrainConfig
@@ -27,7 +29,8 @@ def trainer_arguments(config: TrainConfig, folder: Path) -> DPOConfig | SFTConfi
     """DPOConfig, or SFTConfig in the stage sft.
 
     Raises:
-        TrainingError: `trainer_options` names an option that there isn't, or one that is ours.
+        TrainingError: `trainer_options` names an option that there isn't, or one that is ours, or `report_to` a tracker
+            that isn't installed.
     """
     cls = SFTConfig if config.stage == "sft" else DPOConfig
     ours: dict[str, Any] = {name: getattr(config, name) for name in SAME_NAME} | {
@@ -41,6 +44,7 @@ def trainer_arguments(config: TrainConfig, folder: Path) -> DPOConfig | SFTConfi
     }
     if cls is DPOConfig:
         ours["precompute_ref_log_probs"] = config.precompute_ref_log_probs
+    _check_trackers(config.report_to)
     further = config.options_of_trainer
     known = {field.name for field in fields(cls)}
     for name in further:
@@ -53,3 +57,13 @@ def trainer_arguments(config: TrainConfig, folder: Path) -> DPOConfig | SFTConfi
         return cls(**ours | further)
     except (ValueError, TypeError) as error:
         raise TrainingError(f"TRL refuses these options: {error}") from error
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    installed = get_available_reporting_integrations()
+    unknown = sorted(set(names) - {*installed, "none", "all"})
+    if unknown:
+        raise TrainingError(
+            f"report_to: no tracker {', '.join(map(repr, unknown))} is installed here. Installed are "
+            f"{', '.join(sorted(installed)) or 'none'}; transformers documents which ones it knows."
+        )

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from entangle.config.files import _losses_of_trl, _trl_names
+from entangle.config.files import losses_of_trl, names_in_trl
 from entangle.data import PreferencePair, TokenizedPair
 from entangle.regimes import Regime
 from entangle.shards import StepShards
@@ -328,8 +328,8 @@ def trained_loss(trainer: Trainer) -> PreferenceLoss:
             f"What {type(trainer).__name__} trains can't be told from outside. Give EntanglementCallback(loss=...)."
         )
     options = {option: getattr(trainer.args, option) for option in ("beta", *LOSS_OPTIONS)}
-    spec = _losses_of_trl(options)[0]
-    said = _trl_names(spec) | {"loss_type", "loss_weights", "beta"}
+    spec = losses_of_trl(options)[0]
+    said = names_in_trl(spec) | {"loss_type", "loss_weights", "beta"}
     silent = [
         f"{f.name}={options[f.name]!r}"
         for f in fields(trainer.args)

@@ -28,7 +28,7 @@ from entangle.scores.factored import matrix_shape
 from entangle.scores.lora import lora_sites
 from entangle.scores.reduce import pair_block
 from entangle.scores.rules import Call
-from entangle.scores.sites import Site, _detach, find_sites
+from entangle.scores.sites import Site, detached, find_sites
 from entangle.scores.terms import Dense, Outer, Score, Term
 from entangle.training.trainer import TrainingError
 
@@ -250,7 +250,7 @@ class BatchWatch:
                 return
             for tap in batch._taps[site]:
                 if tap.inputs is None:
-                    tap.inputs = _detach(args), _detach(kwargs)
+                    tap.inputs = detached(args), detached(kwargs)
                     self._refilled.add(site)
                     self._enter(batch, site, tap)
                     return
@@ -261,7 +261,7 @@ class BatchWatch:
                 return
             comes_again = layer is not None and layer.gradient_checkpointing and layer.training
             is_first_run = comes_again and batch.push is None
-            tap = _Tap(None if is_first_run else (_detach(args), _detach(kwargs)))
+            tap = _Tap(None if is_first_run else (detached(args), detached(kwargs)))
             batch._taps[site].append(tap)
 
             def arrived(grad: Tensor) -> None:

@@ -30,8 +30,8 @@ from entangle.rows import RowBatch
 from entangle.scores import Engine, make_engine
 from entangle.scores.tokens import token_products
 from entangle.training.metrics import incentives
-from entangle.training.optimizers import VirtualAdamW
 from entangle.training.trainer import PreferenceTrainer, TrainingError
+from entangle.training.virtual_adamw import VirtualAdamW
 from losses import Coefficients, PairLogps, PreferenceLoss
 
 
@@ -39,9 +39,9 @@ class MitigatedTrainer(PreferenceTrainer):
     """PreferenceTrainer with one mitigation. The loss's value and the logged metrics stay those of the loss.
 
     Scores (for norms and token masks) are exact and come from a pass of the engine over the micro-batch before its
-    forward pass. Every process works on its own pairs. Logged in addition, as means over pairs:
-    `entangle/log_factor_chosen` and `entangle/log_factor_rejected` (rescaling), `entangle/dropped_tokens` (masking,
-    share).
+    forward pass. Every process works on its own pairs; a moving average is one for all processes. Logged in addition,
+    as means over pairs: `entangle/log_factor_chosen` and `entangle/log_factor_rejected` (rescaling),
+    `entangle/dropped_tokens` (masking, share).
 
     Args:
         arguments: as for PreferenceTrainer.
@@ -90,7 +90,7 @@ class MitigatedTrainer(PreferenceTrainer):
         # kept in the trainer's state, so that a checkpoint has it
         state = self.state.stateful_callbacks.setdefault(self.mitigation.name, {})  # pyright: ignore
         norms = [norm.to(logps.chosen) for norm in self._norms]
-        chosen, rejected = self.mitigation.factors(found, norms[0], norms[1], state)
+        chosen, rejected = self.mitigation.factors(found, norms[0], norms[1], state, self._total)
         self._note("log_factor_chosen", chosen.log().mean())
         self._note("log_factor_rejected", rejected.log().mean())
         return replace(
@@ -123,6 +123,9 @@ class MitigatedTrainer(PreferenceTrainer):
     def _engine(self) -> Engine:
         policy: Any = self.model
         return make_engine(policy, {n: p for n, p in policy.named_parameters() if p.requires_grad})
+
+    def _total(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, "sum")  # pyright: ignore[reportReturnType]
 
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics["train"][f"entangle/{name}"].append(float(value))

@@ -16,7 +16,7 @@ from torch import nn
 from entangle.data import PreferencePair, TokenizedPair, tokenize_pair
 from entangle.models import AdapterOff, Columns, NoReference, Policy, Reference, SecondModel
 from entangle.predictions import predict_losses, usable_losses
-from entangle.probe import Plan, Work, _shard, is_scorable, longest, number_columns
+from entangle.probe import Plan, Work, is_scorable, longest, number_columns, rows_of_shard
 from entangle.rows import RowBatch
 from entangle.scores import Engine, make_engine, row_logps
 from losses import PreferenceLoss
@@ -113,7 +113,7 @@ class ProbeSet:
                 Plan((self._own,), self._batch_size),
                 Work(self.policy, self.engine, [number_columns]),
             )
-            own, _ = _shard(plan, 0, work, lambda count: None)
+            own, _ = rows_of_shard(plan, 0, work, lambda count: None)
         rows = pd.DataFrame(self._gathered(own)).sort_values("index", ignore_index=True)
         for side in ("chosen", "rejected"):
             rows[f"logps_per_token_{side}"] = rows[f"logps_{side}"] / rows[f"{side}_length"]

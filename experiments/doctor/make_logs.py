@@ -79,8 +79,16 @@ SETTINGS: dict[str, Run] = {
     "grpo-solved": Run("grpo", {"learning_rate": 3e-3}, reward="is_short"),
     "rloo": Run("rloo", {"learning_rate": 5e-4}, reward="brevity"),
     "rloo-ties": Run("rloo", {"learning_rate": 2e-3, "beta": 0.05}, reward="rare_word"),
+    "rpo-rise": Run("preference", {"learning_rate": 2e-3}, {"name": "rpo", "alpha": 5.0}, SIMILAR),
+    "kto": Run("preference", {"learning_rate": 5e-4}, "kto"),
+    "hinge-distinct": Run("preference", {"learning_rate": 1e-3}, "hinge", DISTINCT),
+    "dpo-strong": Run("preference", {"learning_rate": 3e-3}, {"name": "dpo", "beta": 0.5}),
+    "cpo-sft": Run("cpo", {"learning_rate": 2e-3, "loss_type": "sigmoid", "cpo_alpha": 1.0}),
+    "grpo-short": Run("grpo", {"learning_rate": 5e-3}, reward="brevity"),
 }
 SEEDS = (0, 1)
+LATER = ("rpo-rise", "kto", "hinge-distinct", "dpo-strong", "cpo-sft", "grpo-short")
+"""Settings that were added once the thresholds had been settled: made with seed 1 alone, the held-back one."""
 
 
 def brevity(completions: Sequence[str], **_: Any) -> list[float]:
@@ -211,6 +219,7 @@ def main() -> None:
         for seed in SEEDS:
             label = f"{name}-{seed}"
             missing = not (arguments.output_dir / label / "truth.json").is_file()
+            missing &= seed == 1 or name not in LATER
             if label in arguments.runs or (not arguments.runs and missing):
                 print(label, flush=True)
                 make(name, run, seed, arguments.output_dir)

@@ -5,8 +5,8 @@
 The base's weights are rounded to bfloat16 once. The scores of that one function are then computed in float64 (the
 truth), in float32, in float32 under bfloat16 autocast as training computes them, and in bfloat16 throughout. The last
 row of a setting is another function: the weights as they were saved, in float64. A verdict is the regime of one pair
-under one loss. It is kept, withheld (degenerate: closer to zero than the arithmetic is believed to tell) or wrong; the
-last column counts wrong ones if every sign were believed. A setting whose data isn't there is left out.
+under one loss. It is kept, withheld (degenerate: closer to zero than the arithmetic is believed to tell) or wrong. A
+setting whose data isn't there is left out.
 """
 
 from __future__ import annotations
@@ -96,12 +96,23 @@ def rows_of(setting: Path) -> Iterator[Mapping[str, object]]:
         yield {"setting": setting.stem, "computed in": name} | compare(found, truth, config, resolution)
 
 
+READING = """# What 16-bit arithmetic does to cosines and verdicts
+
+All rows but the last of a setting compute one function, the model whose weights are rounded to bfloat16, and are held
+against that function in float64. `float64, weights not rounded` is another function: the weights as they were saved.
+It says what rounding the weights changes by itself, with nothing lost in the arithmetic. A = |g_w|^2. A verdict is the
+regime of one pair under one loss; it is kept, withheld (`degenerate`) or wrong. The last column but one counts wrong
+ones if no sign were withheld. Made by `python experiments/precision/run.py`.
+
+"""
+
+
 def markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: errors to two digits, counts as they are."""
     lines = [" | ".join(table.columns), " | ".join("---" for _ in table.columns)]
     for row in table.itertuples(index=False):
         lines.append(" | ".join(f"{v:.1e}" if isinstance(v, float | np.floating) else str(v) for v in row))
-    return "".join(f"| {line} |\n" for line in lines)
+    return READING + "".join(f"| {line} |\n" for line in lines)
 
 
 def main() -> None:

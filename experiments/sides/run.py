@@ -49,8 +49,13 @@ def scored(policy: Policy, engine: Engine, pairs: list[TokenizedPair]) -> tuple[
     chosen, rejected = row_logps(policy.model, batch).chunk(2)
     reference = policy.reference.logps(batch, pairs)
     assert reference is not None
-    lengths = batch.lengths.double().chunk(2)
-    return engine.scores(batch), PairLogps(chosen, rejected, *lengths, *reference.chunk(2))
+    (chosen_length, rejected_length), (ref_chosen, ref_rejected) = (
+        batch.lengths.double().chunk(2),
+        reference.chunk(2),
+    )
+    return engine.scores(batch), PairLogps(
+        chosen, rejected, chosen_length, rejected_length, ref_chosen, ref_rejected
+    )
 
 
 def sides(loss: PreferenceLoss, scores: Vectors, logps: PairLogps) -> tuple[Vectors, Vectors]:

@@ -16,13 +16,16 @@ import entangle.compare.run
 from entangle.cli import main
 from entangle.compare import CompareResult, cells_of, run_compare
 from entangle.compare.agreement import agreement, directions
-from entangle.compare.curves import over_seeds
 from entangle.compare.quality import means, summaries
 from entangle.config import CompareConfig, parse
-from entangle.errors import ConfigError, RunError
+from entangle.curves import over_seeds
+from entangle.errors import ConfigError, RunError, UserError
 from entangle.ledger import PARTS
 from entangle.models import load_policy
+from entangle.progress import Interrupted
+from entangle.report import tables
 from entangle.rollouts import load_prompts
+from entangle.train import TrainResult
 from tests.training import runs
 
 QUIET = Console(quiet=True)
@@ -90,6 +93,10 @@ def test_numbers_are_those_of_the_runs(finished: CompareResult, inputs: dict[str
     ends = finished.runs.sort_values(["variant", "seed"])["moved_chosen"]
     np.testing.assert_allclose(ledger["measured"], ends, atol=1e-4)
     np.testing.assert_allclose(ledger[list(PARTS)].sum(axis=1), ends, atol=1e-4)
+    shown = tables.render(finished.renderable(), 140)
+    others = ledger[ledger["variant"] == "dpo"]["others"].mean()
+    assert "what moved the chosen log-prob" in shown and f"{others:+.2f}" in shown
+    assert "The rejected log-prob" in TrainResult.load(cells[0].run.path).table()
     for name in ("logps", "margin", "regimes", "final", "agreement", "ledger"):
         assert (finished.run.path / f"{name}.png").stat().st_size > 5000
 
@@ -142,17 +149,72 @@ def test_yaml_and_flags_describe_the_same_grid(inputs: dict[str, str], tmp_path:
     assert cells_of(parse(CompareConfig, flags, prog="x")[0]) == cells
 
 
+def test_settings_one_by_one_instead_of_every_combination(tmp_path: Path):
+    """They share the folders of the same settings in a grid, so a finished grid may be extended by them."""
+    ones = [{"mitigations": ["token_masking"]}, {"optim": "sgd", "learning_rate": 1e-5}, {"sft_share": 0.05}]
+    file = tmp_path / "ones.yaml"
+    grid = {"losses": ["dpo"], "seeds": [0, 1], "output_dir": "out", "vary": ones}
+    file.write_text(yaml.safe_dump(grid, sort_keys=False))
+    cells = cells_of(parse(CompareConfig, ["--config", str(file)], prog="x")[0])
+    assert [cell.variant for cell in cells[::2]] == [
+        "dpo, mitigations=token_masking", "dpo, optim=sgd, learning_rate=1e-05", "dpo, sft_share=0.05",
+    ]  # fmt: skip
+    trained = [cell.train for cell in cells[::2]]
+    assert [(t.optim == "sgd", t.learning_rate, t.sft_share) for t in trained] == [
+        (False, 1e-5, 0.0), (True, 1e-5, 0.0), (False, 1e-5, 0.05)
+    ]  # fmt: skip
+    vary = ('mitigations=[[],["token_masking"]]',)
+    assert cells[0] in cells_of(CompareConfig(losses=("dpo",), output_dir="out", vary=vary))
+    flags = ["--losses", "dpo", "--seeds", "0", "1", "--output_dir", "out", "--vary", *map(json.dumps, ones)]
+    assert cells_of(parse(CompareConfig, flags, prog="x")[0]) == cells
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"loss": "ipo"}, "losses"), ({"seed": 1}, "seeds"), ({"limit": 3}, "train_share"),
         ({"losses": ()}, "one loss"),
         ({"vary": ("learning_rat=1",)}, "learning_rat"), ({"vary": ("max_steps=0",)}, "max_steps"),
+        ({"vary": ({"learning_rat": 1},)}, "learning_rat"), ({"vary": ({},)}, "options of"),
+        ({"vary": ("max_steps=1", {"max_steps": 2})}, "both"), ({"vary": ("{max_steps: 1",)}, "JSON or YAML"),
     ],
 )  # fmt: skip
 def test_a_grid_that_makes_no_sense_is_refused(changes: dict, word: str):
     with pytest.raises(ConfigError, match=word):
         CompareConfig(**changes)
+
+
+def test_one_value_stands_for_a_list_of_one(tmp_path: Path):
+    given = {"losses": "dpo", "seeds": 3, "vary": {"mitigations": ["token_masking"], "optim": "sgd"}}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(given))
+    (cell,) = cells_of(parse(CompareConfig, ["--config", str(tmp_path / "one.yaml")], prog="x")[0])
+    assert cell.variant == "dpo, mitigations=token_masking, optim=sgd" and cell.seed == 3
+    assert cell.train.mitigations == ("token_masking",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"losses": ["dpo", "dop"]}, "Unknown loss 'dop'"),
+        ({"vary": ["mitigations=[[],[hope]]"]}, "Unknown mitigation 'hope'"),
+        ({"quality_reference": "tldr"}, "'tldr'.*its columns are: summary"),
+    ],
+)
+def test_what_a_later_run_would_stumble_over_is_refused_at_once(
+    changes: dict, word: str, inputs: dict[str, str], tmp_path: Path
+):
+    with pytest.raises(UserError, match=word):
+        run_compare(config(inputs, output_dir=str(tmp_path / "out"), **changes), QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stopped(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(entangle.compare.run, "run_train", stopped)
+    with pytest.raises(Interrupted, match="run 1 of 4.*the same command"):
+        run_compare(config(inputs, output_dir=str(tmp_path / "out")), QUIET)
 
 
 def test_a_foreign_folder_is_left_alone(inputs: dict[str, str], tmp_path: Path):

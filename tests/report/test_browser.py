@@ -156,12 +156,11 @@ def test_deep_link_opens_its_pair(opened, page, sources):
     )
     reason = opened.execute_script("return document.querySelector('#pair-123 .reason').textContent")
     assert reason.split(":")[0] == explain(row, row).split(":")[0]
-    show(opened, page, "#run2-pair-5")
-    assert opened.execute_script(
-        "return [document.activeElement.id, document.getElementById('run').value]"
-    ) == ["run2-pair-5", "1"]
-    show(opened, page, "#pair-9999")
-    assert "isn't here" in opened.execute_script("return document.getElementById('selected').textContent")
+    opened.execute_script("location.hash = '#run2-pair-5'")
+    until(opened, "return document.activeElement.id === 'run2-pair-5'")
+    assert opened.execute_script("return document.getElementById('run').value") == "1"
+    opened.execute_script("location.hash = '#pair-9999'")
+    until(opened, "return document.getElementById('selected').textContent.includes(\"isn't here\")")
     assert complaints(opened) == []
 
 

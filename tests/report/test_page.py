@@ -16,18 +16,23 @@ import pytest
 import torch
 
 from entangle.cli import main
+from entangle.curves import SIDES, over_seeds
 from entangle.errors import RunError, UserError
 from entangle.geometry import PairGeometry
 from entangle.ledger import PARTS
 from entangle.report.explain import SENTENCES, explain
+from entangle.report.figures import figures as figures_of
 from entangle.report.glossary import GLOSSARY, definition_key, glossary
 from entangle.report.html import page, render_page
-from entangle.report.html.blocks import Figure
+from entangle.report.html.blocks import Figure, Table
 from entangle.report.html.rows import pair_rows
 from entangle.report.html.sections import sections
 from entangle.report.html.verdict import verdict
 from entangle.report.source import Source, module_shares, read_source
 from entangle.reporting import load_sources
+from entangle.rft.change import summarise_changes
+from entangle.runs import RunFolder
+from entangle.summary import share
 from tests.run_folders import pairs_of, synthetic_pairs, synthetic_run, with_flag
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&amp;{{ 7*7 }}$x$"
@@ -103,8 +108,10 @@ def test_every_term_used_is_defined(text, source):
         block for section in sections([source]) for column in section.columns.values() for block in column
     ]
     keys |= {key for block in blocks if isinstance(block, Figure) for key in block.terms}
-    facts = script[script.index("const FACTS") : script.index("];", script.index("const FACTS"))]
-    keys |= set(re.findall(r'"(\w+)"\]', facts)) | set(re.findall(r'fact\(list, .*"(\w+)"\);', script))
+    facts = script[script.index("const FACTS") : script.index("];", script.index("const REST"))]
+    keys |= set(re.findall(r'"(\w+)"\]', facts)) | set(
+        re.findall(r'fact\((?:list|rest), .*"(\w+)"\);', script)
+    )
     assert len(keys) > 15 and keys <= set(GLOSSARY)
 
 
@@ -214,6 +221,27 @@ def test_verdict_of_a_good_run_asks_for_no_change(tmp_path):
     assert (
         "does what it should" in first and "ideal" not in second and third.startswith("No change is needed")
     )
+    across = {"losses": {"dpo": {"regimes_epoch": {"both_down": share(6, 30)}}}}
+    third = verdict(replace(load_sources([run.path])[0], across=across))[2]
+    assert "on a pair alone" in third and "both would fall on 20 % (95 % interval 10 to 37 %)" in third
+
+
+def test_what_other_pairs_do_is_shown_where_it_was_measured(source):
+    part = {"own": 3.0, "partner": -1.0, "pull": 5.0, "push": -7.0, "change": 0.0, "error": 2.0}
+    row = {
+        "rho": None, "chosen": part, "rejected": part, "regimes_alone": {"both_down": share(0, 40)},
+        "regimes_epoch": {"both_down": share(10, 40)},
+    }  # fmt: skip
+    block = {"chosen_sq": 1.0, "cosine": None, "alone": {"chosen_sq": 50.0}}
+    made = replace(source, across={
+        "pairs": 40, "epoch_pairs": 40, "metric": "sgd", "set": block, "losses": {"dpo": row, HOSTILE: row},
+    })  # fmt: skip
+    (section,) = [section for section in sections([made]) if section.key == "across"]
+    chosen = next(block for block in section.columns[0] if isinstance(block, Figure))
+    assert [trace["x"][0] for trace in chosen.data] == [18.75, -6.25, 31.25, -43.75, 0.0]
+    (table,) = [block for block in section.columns[0] if isinstance(block, Table)]
+    assert table.rows[0] == ["dpo", "inf", "0 [0-9]", "25 [14-40]"]
+    assert not [tag for tag, _ in Reader(render_page([made])).elements if tag == "img"]
 
 
 def test_module_shares_sum_to_one():
@@ -264,6 +292,65 @@ def test_training_run_shows_curves_and_ledger(tmp_path):
     assert "Over training" in render_page([source])
 
 
+def test_comparison_shows_every_loss_over_training(tmp_path):
+    """Two losses, two seeds, two probes: lines, dots with the range over seeds, a table, and three sentences."""
+    curves = pd.DataFrame([
+        {
+            "variant": name, "loss": name, "seed": seed, "step": step, "pairs": 8, "moved_chosen": step * pull + seed,
+            "moved_rejected": -step, "moved_margin": step, "both_fell": both, "both_down": 0.0, "accuracy": 0.75,
+        }
+        for name, pull, both in (("dpo", -2.0, 0.5), (HOSTILE, 1.0, 0.125)) for seed in (0, 1) for step in (0, 10)
+    ])  # fmt: skip
+    run = RunFolder(tmp_path / "comparison")
+    run.write_table("curves.parquet", curves)
+    run.write_table("variants.parquet", over_seeds(curves[curves["step"] == 10], by=("variant", "loss")))
+    run.write_yaml("config.yaml", {})
+    run.write_json("summary.json", {"start": {"length_greedy": 31.0}})
+    source = read_source(run.path)
+    (section,) = sections([source])
+    chosen, rejected, dots, table = section.columns[0]
+    assert isinstance(chosen, Figure) and isinstance(dots, Figure) and isinstance(table, Table)
+    assert chosen.data[0]["y"] == [0.5, -19.5] and rejected.data[1]["y"] == [0.0, -10.0]
+    assert dots.data[0]["x"] == [-19.5, 10.5] and dots.data[0]["error_x"]["array"] == [0.5, 0.5]
+    assert table.rows[1][:3] == ["dpo", "-19.50 +-0.50", "-10.00"]
+    first, second, third = verdict(source)
+    assert "fallen under 1 of 2" in first and "-20 nats (dpo)" in first and "50 % (dpo)" in second
+    assert "at most 0 %: other pairs" in third
+    assert not [tag for tag, _ in Reader(render_page([source])).elements if tag == "img"]
+    assert {name for name, _ in figures_of(source)} == {"final", "logps", "margin"}
+    rows = [
+        {"variant": name, "loss": name, "seed": 0, "side": side}
+        for name in ("dpo", HOSTILE)
+        for side in SIDES
+    ]
+    ledger = pd.DataFrame(rows).assign(
+        **dict.fromkeys(PARTS, 0.0) | {"momentum": -3.0, "own": 1.0, "measured": -2.0}
+    )
+    run.write_table("ledger.parquet", ledger)
+    source = read_source(run.path)
+    (section,) = sections([source])
+    assert [trace["x"] for trace in section.columns[0][2].data] == [[1.0, 1.0], [-3.0, -3.0], [-2.0, -2.0]]
+    assert "-3 from momentum (gradients of earlier steps), +1 from its own score" in verdict(source)[2]
+    assert "causes" in {name for name, _ in figures_of(source)} and "momentum" in render_page([source])
+
+
+def test_change_of_rewards_is_said_and_drawn(tmp_path):
+    stds = pd.Series(range(1, 9)) / 10
+    changes = pd.DataFrame({
+        "index": range(8), "reward_std_before": stds, "change": stds / 2, "change_error": 0.1,
+    })  # fmt: skip
+    run = RunFolder(tmp_path / "change")
+    run.write_table("changes.parquet", changes)
+    run.write_yaml("config.yaml", {})
+    run.write_json("summary.json", summarise_changes(changes))
+    source = read_source(run.path)
+    (figure,) = sections([source])[0].columns[0]
+    assert isinstance(figure, Figure) and len(figure.data[0]["x"]) == 8
+    first, second, third = verdict(source)
+    assert "+0.23 on average over 8" in first and "smallest std" in second and "is 1.00" in third
+    assert [name for name, _ in figures_of(source)] == ["change"]
+
+
 def test_runs_of_one_name_are_told_apart(run, tmp_path):
     other = synthetic_run(tmp_path / "first", synthetic_pairs(10))
     names = [source.name for source in load_sources([run, other.path])]
@@ -300,7 +387,7 @@ def test_errors_say_what_to_do(tmp_path, run, capsys, monkeypatch):
     for file in (empty.path / "pairs").iterdir():
         file.unlink()
     empty.write_json("summary.json", {})
-    with pytest.raises(RunError, match="Expected pairs, prompts or training steps"):
+    with pytest.raises(RunError, match="Expected pairs, prompts, training steps or a comparison"):
         read_source(empty.path)
     (tmp_path / "file").write_text("")
     assert main(["report", str(run), "--output", str(tmp_path / "file" / "p.html")]) == 2

@@ -29,7 +29,7 @@ def prompts(means, stds, hashes=None) -> pd.DataFrame:
 
 def a_run(path, table, reward="rouge_l", **sampling):
     run = RunFolder(path)
-    run.begin({"reward": reward}, {"model": str(path)})
+    run.begin(RftConfig(reward=reward), {"model": str(path)})
     run.write_table("prompts.parquet", table)
     run.write_json(
         "provenance.json",

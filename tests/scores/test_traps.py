@@ -102,7 +102,7 @@ def test_autocast_is_seen_and_kept_out_of_the_sums() -> None:
     engine = FactoredEngine(model, trainable(model))
     with torch.autocast("cpu", torch.bfloat16):
         pairs, gram = engine.pairs(batch), engine.gram(batch)
-    assert pairs.geometry.resolution == 5e-3
+    assert pairs.geometry.resolution == 1.2e-2
     assert 1e-7 < relative_error(gram, exact) < 0.1
     assert engine.gram(batch).dtype == gram.dtype == torch.float64
 
@@ -119,7 +119,7 @@ def test_autocast_inside_the_model_is_seen() -> None:
 
     inner.forward = wrapped
     engine = FactoredEngine(model, trainable(model))
-    assert engine.pairs(batch).geometry.resolution == engine.resolution == 5e-3
+    assert engine.pairs(batch).geometry.resolution == engine.resolution == 1.2e-2
 
 
 def test_inputs_are_prepared_once() -> None:

@@ -15,7 +15,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
+from entangle.mitigation import RewardCalibration
 from entangle.training import PreferenceTrainer
+from entangle.training.mitigated import MitigatedTrainer
+from losses import DPO
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 WORDS = [f"w{i}" for i in range(40)]
@@ -81,6 +84,15 @@ def trainer(folder: Path, cls: type[DPOTrainer] = PreferenceTrainer, **options: 
         "peft_config": LORA,
     }  # fmt: skip
     return cls(**(defaults | options))
+
+
+def calibrated(folder: Path, **args: Any) -> float:
+    """The moving average after 3 steps of reward calibration."""
+    rule = RewardCalibration(norms="ema")
+    done = trainer(folder, MitigatedTrainer, mitigation=rule, loss=DPO(), args={"max_steps": 3} | args)
+    done.train()
+    state: Any = done.state.stateful_callbacks["reward_calibration"]
+    return state["log_ratio"]
 
 
 def digest(model: nn.Module) -> str:

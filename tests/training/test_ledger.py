@@ -20,7 +20,7 @@ from entangle.rows import RowBatch
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.logps import row_logps, token_logps
 from entangle.training import EntanglementCallback, TrainingError
-from entangle.training.optimizer import check_optimizer, read_step
+from entangle.training.optimizer_steps import check_optimizer, read_step
 from losses import DPO, PairLogps
 from tests.architectures import tiny_model
 from tests.training import runs

@@ -246,6 +246,25 @@ def test_virtual_splitting_at_zero_is_adam_and_else_is_not(max_norm: float, tmp_
     assert 1e-2 * moved < float((found[1e-2] - found[0.0]).norm()) < 0.1 * moved
 
 
+def test_virtual_splitting_from_a_fresh_lora(tmp_path: Path) -> None:
+    """B = 0 leaves A without gradient at the first step, but not without q_stage: A must wait as it does under Adam."""
+    args = {"max_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-2}
+    steps = []
+    for k in (0.0, 1.0):
+        done: Any = runs.trainer(
+            tmp_path, MitigatedTrainer, mitigation=VirtualSplitting(k=k), loss=DPO(), args=args
+        )
+        before = {n: p.detach().clone() for n, p in done.model.named_parameters() if p.requires_grad}
+        done.train()
+        now = dict(done.model.named_parameters())
+        steps.append({n: now[n].detach() - p for n, p in before.items()})
+    plain, virtual = steps
+    assert all(not part.any() for n, part in virtual.items() if "lora_A" in n)
+    assert any(not torch.equal(virtual[n], part) for n, part in plain.items())
+    size = [sum(float(part.square().sum()) for part in step.values()) ** 0.5 for step in steps]
+    assert 0.5 * size[0] < size[1] < 5 * size[0]
+
+
 @pytest.mark.parametrize(
     ("mitigations", "loss", "args", "message"),
     [

@@ -250,6 +250,19 @@ def test_a_fine_tuning_before_makes_the_reference(inputs: Path, tmp_path: Path) 
     assert described["model_name_or_path"] == str(tmp_path / "run" / "sft" / "merged")
 
 
+def test_the_ledger_of_pairs_that_are_trained_on(inputs: Path, tmp_path: Path) -> None:
+    options = {"ledger": True, "probe_trained": 4, "max_steps": 4, "save_steps": 0}
+    done = run_train(config(inputs, tmp_path / "run", **options))
+    ledger = pd.read_parquet(tmp_path / "run" / "ledger.parquet")
+    assert ledger["index"].nunique() == 4 and ledger["in_batch"].any()
+    assert (ledger["own"] != 0).tolist() == ledger["in_batch"].tolist()
+    probed = pd.read_parquet(tmp_path / "run" / "steps.parquet")
+    assert sorted(probed["step"].unique()) == [0, 4]  # without probe_every at the start and at the end
+    assert "The chosen log-prob (4 pairs, on average)" in done.table(200)
+    with pytest.raises(ConfigError, match="pairs to probe.*probe_trained"):
+        run_train(config(inputs, tmp_path / "none", probe_every=1, eval_share=0.0))
+
+
 @pytest.mark.parametrize("by", ["ches", "cosine", "gap", "edit_distance"])
 def test_selected_pairs_are_trained_on(by: str, inputs: Path, tmp_path: Path) -> None:
     done = run_train(
@@ -277,6 +290,8 @@ def test_a_mitigation_runs_from_options_to_folder(inputs: Path, tmp_path: Path) 
         ({"loss": "dop"}, "Unknown loss"),
         ({"mitigations": ("sequential",)}, "made for optim sgd"),
         ({"mitigations": ("hope",)}, "Unknown mitigation"),
+        ({"mitigations": ("virtual_splitting:k=much",)}, "k must be a number; got 'much'"),
+        ({"report_to": ("carrier_pigeon",)}, "no tracker 'carrier_pigeon' is installed"),
         ({"mitigations": ("virtual_splitting",), "ledger": True}, "one backward pass"),
         ({"trainer_options": ("no_such_option=1",)}, "no_such_option"),
         ({"trainer_options": ("seed=3",)}, "option of its own"),
@@ -296,6 +311,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     ("options", "message"),
     [
         ({"stage": "sft", "mitigations": ("sequential",)}, "no preference loss"),
+        ({"stage": "sft", "probe_trained": 3}, "no preference loss"),
         ({"reference": "none"}, "isn't for training"),
         ({"train_share": 0.0}, "train_share"),
         ({"max_steps": 0}, "Nothing to train"),
@@ -341,7 +357,10 @@ def test_a_file_written_for_trl_is_a_run(inputs: Path, tmp_path: Path) -> None:
     assert read_yaml(file, TrainConfig).values["trainer_options"] == (
         "label_smoothing=0.1",
     )  # refused by the loss
-    for text, message in (("use_dora: true", "use_dora"), ("lerning_rate: 1", "unknown key")):
+    for text, message in (
+        ("use_dora: true", "use_dora"), ("lerning_rate: 1", "unknown key 'lerning_rate'.*is learning_rate meant"),
+        ("", "it holds nothing"), ("\x00", "isn't valid YAML"),
+    ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_yaml(file, TrainConfig)

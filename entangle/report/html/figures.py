@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from entangle.curves import Z
-from entangle.ledger import MEANINGS, PARTS, over_time
 from entangle.regimes import REGIMES
 from entangle.report.curve_plots import SIDE_COLOURS
 from entangle.report.glossary import definition_key
 from entangle.report.html.blocks import Figure, Heading, Table, plain
-from entangle.report.ledger_plots import SHADES
-from entangle.report.plots import COLOURS
+from entangle.report.plots import COLOURS, module_grid
 from entangle.report.tables import percent
+from entangle.report.whatif_plots import knob_shares, starts_right
 from entangle.signals import rank_correlation
 
 MARKS = {"ideal": "circle", "both_up": "triangle-up", "both_down": "triangle-down", "inverted": "square"}
@@ -98,32 +96,26 @@ def regime_bars(summary: Mapping[str, Any]) -> Figure:
 
 def knob_curve(curves: pd.DataFrame, change: Mapping[str, Any], target: float) -> Figure:
     """Stacked regime shares along one knob, with the setting that was found and the target."""
-    rows = curves[curves["knob"] == change["knob"]].sort_values("setting")
-    steps = np.diff(rows["setting"])
-    is_even = bool(len(steps) and np.allclose(steps, steps[0]))
-    if not is_even:
-        rows = rows[rows["setting"] > 0]
-    shares = rows[[str(r) for r in REGIMES]]
-    shares = 100 * shares.div(shares.sum(axis=1), axis=0)
+    shares, is_even = knob_shares(curves, change["knob"])
     data: list[dict[str, Any]] = [
         {
             "type": "scatter", "mode": "lines", "stackgroup": "one", "name": spoken(regime), "line": {"width": 0},
-            "x": _round(rows["setting"]), "y": _round(shares[regime]), "fillcolor": COLOURS[regime],
+            "x": rounded(shares.index), "y": rounded(shares[regime]), "fillcolor": COLOURS[regime],
             "hovertemplate": spoken(regime) + " %{y:.0f} %<extra></extra>",
         }
         for regime in map(str, REGIMES) if shares[regime].any()
     ]  # fmt: skip
     is_moved = change["setting"] != change["start"]
     shapes: list[dict[str, Any]] = [
-        _line(y0=100 * target, y1=100 * target, x0=0, x1=1, xref="paper", dash="dot")
+        line(y0=100 * target, y1=100 * target, x0=0, x1=1, xref="paper", dash="dot")
     ]
     if is_moved:
-        shapes.append(_line(x0=change["setting"], x1=change["setting"], y0=0, y1=1, yref="paper"))
+        shapes.append(line(x0=change["setting"], x1=change["setting"], y0=0, y1=1, yref="paper"))
     x_axis: dict[str, Any] = {
         "title": {"text": f"setting of {plain(change['knob'])}"},
         "type": "linear" if is_even else "log",
     }
-    if is_even and change["start"] == rows["setting"].max():  # the start stands on the left
+    if starts_right(shares, change, is_even):
         x_axis["autorange"] = "reversed"
     before, after = change["at_start"]["regimes"]["ideal"], change["at_setting"]["regimes"]["ideal"]
     found = "no setting does better than the start"
@@ -148,9 +140,7 @@ def module_map(shares: pd.DataFrame) -> Figure:
     Args:
         shares: rows of `entangle.report.source.module_shares`.
     """
-    grid = 100 * shares.pivot(index="kind", columns="layer", values="share")
-    grid = grid.loc[list(dict.fromkeys(shares["kind"])), sorted(grid.columns)]
-    bound = float(np.nanmax(np.abs(grid.to_numpy()))) or 1.0
+    grid, bound = module_grid(shares)
     top = shares.nlargest(3, "share").to_dict("records")
     said = ", ".join(f"{_layer(row['layer'])} {row['kind']} {100 * row['share']:.1f} %" for row in top)
     return Figure(
@@ -158,7 +148,7 @@ def module_map(shares: pd.DataFrame) -> Figure:
         alt=f"Heat map of kinds of modules over layers. Largest: {said}.",
         data=[{
             "type": "heatmap", "x": [_layer(layer) for layer in map(int, grid.columns)],
-            "y": [plain(kind) for kind in grid.index], "z": [_round(row) for row in grid.to_numpy()],
+            "y": [plain(kind) for kind in grid.index], "z": [rounded(row) for row in grid.to_numpy()],
             "zmin": -bound, "zmax": bound, "colorscale": DIVERGING,
             "colorbar": {"title": {"text": "%"}, "thickness": 12}, "xgap": 1, "ygap": 1,
             "hovertemplate": "%{x}, %{y}: %{z:.2f} % of the mean cosine<extra></extra>",
@@ -211,7 +201,7 @@ def correlation_map(rows: pd.DataFrame, columns: Sequence[str]) -> Figure:
         alt="Heat map of Spearman's rank correlations. The numbers are in the table below.",
         data=[{
             "type": "heatmap", "x": names, "y": [plain(spoken(name)) for name in columns], "xgap": 1, "ygap": 1,
-            "z": [_round([r["rho"] for r in row.values()]) for row in found.values()], "zmin": -1, "zmax": 1,
+            "z": [rounded([r["rho"] for r in row.values()]) for row in found.values()], "zmin": -1, "zmax": 1,
             "colorscale": DIVERGING, "colorbar": {"thickness": 12},
             "hovertemplate": "%{x}, %{y}: %{z:.2f}<extra></extra>",
         }],
@@ -224,103 +214,10 @@ def correlation_map(rows: pd.DataFrame, columns: Sequence[str]) -> Figure:
     )  # fmt: skip
 
 
-def change_curves(points: pd.DataFrame, onset: int | None) -> Figure:
-    """Mean changes of both log-probs since the start of training, with bands."""
-    data: list[dict[str, Any]] = []
-    steps = points["step"].tolist()
-    for side, colour in SIDE_COLOURS.items():
-        middle, error = points[f"moved_{side}"], Z * points[f"moved_{side}_error"].fillna(0)
-        edge = {"type": "scatter", "mode": "lines", "x": steps, "line": {"width": 0}} | UNSEEN
-        data += [
-            edge | {"y": _round(middle - error)},
-            edge | {"y": _round(middle + error), "fill": "tonexty", "fillcolor": f"{colour}2e"},
-            {
-                "type": "scatter", "mode": "lines+markers", "name": side, "x": steps, "y": _round(middle),
-                "line": {"color": colour, "dash": "solid" if side == "chosen" else "dash"}, "marker": {"size": 5},
-                "hovertemplate": side + " %{y:.3g} nats at step %{x}<extra></extra>",
-            },
-        ]  # fmt: skip
-    last = points.iloc[-1]
-    began = "" if onset is None else f" Both fall for good from step {onset} on."
-    return Figure(
-        caption=f"Log-probs since the start, mean over {int(last['pairs'])} pairs and its 95 % band.{began}",
-        alt=f"At step {last['step']}: chosen {last['moved_chosen']:+.3g} nats, rejected {last['moved_rejected']:+.3g} "
-        f"nats.{began}",
-        data=data, terms=("logps",),
-        layout={
-            "xaxis": {"title": {"text": "optimiser step"}}, "yaxis": {"title": {"text": "change, nats"}},
-            "legend": ROW_LEGEND,
-            "shapes": [] if onset is None else [_line(x0=onset, x1=onset, y0=0, y1=1, yref="paper", dash="dash")],
-        },
-    )  # fmt: skip
-
-
-def regime_areas(points: pd.DataFrame) -> Figure:
-    """Shares of the predicted regimes over training."""
-    points = points.dropna(subset=["ideal"])
-    used = [str(r) for r in REGIMES if points[str(r)].any()]
-    last = points.iloc[-1]
-    return Figure(
-        caption="Predicted regimes over training, % of pairs",
-        alt=f"At step {last['step']}: " + ", ".join(f"{spoken(r)} {100 * last[r]:.0f} %" for r in used) + ".",
-        data=[
-            {
-                "type": "scatter", "mode": "lines", "stackgroup": "one", "name": spoken(r), "line": {"width": 0},
-                "x": points["step"].tolist(), "y": _round(100 * points[r]), "fillcolor": COLOURS[r],
-                "hovertemplate": spoken(r) + " %{y:.0f} %<extra></extra>",
-            }
-            for r in used
-        ],
-        layout={
-            "xaxis": {"title": {"text": "optimiser step"}}, "hovermode": "x unified",
-            "yaxis": {"title": {"text": "share of pairs, %"}, "range": [0, 100]},
-        },
-        terms=("regime",),
-    )  # fmt: skip
-
-
-def ledger_areas(ledger: pd.DataFrame, side: str) -> Figure:
-    """What the measured change of one response's log-prob came from, cumulated over the steps.
-
-    Causes that have raised it stand above zero, those that have lowered it below; the line is the measured change.
-    """
-    sums = over_time(ledger, side)
-    size = sums[list(PARTS)].abs().max()
-    used = [part for part in PARTS if size[part] >= 0.01 * size.max()]
-    steps = sums.index.tolist()
-    data: list[dict[str, Any]] = []
-    for part in used:
-        for group, values in (("up", sums[part].clip(lower=0)), ("down", sums[part].clip(upper=0))):
-            data.append({
-                "type": "scatter", "mode": "lines", "stackgroup": group, "line": {"width": 0}, "x": steps,
-                "y": _round(values), "fillcolor": SHADES[part], "name": MEANINGS[part], "legendgroup": part,
-                "showlegend": group == "up", "hoverinfo": "skip",
-            })  # fmt: skip
-    data.append({
-        "type": "scatter", "mode": "lines", "name": "measured", "x": steps, "y": _round(sums["measured"]),
-        "line": {"color": "theme", "width": 2}, "hovertemplate": "%{y:.3g} nats by step %{x}<extra></extra>",
-    })  # fmt: skip
-    last = sums.iloc[-1]
-    rows = [[MEANINGS[part], f"{last[part]:+.3g}"] for part in PARTS] + [
-        ["measured", f"{last['measured']:+.3g}"]
-    ]
-    return Figure(
-        caption=f"What moved the {side} log-prob: causes so far, mean over {ledger['index'].nunique()} pairs",
-        alt="By the last step, in nats: " + ", ".join(" ".join(row) for row in rows) + ".",
-        data=data, terms=("ledger",), height=400,
-        layout={
-            "xaxis": {"title": {"text": "optimiser step"}}, "yaxis": {"title": {"text": "nats since the start"}},
-            "hovermode": "closest", "legend": ROW_LEGEND,
-        },
-        table=Table(
-            f"The {side} log-prob by the last step, nats per pair", [Heading("from", "ledger"), Heading("change")], rows
-        ),
-    )  # fmt: skip
-
-
 def prompt_scatter(
     prompts: pd.DataFrame, x: tuple[str, str], y: tuple[str, str], *, caption: str, terms: Sequence[str],
-    logarithmic: bool = False, groups: tuple[str, Mapping[str, str], Mapping[str, str]] | None = None,
+    logarithmic: bool = False, groups: tuple[str, Mapping[Any, str], Mapping[Any, str]] | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> Figure | None:  # fmt: skip
     """Prompts in the plane of two columns, each given as (column, label); None where none can be drawn.
 
@@ -332,6 +229,7 @@ def prompt_scatter(
         terms: keys of definitions.
         logarithmic: both axes; what isn't above 0 is left out, and counted.
         groups: a column, and for its values their names and their colours.
+        limits: dotted lines at these x and y.
     """
     if not {x[0], y[0], "index"} <= set(prompts):
         return None
@@ -342,7 +240,9 @@ def prompt_scatter(
         return None
     kind = "log" if logarithmic else "linear"
     left = (
-        f"; {len(prompts) - len(rows)} of {len(prompts)} can't be drawn" if len(rows) < len(prompts) else ""
+        f"; {len(prompts) - len(rows)} of {len(prompts)} aren't above 0 and can't be drawn"
+        if len(rows) < len(prompts)
+        else ""
     )
     found = rank_correlation(rows[x[0]], rows[y[0]])
     parts = [("", SIDE_COLOURS["chosen"], rows)]
@@ -354,7 +254,7 @@ def prompt_scatter(
         alt=f"{len(rows)} prompts; rank correlation of {x[1]} and {y[1]}: {_with_interval(found)}.",
         data=[
             {
-                "type": "scatter", "mode": "markers", "x": _round(part[x[0]]), "y": _round(part[y[0]]),
+                "type": "scatter", "mode": "markers", "x": rounded(part[x[0]]), "y": rounded(part[y[0]]),
                 "customdata": part["index"].tolist(), "name": f"{name} ({len(part)})", "showlegend": bool(name),
                 "marker": {"size": 7, "color": colour, "opacity": 0.7},
                 "hovertemplate": "prompt %{customdata}<br>" + f"{x[1]} %{{x:.3g}}<br>{y[1]} %{{y:.3g}}<extra></extra>",
@@ -364,6 +264,10 @@ def prompt_scatter(
         layout={
             "xaxis": {"title": {"text": x[1]}, "type": kind}, "yaxis": {"title": {"text": y[1]}, "type": kind},
             "hovermode": "closest", "legend": ROW_LEGEND,
+            "shapes": [
+                line(dash="dot", **{f"{a}0": at, f"{a}1": at, f"{b}0": 0, f"{b}1": 1, f"{b}ref": "paper"})
+                for at, a, b in ((limits[0], "x", "y"), (limits[1], "y", "x")) if at is not None
+            ],
         },
         terms=(*terms, "rank_correlation"), height=400,
     )  # fmt: skip
@@ -388,10 +292,11 @@ def _percent(share: float) -> float:
     return round(100 * share, 2)
 
 
-def _round(values: Any) -> list[float | None]:
+def rounded(values: Any) -> list[float | None]:
     """Four digits each, None for what isn't finite."""
     return [float(f"{v:.4g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=float)]
 
 
-def _line(dash: str = "solid", **place: Any) -> dict[str, Any]:
+def line(dash: str = "solid", **place: Any) -> dict[str, Any]:
+    """A straight line of a layout in the theme's ink; `place` are its ends, in plotly's names."""
     return {"type": "line", "line": {"color": "theme", "width": 1.4, "dash": dash}, **place}

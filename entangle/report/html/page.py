@@ -20,7 +20,7 @@ from entangle.errors import RunError, UserError
 from entangle.regimes import REGIMES
 from entangle.report.explain import SENTENCES
 from entangle.report.glossary import definition_key, glossary
-from entangle.report.html.blocks import Figure
+from entangle.report.html.blocks import Figure, Prose, Section, Table
 from entangle.report.html.figures import MARKS, spoken
 from entangle.report.html.rows import COLUMNS, INFINITE, extra_columns, pair_rows
 from entangle.report.html.sections import has_pairs, sections
@@ -89,18 +89,32 @@ def render_page(sources: Sequence[Source]) -> str:
         "columns": [{"name": name, "text": text} for name, text, _ in COLUMNS],
     }  # fmt: skip
     script = _asset("report.js")
+    entries = glossary(extra["name"] for run in runs for extra in run["extra"])
+    facts, any_pairs = [_facts(source) for source in sources], any(map(has_pairs, sources))
     return environment.get_template("page.html").render(
         title=f"Gradient entanglement: {', '.join(source.name for source in sources)}", version=__version__,
         policy=_policy([plotly, script]), css=_asset("report.css"), plotly=plotly, script=script,
         content=safe_json(content), sections=shown,
-        glossary=glossary(extra["name"] for run in runs for extra in run["extra"]),
+        glossary=entries if any_pairs else {key: entries[key] for key in entries if key in _terms(shown, facts)},
         columns=COLUMNS,
         runs=[
-            run | {"verdict": verdict(source), "facts": _facts(source), "about": _about(source)}
-            for run, source in zip(runs, sources, strict=True)
+            run | {"verdict": verdict(source), "facts": fact, "about": _about(source)}
+            for run, source, fact in zip(runs, sources, facts, strict=True)
         ],
-        has_pairs=any(has_pairs(source) for source in sources),
+        has_pairs=any_pairs,
     )  # fmt: skip
+
+
+def _terms(shown: Sequence[Section], facts: Sequence[Sequence[tuple[str, str, str]]]) -> set[str]:
+    """Keys of the definitions that sections and facts refer to."""
+    blocks = [block for section in shown for column in section.columns.values() for block in column]
+    tables = [
+        block if isinstance(block, Table) else block.table for block in blocks if not isinstance(block, Prose)
+    ]
+    return {
+        *(key for section in shown for key in section.terms), *(key for row in facts for _, _, key in row),
+        *(heading.term for table in tables if table is not None for heading in table.head),
+    }  # fmt: skip
 
 
 def safe_json(content: Any) -> str:

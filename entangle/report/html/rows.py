@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from entangle.curves import SIDES
 from entangle.geometry import GEOMETRY_COLUMNS
 from entangle.predictions import FLAGS
 from entangle.regimes import REGIMES
@@ -44,8 +45,7 @@ FEWEST = 5
 """Where fewer pairs fall under a loss, those with the least slack are shown too, up to this many."""
 
 KEPT = (
-    "band_lower", "band_upper", "logps_chosen", "logps_rejected", "ref_logps_chosen", "ref_logps_rejected",
-    "chosen_length", "rejected_length", "prompt_length",
+    "band_lower", "band_upper", "logps_chosen", "logps_rejected", "chosen_length", "rejected_length", "prompt_length",
 )  # fmt: skip
 """Columns that the page keeps as they are."""
 
@@ -55,7 +55,7 @@ TOKEN_PAIRS = 200
 INFINITE = 1e308
 """Stands for infinity, which JSON can't write."""
 
-EXTRA_COLUMNS = 8
+EXTRA_COLUMNS = 20
 """Columns of the data set or of diagnostics that the table shows, at most."""
 
 
@@ -126,6 +126,8 @@ def _columns(kept: pd.DataFrame, extra: Sequence[str]) -> dict[str, Any]:
         columns[name] = numbers(geometry[name])
     for name in (*KEPT, *extra):
         columns[name] = numbers(kept[name])
+    for side in SIDES:
+        columns[f"log_ratio_{side}"] = numbers(kept[f"logps_{side}"] - kept[f"ref_logps_{side}"])
     flags = kept[[name for name in FLAGS if name in kept]].astype(bool)
     columns["flags"] = {name: np.flatnonzero(flags[name]).tolist() for name in flags if flags[name].any()}
     if "kind" in kept:

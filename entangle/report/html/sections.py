@@ -6,19 +6,24 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from entangle.curves import SIDES, onset
+from entangle.curves import SIDES, onset, over_seeds
 from entangle.ledger import explain
-from entangle.report.html import figures
+from entangle.report import across_tables
+from entangle.report.compare_tables import final_rows
+from entangle.report.html import course_figures, figures
 from entangle.report.html.blocks import Block, Figure, Heading, Prose, Section, Table
 from entangle.report.html.rows import extra_columns
 from entangle.report.joint_plots import VERDICT_COLOURS
 from entangle.report.joint_tables import VERDICTS
+from entangle.report.rft_plots import HARM, NOISE, POINT
 from entangle.report.source import Source, module_shares, step_table
 from entangle.report.tables import percent
 from entangle.report.whatif_tables import setting_text, until_text
 from entangle.summary import derived
 
 LIVE_HEIGHT = 470
+FLATTEST = 10
+"""Prompts with the smallest spread that are listed."""
 
 
 def sections(sources: Sequence[Source]) -> list[Section]:
@@ -28,6 +33,8 @@ def sections(sources: Sequence[Source]) -> list[Section]:
         columns = {number: blocks(source) for number, source in enumerate(sources)}
         columns = {number: content for number, content in columns.items() if content}
         if columns:
+            drawn = [block for content in columns.values() for block in content if isinstance(block, Figure)]
+            terms = tuple(dict.fromkeys([*terms, *(term for figure in drawn for term in figure.terms)]))
             found.append(Section(key, title, lead, columns, terms))
     return found
 
@@ -129,9 +136,9 @@ def _what_if(source: Source) -> list[Block]:
     blocks: list[Block] = [Prose(str(summary["recommendation"]))]
     if summary["changes"]:
         head = [
-            Heading("knob", "knob"), Heading("setting"), Heading("up to"), Heading("ideal %", "interval"),
-            Heading("both up %", "regime"), Heading("both down %", "regime"), Heading("margin growth", "margin_growth"),
-            Heading("margin kept %", "margin_kept"),
+            Heading("knob", "knob"), Heading("setting", "knob"), Heading("up to", "knob"),
+            Heading("ideal %", "interval"), Heading("both up %", "regime"), Heading("both down %", "regime"),
+            Heading("margin growth", "margin_growth"), Heading("margin kept %", "margin_kept"),
         ]  # fmt: skip
         rows = []
         for change in summary["changes"]:
@@ -150,32 +157,89 @@ def _what_if(source: Source) -> list[Block]:
     return blocks
 
 
+def _across(source: Source) -> list[Block]:
+    if source.across is None:
+        return []
+    rows = [
+        [
+            loss, across_tables.ratio(row["rho"]), percent(row["regimes_alone"]["both_down"]),
+            percent(row["regimes_epoch"]["both_down"]),
+        ]
+        for loss, row in source.across["losses"].items()
+    ]  # fmt: skip
+    head = [
+        Heading("loss"), Heading("rho", "rho"), Heading("both down, alone", "regime"),
+        Heading("both down, epoch", "across"),
+    ]  # fmt: skip
+    return [
+        Prose(across_tables.set_sentence(source.across)), Prose(across_tables.verdict(source.across)),
+        *(course_figures.across_bars(source.across, side) for side in SIDES),
+        Table("Pairs that lose both log-probs, % [95 % interval]: in one step alone, and over an epoch", head, rows),
+    ]  # fmt: skip
+
+
 def _training(source: Source) -> list[Block]:
     blocks: list[Block] = []
     points = None if source.steps is None else step_table(source.steps)
     if points is not None and len(points) > 1:
-        blocks.append(figures.change_curves(points, onset(points)))
+        blocks.append(course_figures.change_curves(points, onset(points)))
         if "ideal" in points:
-            blocks.append(figures.regime_areas(points))
+            blocks.append(course_figures.regime_areas(points))
     if source.ledger is not None:
         blocks += [Prose(explain(source.ledger, side)) for side in SIDES]
-        blocks += [figures.ledger_areas(source.ledger, side) for side in SIDES]
+        blocks += [course_figures.ledger_areas(source.ledger, side) for side in SIDES]
     return blocks
 
 
+def _comparison(source: Source) -> list[Block]:
+    if source.variants is None:
+        return []
+    blocks: list[Block] = []
+    if source.curves is not None:
+        bands = over_seeds(source.curves)
+        blocks += [course_figures.variant_curves(bands, side) for side in SIDES]
+    if source.causes is not None:
+        blocks += [course_figures.variant_causes(source.causes, side) for side in SIDES]
+    blocks.append(course_figures.variant_dots(source.variants))
+    heads, rows = final_rows(source.variants, source.summary.get("start", {}))
+    keys = {"chosen": "moved", "rejected": "moved", "both fell": "both_fell", "predicted to": "regime"}
+    keys |= {"accuracy": "margin_grew", "ROUGE-L": "summaries", "length": "summaries"}
+    table = Table(
+        f"At step {source.variants['step'].max():.0f}: mean over seeds +- half the range; changes in nats, shares in %",
+        [Heading(head or "loss and setting", keys.get(head, "")) for head in heads], rows,
+    )  # fmt: skip
+    return [*blocks, table]
+
+
 def _rewards(source: Source) -> list[Block]:
+    if source.changes is not None:
+        drawn = figures.prompt_scatter(
+            source.changes, ("reward_std_before", "reward std before"), ("change", "change of the mean reward"),
+            caption="What the fine-tuning changed, by the spread that there was before; one point per prompt",
+            terms=("reward_std",), limits=(None, 0.0),
+        )  # fmt: skip
+        return [drawn] if drawn is not None else []
     if source.prompts is None or "reward_std" not in source.prompts:
         return []
-    prompts = source.prompts
+    prompts, limits = source.prompts, source.summary.get("thresholds", {})
+    if {"grad_sq", "grad_sq_error"} <= set(prompts):
+        prompts = prompts.assign(told=prompts["grad_sq"] > 2 * prompts["grad_sq_error"])
+    if limits:
+        prompts = prompts.assign(
+            harmful=(prompts["reward_std"] < limits["std"]) & (prompts["reward_mean"] < limits["mean"])
+        )
     drawn = [
         figures.prompt_scatter(
-            prompts, ("reward_std", "reward std"), ("grad_norm", "gradient norm"), logarithmic=True,
-            caption="Reward std against the norm of the expected reward gradient, one point per prompt",
+            prompts, ("reward_std", "reward std"), ("grad_norm", "norm of the expected reward gradient"),
+            logarithmic=True, caption="Spread of a prompt's rewards against the gradient that it leaves",
             terms=("reward_std", "reward_gradient"),
+            groups=("told", {True: "above two errors", False: "within two errors of 0"}, {True: POINT, False: NOISE}),
         ),
         figures.prompt_scatter(
-            prompts, ("reward_mean", "reward mean"), ("reward_std", "reward std"), terms=("reward_std",),
-            caption="Mean and std of the reward, one point per prompt",
+            prompts, ("reward_mean", "mean reward of a prompt's answers"), ("reward_std", "reward std"),
+            caption="Mean and std of the reward, one point per prompt; the dotted lines are the limits",
+            terms=("reward_std",), limits=(limits.get("mean"), limits.get("std")),
+            groups=("harmful", {False: "others", True: "small std, low mean"}, {False: POINT, True: HARM}),
         ),
     ]  # fmt: skip
     blocks: list[Block] = [figure for figure in drawn if figure is not None]
@@ -191,7 +255,29 @@ def _rewards(source: Source) -> list[Block]:
         blocks.append(Table(f"Of {source.summary['prompts']['measured']} prompts", head, rows))
     if "trl" in source.summary:
         blocks.append(Prose(str(source.summary["trl"]["explanation"]), is_quiet=True))
-    return blocks
+    return [*blocks, _flattest(source)]
+
+
+def _flattest(source: Source) -> Table:
+    """The prompts whose rewards vary least, with their texts where the run has kept them."""
+    assert source.prompts is not None
+    rows = source.prompts.dropna(subset=["reward_std"]).nsmallest(FLATTEST, ["reward_std", "reward_mean"])
+    texts = (
+        {} if source.texts is None else dict(zip(source.texts["index"], source.texts["prompt"], strict=True))
+    )
+    head = [
+        Heading("prompt"), Heading("mean"), Heading("std [95 %]", "reward_std"), Heading("gradient", "reward_gradient"),
+    ]  # fmt: skip
+    cells = [
+        [
+            f"{row['index']} {' '.join(str(texts.get(row['index'], '')).split())[:80]}",
+            figures.number(row["reward_mean"]),
+            f"{figures.number(row['reward_std'])} [{figures.number(row.get('reward_std_low'), '.2g')}, "
+            f"{figures.number(row.get('reward_std_high'), '.2g')}]", figures.number(row.get("grad_norm"), ".2g"),
+        ]
+        for row in rows.to_dict("records")
+    ]  # fmt: skip
+    return Table(f"The {len(rows)} prompts whose rewards vary least", head, cells)
 
 
 def _joint(source: Source) -> list[Block]:
@@ -243,7 +329,15 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Source], list[Block]], tuple[str
         _what_if, ("knob", "margin_growth", "margin_kept"),
     ),
     (
+        "across", "Across pairs", "What all other pairs of the set do to a pair over an epoch, beside its own step.",
+        _across, ("across", "interval"),
+    ),
+    (
         "training", "Over training", "What was measured, and what it came from.", _training, ("ledger", "logps"),
+    ),
+    (
+        "comparison", "Losses compared", "The same pairs, seeds and start for all; measured on the probed pairs.",
+        _comparison, ("logps", "both_fell"),
     ),
     (
         "rewards", "Rewards", "How much the reward varies over the answers to a prompt, and what gradient that leaves.",

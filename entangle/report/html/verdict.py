@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from entangle.curves import onset
-from entangle.ledger import explain
+from entangle.curves import SIDES, Z, onset
+from entangle.ledger import MEANINGS, PARTS, explain
 from entangle.regimes import Regime
 from entangle.report.source import Source, step_table
 from entangle.summary import share
@@ -30,6 +30,10 @@ def verdict(source: Source) -> list[str]:
     """Three sentences on a run of pairs; what there is to say of a run of prompts or of training steps."""
     if source.pairs is not None:
         return _of_pairs(source)
+    if source.variants is not None:
+        return _of_comparison(source.variants, source.causes)
+    if source.changes is not None:
+        return _of_change(source.summary)
     if "verdicts" in source.summary:
         return _of_both(source.summary)
     if "prevalence" in source.summary:
@@ -79,8 +83,15 @@ def _no_change(source: Source) -> str:
     asked = (
         "" if source.what_if is None else f" ({100 * source.what_if.summary['target']:g} % were asked for)"
     )
+    if source.across is not None:
+        loss, row = next(iter(source.across["losses"].items()))
+        return (
+            f"No change is needed for one step on a pair alone{asked}; over an epoch of {loss}, the other pairs' steps "
+            f"included, both would fall on {interval(row['regimes_epoch'][Regime.BOTH_DOWN])}, to first order."
+        )
     return (
-        f"No change is needed for one step{asked}; what training does over many steps, entangle sweep shows."
+        f"No change is needed for one step{asked}. If the chosen log-prob falls in training all the same, other pairs "
+        "or earlier steps do it: entangle across and entangle train --ledger tell."
     )
 
 
@@ -111,11 +122,29 @@ def _what_would_change(source: Source) -> str:
 def _of_prompts(summary: Mapping[str, Any]) -> list[str]:
     harmful, limits = summary["prevalence"]["small_low"], summary["thresholds"]
     measured = summary["prompts"]["measured"]
+    many = "Most" if harmful["share"] > 0.5 else "Some" if harmful["count"] else "No"
     return [
-        "Where the reward hardly varies over a prompt's answers, its expected reward gradient vanishes.",
-        f"On {interval(harmful)} of the {measured} prompts the reward's std is below {limits['std']:g} and its mean "
-        f"below {limits['mean']:g}: no signal, and room to improve.",
+        f"{many} prompts have a reward that is low and hardly varies over their answers: hardly any gradient of the "
+        "reward is left.",
+        f"So it is on {interval(harmful)} of the {measured} prompts: std below {limits['std']:g}, mean below "
+        f"{limits['mean']:g}.",
         "An SFT phase on good answers, or easier prompts, would give such prompts a signal.",
+    ]
+
+
+def _of_change(summary: Mapping[str, Any]) -> list[str]:
+    """Two reward runs on the same prompts, before and after a fine-tuning."""
+    rho, groups = summary["std_and_change"], summary["groups"]
+    ends = " and ".join(
+        f"{group['change']:+.2g} ({group['low']:+.2g} to {group['high']:+.2g}) in the group with the {size} std"
+        for size, group in (("smallest", groups[0]), ("largest", groups[-1]))
+    )
+    return [
+        f"The fine-tuning has changed the mean reward by {summary['change']:+.2g} on average over {summary['prompts']} "
+        "prompts.",
+        f"By the std before it: {ends}.",
+        f"The rank correlation of a prompt's std before and its change is {_correlation(rho)}: were prompts with a "
+        "small std held back, it would be positive.",
     ]
 
 
@@ -123,17 +152,50 @@ def _of_both(summary: Mapping[str, Any]) -> list[str]:
     """A joint run: the same prompts, a preference loss and rewards."""
     shares, rho = summary["verdicts"], summary["rank_correlations"]["cosine_and_std"]
     measured, loss = summary["prompts"]["measured"], summary["loss"]
-    found = "unknown"
-    if rho["rho"] is not None:
-        found = f"{rho['rho']:.2f} (95 % interval {rho['low']:.2f} to {rho['high']:.2f})"
     return [
         f"Both {loss} on the prompt's pair and its answers' rewards have a signal on {interval(shares['both'])} of the "
         f"{measured} prompts.",
         f"The pair alone has one on {interval(shares['dpo_only'])}, the rewards alone on "
         f"{interval(shares['rft_only'])}, neither on {interval(shares['neither'])}.",
-        f"The rank correlation of the pair's cosine and the reward's std is {found}: were entangled pairs the prompts "
-        "with a small std, it would be negative.",
+        f"The rank correlation of the pair's cosine and the reward's std is {_correlation(rho)}: were entangled pairs "
+        "the prompts with a small std, it would be negative.",
     ]
+
+
+def _of_comparison(variants: pd.DataFrame, causes: pd.DataFrame | None) -> list[str]:
+    """Losses and settings side by side: which lower the chosen log-prob, on which share of pairs, and what did it."""
+    moved, both = variants.set_index("variant")["moved_chosen"], variants.set_index("variant")["both_fell"]
+    fell = int((moved < 0).sum())
+    first = (
+        f"By step {variants['step'].max():.0f} the mean chosen log-prob of the probed pairs has fallen under {fell} of "
+        f"{len(variants)} losses and settings: from {moved.min():+.2g} nats ({moved.idxmin()}) to {moved.max():+.2g} "
+        f"({moved.idxmax()})."
+    )
+    ends = (f"{100 * both.min():.0f} % ({both.idxmin()})", f"{100 * both.max():.0f} % ({both.idxmax()})")
+    row = variants.nlargest(1, "both_fell").iloc[0]
+    sentences = [
+        first,
+        f"Both log-probs have fallen on {ends[0]} to {ends[1]} of the {row['pairs']:.0f} pairs, means over seeds; the "
+        f"range over seeds of the latter is {100 * row['both_fell_low']:.0f} to {100 * row['both_fell_high']:.0f} %.",
+    ]
+    if causes is not None:
+        own = causes[(causes["side"] == "chosen") & (causes["variant"] == moved.idxmin())][list(PARTS)].mean()
+        parts = own.reindex(own.abs().sort_values(ascending=False).index)[:3]
+        listed = ", ".join(f"{value:+.2g} from {MEANINGS[str(part)]}" for part, value in parts.items())
+        sentences.append(
+            f"Under {moved.idxmin()} the chosen log-prob's change comes from, in nats: {listed}."
+        )
+    elif "both_down" in variants:
+        predicted = variants["both_down"].max()
+        sentences.append(
+            f"A step on a pair alone would lower both on at most {100 * predicted:.0f} %"
+            + (
+                ": other pairs and earlier steps do the rest, which a ledger takes apart (ledger: true)."
+                if predicted < both.max() / 2
+                else ": the pairs' own gradients go far to explain it."
+            )
+        )
+    return sentences
 
 
 def _of_training(source: Source, points: pd.DataFrame) -> list[str]:
@@ -141,9 +203,13 @@ def _of_training(source: Source, points: pd.DataFrame) -> list[str]:
     last, began = points.iloc[-1], onset(points)
     pairs = int(last["pairs"])
     both = share(round(last["both_fell"] * pairs), pairs)
+    moved = [_direction(last[f"moved_{side}"], last[f"moved_{side}_error"]) for side in SIDES]
+    happened = f"the chosen log-prob {moved[0]} and the rejected {moved[1]}"
+    if moved[0] == moved[1]:
+        happened = f"both log-probs {moved[0]}"
     return [
-        f"By step {last['step']:.0f} the chosen log-prob has moved by {last['moved_chosen']:+.3g} nats and the "
-        f"rejected by {last['moved_rejected']:+.3g}, on average over {pairs} pairs.",
+        f"By step {last['step']:.0f} {happened}: chosen {last['moved_chosen']:+.3g} nats, rejected "
+        f"{last['moved_rejected']:+.3g}, on average over {pairs} pairs.",
         f"Both have fallen on {interval(both)} of them"
         + (f", on average for good from step {began} on." if began is not None else "."),
         explain(source.ledger)
@@ -152,10 +218,23 @@ def _of_training(source: Source, points: pd.DataFrame) -> list[str]:
     ]
 
 
+def _direction(moved: float, error: float) -> str:
+    """What a mean change has done, told from its noise."""
+    if not abs(moved) > Z * error:
+        return "stayed within noise of the start"
+    return "rose" if moved > 0 else "fell"
+
+
 def interval(part: Mapping[str, float]) -> str:
     """`31 % (95 % interval 21 to 42 %)`."""
     low, high = (f"{100 * part[end]:.0f}" for end in ("low", "high"))
     return f"{100 * part['share']:.0f} % (95 % interval {low} to {high} %)"
+
+
+def _correlation(rho: Mapping[str, float | None]) -> str:
+    if rho["rho"] is None:
+        return "unknown"
+    return f"{rho['rho']:.2f} (95 % interval {rho['low']:.2f} to {rho['high']:.2f})"
 
 
 def _portion(part: Mapping[str, float]) -> str:

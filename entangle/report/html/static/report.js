@@ -7,7 +7,7 @@
   const root = document.documentElement;
   const withPairs = content.runs.map((run, number) => (run.pairs ? number : -1)).filter((number) => number >= 0);
   const state = { run: withPairs[0] ?? 0, loss: null, cards: 5, printing: false, sort: "index", up: true, order: [] };
-  const ROW = 30, PRINTED = 60, PRINT_WIDTH = 660;
+  const ROW = 30, PRINTED = 60, PRINTED_COLUMNS = 8, PRINT_WIDTH = 660;
 
   // --- small helpers -------------------------------------------------------------------------------------------
 
@@ -76,17 +76,25 @@
       : { ink: read("--ink"), quiet: read("--quiet"), line: read("--line"), card: read("--card") };
   }
 
+  /* A colour of a figure as it is told from the page behind it. */
+  const DARK = {
+    "#2b5c8a": "#6ea8de", "#2b6cb0": "#6ea8de", "#c8382e": "#f0685c", "#8a4fbf": "#b68ae4", "#7a5230": "#b98a63", "#5f6b73": "#9aa6ae",
+    "#f4f4f2": "#2a2f38",
+  };
+  const shade = (colour) => (state.printing || !isDark() ? colour : (DARK[colour.slice(0, 7)] ?? colour.slice(0, 7)) + colour.slice(7));
+
   function draw(key) {
     const figure = content.figures[key];
     const target = byId(`figure-${key}`);
     const colour = colours();
     const made = figure.live ? LIVE[figure.live](figure.run, colour) : figure;
-    const own = (value) => JSON.parse(JSON.stringify(value), (_, item) => (item === "theme" ? colour.ink : item));
+    const own = (value) => JSON.parse(JSON.stringify(value), (_, item) =>
+      item === "theme" ? colour.ink : typeof item === "string" && item.startsWith("#") ? shade(item) : item);
     const layout = {
       font: { family: "system-ui, sans-serif", size: 12, color: colour.ink }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 16, t: 58, b: 48 }, hoverlabel: { align: "left" },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour.quiet, activecolor: colour.ink },
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom" }, ...own(made.layout),
+      showlegend: true, legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom" }, ...own(made.layout),
     };
     for (const axis of ["xaxis", "yaxis"]) {
       layout[axis] = {
@@ -137,7 +145,7 @@
         type: "scatter", mode: "markers", name: `${regime.text} (${places.length})`, x: places.map(x), y: places.map(y),
         customdata: places.map((place) => [place, indexOf(run, place), ...columns.map((name) => number(valueOf(run, name, place)))]),
         hovertemplate: `pair %{customdata[1]}: ${regime.text}<br>${hover}<extra></extra>`,
-        marker: { color: regime.colour, symbol: regime.mark, size: pairsOf(run).count > 3000 ? 4 : 7, opacity: 0.72 },
+        marker: { color: regime.colour, symbol: regime.mark, size: pairsOf(run).count > 3000 ? 4 : pairsOf(run).count > 200 ? 7 : 9, opacity: 0.8 },
       };
     }).filter((trace) => trace.x.length);
   }
@@ -208,7 +216,7 @@
           yaxis: axis("change of the rejected"),
           annotations: content.regimes.filter((regime) => regime.name in corners).map((regime) => ({
             text: regime.text, xref: "paper", yref: "paper", x: corners[regime.name][0], y: corners[regime.name][1], showarrow: false,
-            font: { color: regime.colour, size: 13 },
+            font: { color: regime.colour, size: 13 }, xanchor: corners[regime.name][0] ? "right" : "left",
           })),
         },
       };
@@ -218,10 +226,13 @@
   // --- cards ---------------------------------------------------------------------------------------------------
 
   const FACTS = [
-    ["cosine", "cosine", "cosine"], ["norm_ratio", "norm ratio", "norm_ratio"], ["chosen_ratio", "c / A", "chosen_ratio"],
-    ["rejected_ratio", "c / B", "rejected_ratio"], ["logps_chosen", "log-prob, chosen", "logps"],
-    ["logps_rejected", "log-prob, rejected", "logps"], ["chosen_length", "tokens, chosen", "length"],
-    ["rejected_length", "tokens, rejected", "length"], ["prompt_length", "tokens, prompt", "length"],
+    ["cosine", "cosine", "cosine"], ["norm_ratio", "norm ratio", "norm_ratio"], ["chosen_length", "tokens, chosen", "length"],
+    ["rejected_length", "tokens, rejected", "length"],
+  ];
+  const REST = [
+    ["chosen_ratio", "c / A", "chosen_ratio"], ["rejected_ratio", "c / B", "rejected_ratio"],
+    ["logps_chosen", "log-prob, chosen", "logps"], ["logps_rejected", "log-prob, rejected", "logps"],
+    ["prompt_length", "tokens, prompt", "length"],
   ];
 
   function fact(list, name, value, key) {
@@ -252,12 +263,12 @@
     fact(list, "ideal band", `${number(valueOf(run, "band_lower", place), 3)} to ${number(valueOf(run, "band_upper", place), 3)}`, "band");
     fact(list, "d_w, d_l", `${number(at(loss.d_w, place), 3)}, ${number(at(loss.d_l, place), 3)}`, "incentives");
     for (const [name, text, key] of FACTS) fact(list, text, number(valueOf(run, name, place)), key);
-    if (valueOf(run, "ref_logps_chosen", place) !== null) {
-      for (const side of ["chosen", "rejected"]) {
-        fact(list, `log-ratio, ${side}`, signed(valueOf(run, `logps_${side}`, place) - valueOf(run, `ref_logps_${side}`, place)), "reward");
-      }
+    const rest = made.querySelector(".rest");
+    for (const [name, text, key] of REST) fact(rest, text, number(valueOf(run, name, place)), key);
+    if (valueOf(run, "log_ratio_chosen", place) !== null) {
+      for (const side of ["chosen", "rejected"]) fact(rest, `log-ratio, ${side}`, signed(valueOf(run, `log_ratio_${side}`, place)), "reward");
     }
-    for (const extra of content.runs[run].extra) fact(list, extra.text, number(valueOf(run, extra.name, place)), extra.term);
+    for (const extra of content.runs[run].extra) fact(rest, extra.text, number(valueOf(run, extra.name, place)), extra.term);
     if (pairs.columns.kind) fact(list, "kind", valueOf(run, "kind", place));
     const flags = flagsOf(run, place);
     if (flags.length) fact(list, "flags", flags.join(", "));
@@ -300,7 +311,7 @@
     const places = worst.slice(0, state.printing ? Math.max(state.cards, 5) : state.cards).filter((place) => chosen?.id !== anchor(run, indexOf(run, place)));
     byId("cards").replaceChildren(...places.map((place) => card(run, place)));
     const { falling, label } = lossOf(run);
-    const few = falling ? `The chosen log-prob of only ${falling} falls` : "No pair's chosen log-prob falls";
+    const few = falling ? `The chosen log-prob of only ${falling} ${falling === 1 ? "pair" : "pairs"} falls` : "No pair's chosen log-prob falls";
     const others = worst.length > falling ? " Then come those with the least slack." : "";
     byId("few").textContent = falling < 5 ? `${few} under ${label}.${others}` : "";
     byId("more").hidden = worst.length <= state.cards;
@@ -544,6 +555,9 @@
 
   function print(isPrinting) {
     state.printing = isPrinting;
+    for (const more of document.querySelectorAll("figure details")) {
+      more.open = isPrinting && more.querySelectorAll("thead th").length <= PRINTED_COLUMNS;
+    }
     drawAll();
     if (withPairs.length) { showCards(); showRows(); }
   }

@@ -1,4 +1,4 @@
-"""An optimiser that a mitigation needs."""
+"""AdamW with a momentum of its own: the optimiser of virtual splitting."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ class VirtualAdamW(torch.optim.AdamW):
     with q the parameter's `.grad`, and everything else as in AdamW. Law: with q_stage = q it is AdamW, bit for bit
     (PyTorch's plain implementation). The state has AdamW's names, so checkpoints are interchangeable.
 
+    An entry that has had no gradient yet (v = 0) takes q for q_stage: q_stage over eps would be a step without bound.
+    So it is with the factor A of a fresh LoRA at the first step, where B = 0 leaves A without gradient.
+
     Attributes:
         stage: q_stage by parameter for the next step; a parameter that isn't there uses q. Emptied by the step.
     """
@@ -30,7 +33,8 @@ class VirtualAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
-                if parameter.grad is None:
+                grad = parameter.grad
+                if grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
@@ -39,10 +43,10 @@ class VirtualAdamW(torch.optim.AdamW):
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] += 1
                 count = state["step"].item()
-                grad, stage = parameter.grad, self.stage.get(parameter, parameter.grad)
+                stage = self.stage.get(parameter, grad)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                state["exp_avg"].lerp_(stage, 1 - beta1)
                 state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                state["exp_avg"].lerp_(torch.where(state["exp_avg_sq"] > 0, stage, grad), 1 - beta1)
                 denominator = state["exp_avg_sq"].sqrt() / (1 - beta2**count) ** 0.5
                 size = group["lr"] / (1 - beta1**count)
                 parameter.addcdiv_(state["exp_avg"], denominator.add_(group["eps"]), value=-size)

@@ -1,0 +1,60 @@
+"""The run folder: which options make the same run, and what to type to finish one."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from entangle.config import ProbeConfig, RunOptions, TrainConfig, parse
+from entangle.errors import RunError
+from entangle.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class Before(RunOptions):
+    VERB: ClassVar[str] = "probe"
+
+    size: int = 3
+
+
+@dataclass(frozen=True)
+class Since(Before):
+    """The same command with options added."""
+
+    names: tuple[str, ...] = ("a", "b")
+    share: float = 0.5
+
+
+def test_an_option_added_since_counts_as_its_default(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.begin(Before(), {"data": "x"})
+    run.begin(Since(), {"data": "x"})
+    assert not run.changed_options(Since())
+    assert run.changed_options(Since(share=0.25)) == {"share": (0.5, 0.25)}
+    for other in (Since(share=0.25), Since(names=("a",)), Since(size=4)):
+        with pytest.raises(RunError, match="holds another run .*there, .* now"):
+            run.begin(other, {"data": "x"})
+    with pytest.raises(RunError, match=r"input data: 'x' there, 'y' now"):
+        run.begin(Since(), {"data": "y"})
+
+
+def test_the_default_folder_stays_the_same_when_options_are_added():
+    assert Before().run_path == Since().run_path
+    assert (
+        len({config.run_path for config in (Since(), Since(size=4), Since(share=0.25), TrainConfig())}) == 4
+    )
+
+
+@pytest.mark.parametrize("options", [ProbeConfig(losses=("dpo",)), TrainConfig(seed=1)])
+def test_an_unfinished_run_names_the_command_that_made_it(options: RunOptions, tmp_path: Path):
+    run = RunFolder(tmp_path / "a run")
+    run.begin(options, {})
+    with pytest.raises(RunError, match=f"Finish it with: entangle {options.VERB} --config") as error:
+        RunFolder.open(run.path)
+    _, _, *words = shlex.split(str(error.value).partition("with: ")[2])
+    again, _ = parse(type(options), words, prog="x")
+    assert again.run_path == run.path and not run.changed_options(again)
