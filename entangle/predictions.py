@@ -125,10 +125,7 @@ def _predict_one(
 ) -> pd.DataFrame:
     coefficients = coefficients_of(loss, logps, batch_size)
     prediction = predict(geometry, coefficients)
-    codes = prediction.regime_codes
-    for ends in _ends_of_error(logps, geometry.resolution):
-        there = predict(geometry, coefficients_of(loss, ends, batch_size)).regime_codes
-        codes = torch.where(there == codes, codes, REGIMES.index(Regime.DEGENERATE))
+    codes = believed_codes(loss, geometry, logps, batch_size, prediction.regime_codes)
     return pd.DataFrame(
         {
             "index": scored["index"].to_numpy(),
@@ -142,6 +139,16 @@ def _predict_one(
             "slack": prediction.slack.numpy(),
         }
     )
+
+
+def believed_codes(
+    loss: PreferenceLoss, geometry: PairGeometry, logps: PairLogps, batch_size: int, codes: Tensor
+) -> Tensor:
+    """A loss's regimes `codes`, indices into `REGIMES`; `degenerate` where the log-probs' own error could change one."""
+    for ends in _ends_of_error(logps, geometry.resolution):
+        there = predict(geometry, coefficients_of(loss, ends, batch_size)).regime_codes
+        codes = torch.where(there == codes, codes, REGIMES.index(Regime.DEGENERATE))
+    return codes
 
 
 def _ends_of_error(logps: PairLogps, resolution: float) -> Iterator[PairLogps]:

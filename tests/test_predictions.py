@@ -13,6 +13,7 @@ from entangle.config import ProbeConfig
 from entangle.geometry import RESOLUTION
 from entangle.predictions import predict_losses
 from entangle.probe import ProbeResult, run_probe
+from entangle.whatif import what_if
 from losses import build
 from tests.run_folders import synthetic_pairs
 
@@ -39,8 +40,11 @@ def at_log_ratio(ratio: float) -> pd.DataFrame:
     ],
 )
 def test_a_verdict_at_a_kink_is_withheld_within_the_error_of_log_probs(ratio, resolution, regime):
-    found = predict_losses(at_log_ratio(ratio), [build("dpop")], resolution=resolution, batch_size=1)
+    rows, loss = at_log_ratio(ratio), build("dpop")
+    found = predict_losses(rows, [loss], resolution=resolution, batch_size=1)
     assert found["regime"].tolist() == [regime]
+    judged = what_if(rows, [loss], knobs=(), loss_batch_size=1, resolution=resolution)
+    assert judged.regimes[loss.label].tolist() == [regime]
 
 
 def test_a_loss_without_reference_has_its_verdicts_in_16_bits_too():

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from entangle.geometry import RESOLUTION
 from entangle.joint.products import kernel_product, preference_kernel, reward_kernel
 from entangle.predictions import geometry_of, logps_of, predict_losses
 from entangle.regimes import Regime
@@ -58,38 +59,38 @@ VERDICTS = {
 # --- preference pairs ---------------------------------------------------------------------------------------
 
 
-def pair_frame(rows: pd.DataFrame, resolution: float) -> pd.DataFrame:
+def pair_frame(rows: pd.DataFrame) -> pd.DataFrame:
     """The data set's pairs of measured prompts, with the columns of a probe's pairs."""
-    return pd.DataFrame([_data_pair(row, resolution) for row in rows.to_dict("records")])
+    return pd.DataFrame([_data_pair(row) for row in rows.to_dict("records")])
 
 
-def best_frame(rows: pd.DataFrame, resolution: float) -> pd.DataFrame:
+def best_frame(rows: pd.DataFrame) -> pd.DataFrame:
     """Best against worst sampled answer of every prompt whose rewards don't all tie; the first ones of several.
 
     Columns as `pair_frame`, and chosen_answer, rejected_answer (their places among the answers) and
     reward_gap.
     """
-    found = (_best_pair(row, resolution) for row in rows.to_dict("records"))
+    found = (_best_pair(row) for row in rows.to_dict("records"))
     return pd.DataFrame([pair for pair in found if pair is not None])
 
 
-def _data_pair(row: Mapping[Any, Any], resolution: float) -> dict[str, Any]:
+def _data_pair(row: Mapping[Any, Any]) -> dict[str, Any]:
     gram = _pair_gram(row)
     logps, ref_logps, lengths = (
         np.asarray(row[f"pair_{name}"]) for name in ("logps", "ref_logps", "lengths")
     )
-    pair = _pair_row(row["index"], logps, ref_logps, lengths, gram[:, -2:], resolution)
+    pair = _pair_row(row["index"], logps, ref_logps, lengths, gram[:, -2:])
     return pair | {"identical": row["pair_identical"], "truncated": row["pair_truncated"]}
 
 
-def _best_pair(row: Mapping[Any, Any], resolution: float) -> dict[str, Any] | None:
+def _best_pair(row: Mapping[Any, Any]) -> dict[str, Any] | None:
     rewards = np.asarray(row["rewards"], dtype=np.float64)
     places = [int(rewards.argmax()), int(rewards.argmin())]
     if rewards[places[0]] == rewards[places[1]]:
         return None
     logps, ref_logps, lengths = (np.asarray(row[name])[places] for name in ("logps", "ref_logps", "lengths"))
     block = gram_of(row)[np.ix_(places, places)]
-    pair = _pair_row(row["index"], logps, ref_logps, lengths, block, resolution)
+    pair = _pair_row(row["index"], logps, ref_logps, lengths, block)
     return pair | {
         "identical": False, "truncated": not np.asarray(row["finished"])[places].all(),
         "chosen_answer": places[0], "rejected_answer": places[1],
@@ -97,15 +98,13 @@ def _best_pair(row: Mapping[Any, Any], resolution: float) -> dict[str, Any] | No
     }  # fmt: skip
 
 
-def _pair_row(
-    index: int, logps: Array, ref_logps: Array, lengths: Array, block: Array, resolution: float
-) -> dict[str, Any]:
+def _pair_row(index: int, logps: Array, ref_logps: Array, lengths: Array, block: Array) -> dict[str, Any]:
     """One pair as a probe keeps it, from its `(2, 2)` Gram block.
 
     Gaps are differences of float64 sums over one set of scores: their error, a few roundings of the scores' own
     precision, is below the resolution at which signs are believed.
     """
-    ref_logps = snapped(ref_logps, logps, resolution)
+    ref_logps = snapped(ref_logps, logps)
     (chosen_sq, inner), (_, rejected_sq) = block
     return {
         "index": index, "logps_chosen": logps[0], "logps_rejected": logps[1], "ref_logps_chosen": ref_logps[0],
@@ -115,11 +114,10 @@ def _pair_row(
     }  # fmt: skip
 
 
-def snapped(ref_logps: Array, logps: Array, resolution: float) -> Array:
-    """Reference log-probs, or the policy's own where the two can't be told apart: rounding decides no kink."""
-    return np.where(
-        np.abs(ref_logps - logps) <= resolution * np.maximum(np.abs(logps), 1.0), logps, ref_logps
-    )
+def snapped(ref_logps: Array, logps: Array) -> Array:
+    """Reference log-probs, or the policy's own where float32 can't tell the two apart: rounding decides no kink."""
+    untold = np.abs(ref_logps - logps) <= RESOLUTION[torch.float32] * np.maximum(np.abs(logps), 1.0)
+    return np.where(untold, logps, ref_logps)
 
 
 def _pair_gram(row: Mapping[Any, Any]) -> Array:
@@ -215,7 +213,7 @@ def verdict(pair: str, rft: str) -> str:
     )
 
 
-def shared_columns(row: Mapping[Any, Any], loss: PreferenceLoss, resolution: float) -> dict[str, Any]:
+def shared_columns(row: Mapping[Any, Any], loss: PreferenceLoss) -> dict[str, Any]:
     """What needs the answers and a preference pair together, for one prompt.
 
     Returns:
@@ -234,18 +232,18 @@ def shared_columns(row: Mapping[Any, Any], loss: PreferenceLoss, resolution: flo
     return {
         "index": row["index"], "answer_distance": math.sqrt(max(2 * trace, 0.0)),
         "reward_change_chosen": chosen, "reward_change_rejected": rejected,
-    } | _online_columns(row, gram, rewards, loss, resolution)  # fmt: skip
+    } | _online_columns(row, gram, rewards, loss)  # fmt: skip
 
 
 def _online_columns(
-    row: Mapping[Any, Any], gram: Array, rewards: Array, loss: PreferenceLoss, resolution: float
+    row: Mapping[Any, Any], gram: Array, rewards: Array, loss: PreferenceLoss
 ) -> dict[str, Any]:
     wins = np.argwhere(rewards[:, None] > rewards[None, :])
     names = ("online_signal", "online_yield", "online_sq", "online_product")
     if not len(wins):
         return dict(zip(names, (math.nan, 0.0, 0.0, 0.0), strict=True))
     logps = np.asarray(row["logps"], dtype=np.float64)
-    reference = snapped(np.asarray(row["ref_logps"], dtype=np.float64), logps, resolution)
+    reference = snapped(np.asarray(row["ref_logps"], dtype=np.float64), logps)
     lengths = np.asarray(row["lengths"], dtype=np.float64)
     won, lost = (
         [torch.from_numpy(column[wins[:, side]]) for column in (logps, lengths, reference)] for side in (0, 1)

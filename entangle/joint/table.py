@@ -58,19 +58,17 @@ def joint_table(
     table, used = prompt_rows(rows, setting), measured_rows(rows)
     if used.empty:
         return table
-    for source, frame in zip(
-        SOURCES, (pair_frame(used, resolution), best_frame(used, resolution)), strict=True
-    ):
+    for source, frame in zip(SOURCES, (pair_frame(used), best_frame(used)), strict=True):
         columns = pair_columns(frame, loss, resolution) if len(frame) else _no_pairs(used, loss, resolution)
         names = {name: f"{source}_{name}" for name in columns if name != "index"}
         table = table.merge(columns.rename(columns=names), on="index", how="left")
-    shared = [shared_columns(row, loss, resolution) for row in used.to_dict("records")]
+    shared = [shared_columns(row, loss) for row in used.to_dict("records")]
     return reward_products(table.merge(pd.DataFrame(shared), on="index", how="left"))
 
 
 def _no_pairs(used: pd.DataFrame, loss: PreferenceLoss, resolution: float) -> pd.DataFrame:
     """The columns of `best` where every prompt's rewards tie: none of its rows."""
-    columns = pair_columns(pair_frame(used, resolution), loss, resolution).iloc[:0]
+    columns = pair_columns(pair_frame(used), loss, resolution).iloc[:0]
     return columns.assign(chosen_answer=[], rejected_answer=[], reward_gap=[])
 
 

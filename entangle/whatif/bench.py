@@ -14,7 +14,7 @@ from torch import Tensor
 
 from entangle.geometry import PairGeometry
 from entangle.knobs import Knob, Path, Reach, best_change, ideal_interval, readable, smallest_change
-from entangle.predictions import coefficients_of
+from entangle.predictions import believed_codes, coefficients_of
 from entangle.regimes import REGIMES, Regime, predict
 from entangle.summary import share, wilson
 from losses import Coefficients, PairLogps, PreferenceLoss
@@ -35,13 +35,18 @@ class Bench:
         """A loss's incentives on these pairs."""
         return coefficients_of(loss, self.logps, self.batch_size)
 
+    def codes(self, loss: PreferenceLoss, coefficients: Coefficients) -> Tensor:
+        """The regime of every pair, as the probe judges it: indices into `REGIMES`."""
+        codes = predict(self.geometry, coefficients).regime_codes
+        return believed_codes(loss, self.geometry, self.logps, self.batch_size, codes)
+
     def judge(self, losses: Sequence[PreferenceLoss], index: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
         """One row per loss, and the regime of every pair under it; equal verdicts share a number."""
         rows, columns, verdicts = [], {"index": index.to_numpy()}, {}
         names = [str(regime) for regime in REGIMES]
         for loss in losses:
             coefficients = self.coefficients(loss)
-            codes = predict(self.geometry, coefficients).regime_codes.numpy()
+            codes = self.codes(loss, coefficients).numpy()
             verdict = verdicts.setdefault(codes.tobytes(), len(verdicts))
             columns[loss.label] = pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names))
             rows.append({
@@ -97,7 +102,7 @@ class Bench:
         return str(max(wrong, key=lambda name: past[name] - inside[name]))
 
     def _is_ideal(self, loss: PreferenceLoss) -> Tensor:
-        return predict(self.geometry, self.coefficients(loss)).regime_codes == REGIMES.index(Regime.IDEAL)
+        return self.codes(loss, self.coefficients(loss)) == REGIMES.index(Regime.IDEAL)
 
     def _state(self, loss: PreferenceLoss) -> dict[str, Any]:
         coefficients = self.coefficients(loss)
