@@ -144,7 +144,7 @@ def _predict_one(
 def believed_codes(
     loss: PreferenceLoss, geometry: PairGeometry, logps: PairLogps, batch_size: int, codes: Tensor
 ) -> Tensor:
-    """A loss's regimes `codes`, indices into `REGIMES`; `degenerate` where the log-probs' own error could change one."""
+    """Regimes `codes` (indices into `REGIMES`), `degenerate` where the log-probs' own error could change one."""
     for ends in _ends_of_error(logps, geometry.resolution):
         there = predict(geometry, coefficients_of(loss, ends, batch_size)).regime_codes
         codes = torch.where(there == codes, codes, REGIMES.index(Regime.DEGENERATE))

@@ -43,7 +43,7 @@ class VirtualAdamW(torch.optim.AdamW):
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] += 1
                 count = state["step"].item()
-                stage = self.stage.get(parameter, grad)
+                stage = self.stage[parameter] if parameter in self.stage else grad
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
                 state["exp_avg"].lerp_(torch.where(state["exp_avg_sq"] > 0, stage, grad), 1 - beta1)
