@@ -171,14 +171,16 @@ def ledger_bars(ledger: pd.DataFrame) -> Figure:
     """What the mean change of both log-probs came from, per variant: causes that raised it right of 0, others left.
 
     Args:
-        ledger: rows of `CompareResult.ledger`; means over seeds are drawn. The black line is the measured change.
+        ledger: rows of `CompareResult.ledger`; means over seeds are drawn, relative to the size of all causes of a
+            variant together. The black line is the measured change, whose nats stand beside it.
     """
     variants = list(dict.fromkeys(ledger["variant"]))
     means = ledger.groupby(["side", "variant"], sort=False)[["measured", *PARTS]].mean()
     figure, axes = panels(1, 2, 10.0, 0.34 * len(variants) + 1.6)
     places = list(range(len(variants), 0, -1))
     for each, side in zip(axes, SIDE_COLOURS, strict=True):
-        own = means.loc[side].reindex(variants)
+        nats = means.loc[side].reindex(variants)
+        own = nats.div(nats[list(PARTS)].abs().sum(axis=1), axis=0) * 100
         right, left = np.zeros(len(variants)), np.zeros(len(variants))
         for part in PARTS:
             value = own[part].to_numpy()
@@ -188,7 +190,9 @@ def ledger_bars(ledger: pd.DataFrame) -> Figure:
         each.plot(own["measured"], places, "|", color="black", ms=14, mew=2)
         each.axvline(0, color="#999999", lw=0.8)
         each.set_title(f"{side} log-prob", fontsize=10, loc="left")
-        each.set_xlabel("nats, mean over pairs and seeds")
+        each.set_xlabel("% of all that moved it (beside: nats)")
+        for place, change, edge in zip(places, nats["measured"], right, strict=True):
+            each.text(edge + 2, place, f"{change:+.3g}", va="center", fontsize=8)
         each.set_yticks(places, variants if each is axes[0] else [])
     figure.legend(
         *axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=3

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich.console import RenderableType
+from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,9 @@ COLUMNS: dict[str, tuple[str, float, str]] = {
     "length": ("length_greedy", 1, ".0f"),
 }  # fmt: skip
 """Heads of the columns: the number below, its factor, its format."""
+
+LONGEST = 12
+"""Characters of a setting that stand in the table itself; longer ones are numbered and listed above it."""
 
 EXPLAINED = (
     "Probed pairs (held back, unless probe_trained is given): change of the mean log-probs since the start, nats; "
@@ -39,7 +43,7 @@ def final_rows(variants: pd.DataFrame, start: Mapping[str, float]) -> tuple[list
     ]
     if start:
         before = (_plain(start.get(name), scale, form) for name, scale, form in shown.values())
-        rows.insert(0, ["(before training)", *before])
+        rows.insert(0, ["(before)", *before])
     return ["", *shown], rows
 
 
@@ -51,20 +55,29 @@ def comparison_table(variants: pd.DataFrame, start: Mapping[str, float], seeds: 
         start: quality of the summaries before training.
         seeds: number of seeds.
     """
-    title = f"After {int(variants['step'].max())} steps, mean of {seeds} seeds (+- half the range)"
-    table = Table(title=title, title_justify="left", caption=EXPLAINED)
+    title = f"After {int(variants['step'].max())} steps, mean of {seeds} seeds (± half the range)"
+    table = Table(
+        title=title, title_justify="left", caption=EXPLAINED, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     heads, rows = final_rows(variants, start)
-    for head in heads:
-        table.add_column(head, justify="right" if head else "left", overflow="ellipsis" if head else "fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+    for head in heads:  # numbers stay whole
+        table.add_column(
+            head.replace(" ", "\n"), justify="right" if head else "left", overflow="fold", no_wrap=bool(head)
+        )
+    if max(len(label) for label, *_ in rows) <= LONGEST:
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+    labels = [f"{number:>3}  {label}" for number, (label, *_) in enumerate(rows, 1)]
+    for number, (_, *numbers) in enumerate(rows, 1):
+        table.add_row(str(number), *map(Text, numbers))
+    return Group(Text("\n".join(labels)), "", table)
 
 
 def _spread(row: Mapping[Any, Any], name: str, scale: float, form: str) -> str:
     """The mean over seeds, and half the range where there is one."""
     half = scale * (row[f"{name}_high"] - row[f"{name}_low"]) / 2
-    return format(scale * row[name], form) + (f" +-{half:{form.lstrip('+')}}" if half else "")
+    return format(scale * row[name], form) + (f"±{half:{form.lstrip('+')}}" if half else "")
 
 
 def _plain(value: float | None, scale: float, form: str) -> str:

@@ -312,7 +312,7 @@ def test_comparison_shows_every_loss_over_training(tmp_path):
     assert isinstance(chosen, Figure) and isinstance(dots, Figure) and isinstance(table, Table)
     assert chosen.data[0]["y"] == [0.5, -19.5] and rejected.data[1]["y"] == [0.0, -10.0]
     assert dots.data[0]["x"] == [-19.5, 10.5] and dots.data[0]["error_x"]["array"] == [0.5, 0.5]
-    assert table.rows[1][:3] == ["dpo", "-19.50 +-0.50", "-10.00"]
+    assert table.rows[1][:3] == ["dpo", "-19.50±0.50", "-10.00"]
     first, second, third = verdict(source)
     assert "fallen under 1 of 2" in first and "-20 nats (dpo)" in first and "50 % (dpo)" in second
     assert "at most 0 %: other pairs" in third
@@ -329,7 +329,11 @@ def test_comparison_shows_every_loss_over_training(tmp_path):
     run.write_table("ledger.parquet", ledger)
     source = read_source(run.path)
     (section,) = sections([source])
-    assert [trace["x"] for trace in section.columns[0][2].data] == [[1.0, 1.0], [-3.0, -3.0], [-2.0, -2.0]]
+    assert [trace["x"] for trace in section.columns[0][2].data] == [
+        [25.0, 25.0],
+        [-75.0, -75.0],
+        [-50.0, -50.0],
+    ]
     assert "-3 from momentum (gradients of earlier steps), +1 from its own score" in verdict(source)[2]
     assert "causes" in {name for name, _ in figures_of(source)} and "momentum" in render_page([source])
 

@@ -159,26 +159,27 @@ def variant_causes(causes: pd.DataFrame, side: str) -> Figure:
         side: `chosen` or `rejected`.
     """
     rows = causes[causes["side"] == side].groupby("variant", sort=False)[["measured", *PARTS]].mean()
+    shares = rows.div(rows[list(PARTS)].abs().sum(axis=1), axis=0) * 100  # variants differ in size by far
     names = [plain(variant) for variant in rows.index]
     data: list[dict[str, Any]] = [
         {
-            "type": "bar", "orientation": "h", "name": MEANINGS[part], "y": names, "x": rounded(rows[part]),
-            "marker": {"color": SHADES[part]},
-            "hovertemplate": "%{y}: %{x:+.3g} nats from " + MEANINGS[part] + "<extra></extra>",
+            "type": "bar", "orientation": "h", "name": MEANINGS[part], "y": names, "x": rounded(shares[part]),
+            "customdata": rounded(rows[part]), "marker": {"color": SHADES[part]},
+            "hovertemplate": "%{y}: %{customdata:+.3g} nats (%{x:+.0f} %) from " + MEANINGS[part] + "<extra></extra>",
         }
         for part in PARTS if rows[part].any()
     ]  # fmt: skip
     data.append({
-        "type": "scatter", "mode": "markers", "name": "measured", "y": names, "x": rounded(rows["measured"]),
-        "marker": {"symbol": "diamond", "size": 9, "color": "theme"},
-        "hovertemplate": "%{y}: %{x:+.3g} nats<extra></extra>",
+        "type": "scatter", "mode": "markers", "name": "measured", "y": names, "x": rounded(shares["measured"]),
+        "customdata": rounded(rows["measured"]), "marker": {"symbol": "diamond", "size": 9, "color": "theme"},
+        "hovertemplate": "%{y}: %{customdata:+.3g} nats<extra></extra>",
     })  # fmt: skip
     said = ", ".join(f"{variant} {value:+.2g}" for variant, value in rows["measured"].items())
     return Figure(
         caption=f"What moved the {side} log-prob, mean over pairs and seeds",
         alt=f"Stacked bars of {len(rows)} losses and settings. Measured, in nats: {said}.",
         data=data, height=190 + 30 * len(rows), terms=("ledger",),
-        layout=_bars("nats since the start"),
+        layout=_bars(f"lowered the {side}  |  raised it, % of all that moved it"),
     )  # fmt: skip
 
 

@@ -205,7 +205,7 @@ def _comparison(source: Source) -> list[Block]:
     keys = {"chosen": "moved", "rejected": "moved", "both fell": "both_fell", "predicted to": "regime"}
     keys |= {"accuracy": "margin_grew", "ROUGE-L": "summaries", "length": "summaries"}
     table = Table(
-        f"At step {source.variants['step'].max():.0f}: mean over seeds +- half the range; changes in nats, shares in %",
+        f"At step {source.variants['step'].max():.0f}: mean over seeds ± half the range; changes in nats, shares in %",
         [Heading(head or "loss and setting", keys.get(head, "")) for head in heads], rows,
     )  # fmt: skip
     return [*blocks, table]
