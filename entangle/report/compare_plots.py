@@ -180,7 +180,7 @@ def ledger_bars(ledger: pd.DataFrame) -> Figure:
     places = list(range(len(variants), 0, -1))
     for each, side in zip(axes, SIDE_COLOURS, strict=True):
         nats = means.loc[side].reindex(variants)
-        own = nats.div(nats[list(PARTS)].abs().sum(axis=1), axis=0) * 100
+        own = nats.div(np.abs(nats[list(PARTS)].to_numpy()).sum(1), axis=0) * 100
         right, left = np.zeros(len(variants)), np.zeros(len(variants))
         for part in PARTS:
             value = own[part].to_numpy()
