@@ -51,7 +51,7 @@ PARTS = ("own", "partner", "pull", "push")
 
 
 @dataclass(frozen=True)
-class AcrossResult(tables.InNotebooks):
+class AcrossResult(tables.Shown):
     """What all other pairs do to each pair.
 
     Args:
@@ -71,10 +71,6 @@ class AcrossResult(tables.InNotebooks):
     def renderable(self) -> RenderableType:
         """The set as one pair, and a row per loss."""
         return across_tables.report(self.summary)
-
-    def table(self, width: int = 110) -> str:
-        """The same as plain text."""
-        return tables.render(self.renderable(), width)
 
 
 def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossResult:

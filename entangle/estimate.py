@@ -19,6 +19,7 @@ from itertools import chain
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from peft import PeftModel, get_peft_model
 from rich.text import Text
@@ -140,11 +141,12 @@ def estimate(config: ProbeConfig) -> Estimate:
         else []
     )
     first, *costs = stack.costs(passes[0], measured)
-    seconds = first.seconds + sum(_interpolate(_padded(batch), measured, costs) for batch in further)
+    sizes, seconds = [0, *map(_padded, measured)], [0.0, *(cost.seconds for cost in costs)]
+    rest = np.interp(list(map(_padded, further)), sizes, seconds)  # the last one measured is the largest
     return Estimate(
         pairs=len(pairs), scored=sum(map(is_scorable, tokenized)), passes=len(passes),
         tokens=sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in tokenized),
-        seconds=seconds, weight_bytes=weights,
+        seconds=first.seconds + float(rest.sum()), weight_bytes=weights,
         pass_bytes=resident(max(cost.bytes for cost in (first, *costs)), loading.target),
     )  # fmt: skip
 
@@ -291,13 +293,6 @@ def _seconds(compute: Callable[[], object]) -> float:
 def _padded(batch: Sequence[TokenizedPair]) -> int:
     """Tokens of a pass with its padding."""
     return 2 * len(batch) * max(map(longest, batch))
-
-
-def _interpolate(tokens: int, batches: Sequence[Sequence[TokenizedPair]], costs: Sequence[Cost]) -> float:
-    """Seconds of a pass of so many tokens, on the line through two measured ones; in proportion to a single one."""
-    (x0, x1), (y0, y1) = map(_padded, (batches[0], batches[-1])), (costs[0].seconds, costs[-1].seconds)
-    slope = (y1 - y0) / (x1 - x0) if x1 > x0 else y0 / x0
-    return max(y0 + slope * (tokens - x0), 0.0)
 
 
 def _duration(seconds: float) -> str:

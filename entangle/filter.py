@@ -56,7 +56,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class FilterResult:
+class FilterResult(tables.Shown):
     """What was decided, row by row of the data set.
 
     Args:
@@ -72,10 +72,6 @@ class FilterResult:
     def renderable(self) -> RenderableType:
         """The summary as rich tables."""
         return filter_tables.summary_tables(self.summary)
-
-    def table(self, width: int = 100) -> str:
-        """The same as plain text."""
-        return tables.render(self.renderable(), width)
 
 
 def run_filter(config: FilterConfig) -> FilterResult:

@@ -61,7 +61,7 @@ ROW_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class ProbeResult(tables.InNotebooks):
+class ProbeResult(tables.Shown):
     """A finished probe: its rows as data frames, its aggregates, its folder.
 
     Args:
@@ -88,7 +88,7 @@ class ProbeResult(tables.InNotebooks):
         Raises:
             RunError: there is none at `path`.
         """
-        run = RunFolder.open(path)
+        run = RunFolder.open(path, ProbeConfig.VERB)
         predictions = run.table("predictions.parquet")
         assert predictions is not None  # written before the summary that makes a run complete
         return cls(run, run.pairs(), predictions, run.read_json("summary.json"))
@@ -112,10 +112,6 @@ class ProbeResult(tables.InNotebooks):
         texts = self.run.table("texts.parquet")
         parts.append(tables.pair_cards(self.pairs, self.predictions, texts, losses[0], worst))
         return Group(*parts)
-
-    def table(self, worst: int = 3, width: int = 100) -> str:
-        """The tables as plain text."""
-        return tables.render(self.renderable(worst), width)
 
 
 @dataclass(frozen=True)

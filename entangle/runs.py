@@ -38,15 +38,23 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
+    def open(cls, path: str | Path, verb: str | None = None) -> RunFolder:
         """An existing, finished run.
 
+        Args:
+            path: its folder.
+            verb: the command that it must be of; None for any.
+
         Raises:
-            RunError: there is no run at `path`, or it isn't finished.
+            RunError: there is no run at `path`, it isn't finished, or it is of another command.
         """
         run = cls(path)
         if not (run.path / "config.yaml").is_file():
             raise RunError(f"Expected a run folder (with config.yaml) at {run.path}; found none.")
+        if verb is not None and run.verb not in {None, verb}:
+            raise RunError(
+                f"Expected a run of entangle {verb} at {run.path}; it holds one of entangle {run.verb}."
+            )
         if not run.is_complete:
             raise RunError(
                 f"The run in {run.path} isn't finished (it has no summary.json). "
@@ -105,12 +113,17 @@ class RunFolder:
         return yaml.safe_load((self.path / "config.yaml").read_text())
 
     @property
+    def verb(self) -> str | None:
+        """The command that the run is of; None where its record doesn't say."""
+        first = (self.path / "config.yaml").read_text().partition("\n")[0]
+        return first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else None
+
+    @property
     def resume_command(self) -> str:
         """What to type to go on with the run."""
-        first = (self.path / "config.yaml").read_text().partition("\n")[0]
-        verb = first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else "VERB"
+        config = str(self.path / "config.yaml")
         return shlex.join(
-            ["entangle", verb, "--config", str(self.path / "config.yaml"), "--output_dir", str(self.path)]
+            ["entangle", self.verb or "VERB", "--config", config, "--output_dir", str(self.path)]
         )
 
     @property
@@ -147,7 +160,15 @@ class RunFolder:
         return json.loads((self.path / name).read_text())
 
     def pairs(self) -> pd.DataFrame:
-        """All rows of the finished shards, in dataset order."""
+        """All rows of the finished shards, in dataset order.
+
+        Raises:
+            RunError: there are none.
+        """
+        if not self.shards:
+            raise RunError(
+                f"Expected a probe's run folder (with pairs/*.parquet) at {self.path}; it holds no pairs."
+            )
         files = [self.path / "pairs" / f"{number:05d}.parquet" for number in self.shards]
         rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
         return rows.sort_values("index", ignore_index=True)

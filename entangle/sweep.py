@@ -23,6 +23,7 @@ from entangle.probe import ProbeResult, run_probe
 from entangle.progress import Interrupted, notes_console
 from entangle.regimes import REGIMES
 from entangle.report.sweep_tables import sweep_table
+from entangle.report.tables import Shown
 from entangle.runs import RunFolder
 from entangle.summary import share
 
@@ -43,7 +44,7 @@ CURVE_OF_METRIC = (
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Shown):
     """A finished sweep.
 
     Args:

@@ -39,7 +39,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class TokenResult(tables.InNotebooks):
+class TokenResult(tables.Shown):
     """Pairs taken apart into tokens.
 
     Args:
@@ -70,10 +70,6 @@ class TokenResult(tables.InNotebooks):
             token_tables.pair_table(by_index[i], self.tokens[self.tokens["index"] == i], self.loss, rows)
             for i in wanted
         ))  # fmt: skip
-
-    def table(self, rows: int = 8, width: int = 100) -> str:
-        """The same as plain text."""
-        return tables.render(self.renderable(rows), width)
 
 
 def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenResult:

@@ -70,7 +70,7 @@ PASS = 8
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(tables.Shown):
     """A finished training run.
 
     Args:
@@ -92,7 +92,7 @@ class TrainResult:
         Raises:
             RunError: there is none at `path`.
         """
-        run = RunFolder.open(path)
+        run = RunFolder.open(path, TrainConfig.VERB)
         log = pd.DataFrame(run.read_json("log_history.json")["log_history"])
         return cls(run, log, run.table("held_back.parquet"), run.read_json("summary.json"))
 
@@ -107,10 +107,6 @@ class TrainResult:
         if ledger is None:
             return table
         return Group(table, *(Text(explain(ledger, side)) for side in ("chosen", "rejected")))
-
-    def table(self, width: int = 100) -> str:
-        """The table as plain text."""
-        return tables.render(self.renderable(), width)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,21 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny policy, an adapter and ten pairs, by path; nothing is written there."""
+    from tests.probing import write_rows
+    from tests.tiny import gpt2_tokenizer, save_adapter, save_policy
+
+    folder = tmp_path_factory.mktemp("inputs")
+    base = save_policy(folder / "base", gpt2_tokenizer())
+    return {
+        "base": base,
+        "adapter": save_adapter(folder / "adapter", base),
+        "data": write_rows(folder / "rows.jsonl"),
+    }
+
+
 @pytest.fixture
 def tldr() -> Path:
     """The folder of real TL;DR data beside the project."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.errors import ModelError
-from entangle.estimate import Cost, estimate, peak_bytes, resident
+from entangle.estimate import Cost, Stack, estimate, peak_bytes, resident
 from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.probe import Plan, Work, column_functions, rows_of_pass
 from entangle.scores import make_engine
@@ -56,3 +58,13 @@ def test_rows_beyond_learned_positions_are_refused_before_the_run(tmp_path):
     gpt2_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="Give --max_length 8"):
         estimate(ProbeConfig(model_name_or_path=str(tmp_path), reference="self", limit=2))
+
+
+def test_noise_between_passes_of_one_size_is_not_drawn_out(monkeypatch):
+    """A pass costs its tokens' share of the measured ones, though the largest happened to be the quicker of two."""
+    config = ProbeConfig(limit=9, batch_size=2)
+    costs = [Cost(1.0, 0.0), Cost(2.1, 0.0), Cost(2.0, 0.0)]
+    monkeypatch.setattr(Stack, "costs", lambda self, first, further: costs[: 1 + len(further)])
+    found = estimate(config)
+    assert found.passes == 5 and 1 + 3 * 2.0 < found.seconds < 1 + 4 * 2.1
+    assert estimate(replace(config, batch_size=9)).seconds == 1.0

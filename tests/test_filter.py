@@ -21,7 +21,7 @@ from entangle.data import load_pairs
 from entangle.errors import ConfigError, RunError
 from entangle.filter import FilterResult, Rows, data_options_of, decide, matches, pair_table, run_filter
 from entangle.probe import ProbeResult, run_probe
-from tests.test_probe import write_rows
+from tests.probing import write_rows
 from tests.tiny import gpt2_tokenizer, save_policy
 
 

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import PartialState
-from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from entangle import embedded
@@ -30,55 +28,16 @@ from entangle.geometry import GEOMETRY_COLUMNS
 from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.models import Policy, load_adam_state
 from entangle.predictions import predict_losses
-from entangle.probe import ProbeResult, run_probe
+from entangle.probe import ProbeResult
 from entangle.progress import Interrupted
 from entangle.runs import RunFolder
 from entangle.scores import AutogradEngine, row_logps, token_logps
 from entangle.summary import summarise
 from entangle.verify import KeepFloat64, pair_logps
 from losses import build
-from tests.tiny import gpt2_tokenizer, save_adapter, save_policy
-
-WORDS = "the cat sat on the mat and then the other cat sat there too while they thought of nothing".split()
-
-
-def write_rows(path: Path, count: int = 10, seed: int = 0) -> str:
-    """Pairs of random words, of unlike lengths, in two kinds."""
-    draw = random.Random(seed)
-
-    def text(low: int, high: int) -> str:
-        return " " + " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
-
-    rows = [
-        {"prompt": "TL;DR:" + text(2, 6), "chosen": text(1, 4), "rejected": text(1, 4), "kind": "ab"[i % 2]}
-        for i in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("inputs")
-    base = save_policy(folder / "base", gpt2_tokenizer())
-    return {
-        "base": base,
-        "adapter": save_adapter(folder / "adapter", base),
-        "data": write_rows(folder / "rows.jsonl"),
-    }
-
-
-def options(inputs: dict[str, str], output: Path, **changes) -> ProbeConfig:
-    given = {
-        "model_name_or_path": inputs["base"], "adapter_name_or_path": inputs["adapter"],
-        "dataset_name": inputs["data"], "losses": ("dpo", "simpo", "kto"), "shard_size": 3, "max_length": 64,
-        "output_dir": str(output),
-    }  # fmt: skip
-    return ProbeConfig(**(given | changes))
-
-
-def probe(config: ProbeConfig) -> ProbeResult:
-    return run_probe(config, Console(quiet=True))
+from tests.probing import options, probe, write_rows
+from tests.processes import ENVIRONMENT, run_on_two, torchrun
+from tests.tiny import gpt2_tokenizer, save_policy
 
 
 def test_rows_equal_the_oracle_pair_by_pair(inputs, tmp_path):
@@ -510,11 +469,8 @@ def test_run_killed_at_random_moments_equals_an_unbroken_one(inputs, tmp_path):
 @pytest.mark.slow
 def test_two_processes_share_the_pairs_and_equal_one(inputs, tmp_path):
     """`torchrun` on two gloo processes writes one folder, equal to a single process's."""
-    arguments = launch(inputs, inputs["data"], tmp_path / "run", "--shard_size", "3")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("Share of pairs per regime") == 1
+    printed = run_on_two(*launch(inputs, inputs["data"], tmp_path / "run", "--shard_size", "3"))
+    assert printed.count("Share of pairs per regime") == 1
     both, one = ProbeResult.load(tmp_path / "run"), probe(options(inputs, tmp_path / "one"))
     assert both.pairs["index"].tolist() == one.pairs["index"].tolist()
     for name in (*GEOMETRY_COLUMNS, "logps_chosen", "ref_logps_rejected"):
@@ -528,15 +484,16 @@ def test_processes_of_which_one_is_killed_leave_a_folder_that_one_process_finish
     data = write_rows(tmp_path / "rows.jsonl", 40, seed=6)
     changes = {"dataset_name": data, "shard_size": 1, "batch_size": 1, "modules": True}
     words = launch(inputs, data, tmp_path / "run", "--shard_size", "1", "--batch_size", "1", "--modules")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    launched = subprocess.Popen(
+        torchrun(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+    )
     run, deadline = RunFolder(tmp_path / "run"), time.monotonic() + 120
     while len(run.shards) < 6 and time.monotonic() < deadline:
         time.sleep(0.002)
-    ranks = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True).stdout.split()
+    ranks = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True).stdout.split()
     assert len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
-    assert torchrun.wait(timeout=120) != 0
+    assert launched.wait(timeout=120) != 0
     assert 6 <= len(run.shards) < 40 and not run.is_complete
     resumed, unbroken = (probe(options(inputs, tmp_path / name, **changes)) for name in ("run", "unbroken"))
     pd.testing.assert_frame_equal(resumed.pairs, unbroken.pairs)
@@ -545,19 +502,12 @@ def test_processes_of_which_one_is_killed_leave_a_folder_that_one_process_finish
 
 
 def launch(inputs: dict[str, str], data: str, output: Path, *flags: str) -> list[str]:
-    """The command line of a probe on two gloo processes."""
+    """A probe's words on the command line."""
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-        "-m", "entangle", "probe", "--model_name_or_path", inputs["base"], "--adapter_name_or_path",
+        "entangle", "probe", "--model_name_or_path", inputs["base"], "--adapter_name_or_path",
         inputs["adapter"], "--dataset_name", data, "--losses", "dpo", "simpo", "kto", "--max_length", "64",
         "--output_dir", str(output), *flags,
     ]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_only_the_main_process_removes_a_run(inputs, tmp_path, monkeypatch):

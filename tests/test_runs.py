@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from entangle.across import AcrossResult
+from entangle.compare import CompareResult
 from entangle.config import ProbeConfig, RunOptions, TrainConfig, parse
 from entangle.errors import RunError
+from entangle.filter import FilterResult
+from entangle.joint import JointResult
+from entangle.probe import ProbeResult
+from entangle.report.tables import Shown
+from entangle.rft import RewardChange, RftResult
+from entangle.rft.result import PromptsResult
 from entangle.runs import RunFolder
+from entangle.sweep import SweepResult
+from entangle.tokens import TokenResult
+from entangle.train import TrainResult
+from entangle.whatif import WhatIf
 
 
 @dataclass(frozen=True)
@@ -58,3 +71,37 @@ def test_an_unfinished_run_names_the_command_that_made_it(options: RunOptions, t
     _, _, *words = shlex.split(str(error.value).partition("with: ")[2])
     again, _ = parse(type(options), words, prog="x")
     assert again.run_path == run.path and not run.changed_options(again)
+
+
+def test_a_run_of_another_command_is_refused_by_name(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    run.begin(ProbeConfig(), {})
+    run.write_json("summary.json", {})
+    assert RunFolder.open(run.path, "probe").verb == "probe"
+    for load in (RftResult.load, JointResult.load, TrainResult.load, CompareResult.load):
+        with pytest.raises(
+            RunError, match=r"Expected a run of entangle \w+ at .*; it holds one of entangle probe"
+        ):
+            load(run.path)
+    (run.path / "config.yaml").write_text("limit: 3\n")  # as a hand may write it
+    assert RunFolder.open(run.path, "train").verb is None
+
+
+RESULTS = (
+    AcrossResult, CompareResult, FilterResult, JointResult, ProbeResult, RewardChange, RftResult, SweepResult,
+    TokenResult, TrainResult, WhatIf,
+)  # fmt: skip
+
+
+def test_every_result_shows_itself():
+    """What a command gives back is drawn in a notebook as it is in the terminal."""
+    here = {
+        value
+        for module in list(sys.modules.values())
+        if module.__name__.startswith("entangle.")
+        for value in vars(module).values()
+        if isinstance(value, type) and hasattr(value, "renderable")
+    }
+    assert here - {Shown, PromptsResult} == set(RESULTS)
+    for result in RESULTS:
+        assert issubclass(result, Shown) and not result.__abstractmethods__

@@ -393,8 +393,8 @@ def test_the_batch_composition_decides_and_is_said():
     pairs = synthetic_pairs(40)
     eight, four = (what_if(pairs, ["kto"], loss_batch_size=size) for size in (8, 4))
     assert eight.settings["margin_change_mean"].iloc[-1] != four.settings["margin_change_mean"].iloc[-1]
-    assert "batches of 4 consecutive scored pairs" in four.table()
-    assert "consecutive" not in what_if(pairs, ["dpo"]).table()
+    assert "batches of 4 consecutive scored pairs" in four.table(120)
+    assert "consecutive" not in what_if(pairs, ["dpo"]).table(120)
 
 
 def test_the_work_grows_with_the_settings_not_with_the_pairs(monkeypatch: pytest.MonkeyPatch):

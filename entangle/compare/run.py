@@ -26,6 +26,7 @@ from entangle.models import Policy
 from entangle.progress import Interrupted, notes_console, progress_bar
 from entangle.report.compare_tables import comparison_table
 from entangle.report.ledger_tables import ledger_tables
+from entangle.report.tables import Shown
 from entangle.rollouts import Prompt, load_prompts
 from entangle.rollouts import fingerprint as posts_fingerprint
 from entangle.runs import RunFolder
@@ -35,7 +36,7 @@ TABLES = ("curves", "runs", "variants", "directions", "ledger")
 
 
 @dataclass(frozen=True)
-class CompareResult:
+class CompareResult(Shown):
     """A finished comparison.
 
     Args:
@@ -64,7 +65,7 @@ class CompareResult:
         Raises:
             RunError: there is none at `path`.
         """
-        run = RunFolder.open(path)
+        run = RunFolder.open(path, CompareConfig.VERB)
         tables: dict[str, Any] = {name: run.table(f"{name}.parquet") for name in TABLES}
         return cls(run=run, start=run.read_json("summary.json")["start"], **tables)
 

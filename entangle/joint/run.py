@@ -12,7 +12,6 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,13 +21,14 @@ from rich.console import Console, RenderableType
 
 from entangle.config import JointConfig, build_losses
 from entangle.data import PreferencePair, fingerprint, tokenize_pair
-from entangle.errors import ConfigError, DataError, RunError
+from entangle.errors import ConfigError, DataError
 from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.joint.table import joint_table, summarise_joint, with_states
 from entangle.models import Columns, NoReference, Policy
 from entangle.probe import texts_of
 from entangle.progress import notes_console
 from entangle.report import joint_tables
+from entangle.rft.result import PromptsResult
 from entangle.rft.shards import answer_rows, compute_shards
 from entangle.rft.work import Work, grader_of, measured_rows, rollouts_fingerprint
 from entangle.rollouts import Prompt, Rollout, load_rollouts, prompts_of
@@ -39,32 +39,10 @@ from losses import PreferenceLoss
 
 
 @dataclass(frozen=True)
-class JointResult:
-    """A finished run.
+class JointResult(PromptsResult):
+    """A finished run (see `PromptsResult`)."""
 
-    Args:
-        run: its folder.
-        prompts: one row per prompt.
-        summary: aggregates of these rows.
-    """
-
-    run: RunFolder
-    prompts: pd.DataFrame
-    summary: dict[str, Any]
-
-    @classmethod
-    def load(cls, path: str | Path) -> JointResult:
-        """Read a finished run folder.
-
-        Raises:
-            RunError: there is none at `path`.
-        """
-        run = RunFolder(path)
-        prompts = run.table("prompts.parquet")
-        summary = run.read_json("summary.json") if run.is_complete else {}
-        if prompts is None or "loss" not in summary:
-            raise RunError(f"Expected a finished run of entangle joint at {run.path}; found none.")
-        return cls(run, prompts, summary)
+    VERB = JointConfig.VERB
 
     def renderable(self) -> RenderableType:
         """The tables as rich objects: signals, reasons, correlations, angles, and the most telling prompts."""

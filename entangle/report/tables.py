@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,12 +228,16 @@ def render(renderable: RenderableType, width: int = 100) -> str:
     return capture.get()
 
 
-class InNotebooks:
-    """A result that a notebook shows as the tables of its `renderable()`."""
+class Shown(ABC):
+    """A command's result: shown as rich tables in a terminal, as plain text, and in a notebook."""
 
+    @abstractmethod
     def renderable(self) -> RenderableType:
         """The tables as rich objects."""
-        raise NotImplementedError
+
+    def table(self, width: int = 100, **shown: Any) -> str:
+        """The tables as plain text; `shown` is passed to `renderable`."""
+        return render(self.renderable(**shown), width)
 
     def _repr_html_(self) -> str:
         return to_html(self.renderable())

@@ -19,6 +19,7 @@ from rich.console import RenderableType
 from entangle.config import RftConfig
 from entangle.errors import RunError
 from entangle.report import rft_tables
+from entangle.report.tables import Shown
 from entangle.rewards import bootstrap_mean
 from entangle.rft.run import RftResult
 from entangle.rft.work import measured_rows
@@ -30,7 +31,7 @@ BINS = 4
 
 
 @dataclass(frozen=True)
-class RewardChange:
+class RewardChange(Shown):
     """A finished comparison.
 
     Args:

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,12 @@ from rich.console import Console, RenderableType
 
 from entangle import embedded
 from entangle.config import EMBEDDED, RftConfig
-from entangle.errors import ConfigError, RunError
+from entangle.errors import ConfigError
 from entangle.inputs import load_policy_of
 from entangle.models import Policy
 from entangle.progress import notes_console
 from entangle.report import rft_tables
-from entangle.report.tables import InNotebooks
+from entangle.rft.result import PromptsResult
 from entangle.rft.shards import answer_rows, compute_shards
 from entangle.rft.work import FLAGS, Work, grader_of, measured_rows, rollouts_fingerprint
 from entangle.rollouts import Prompt, Rollout, fingerprint, load_prompts, load_rollouts
@@ -39,31 +38,10 @@ from entangle.signals import Setting, Thresholds, measure, summarise, unmeasured
 
 
 @dataclass(frozen=True)
-class RftResult(InNotebooks):
-    """A finished run.
+class RftResult(PromptsResult):
+    """A finished run (see `PromptsResult`)."""
 
-    Args:
-        run: its folder.
-        prompts: one row per prompt.
-        summary: aggregates of these rows.
-    """
-
-    run: RunFolder
-    prompts: pd.DataFrame
-    summary: dict[str, Any]
-
-    @classmethod
-    def load(cls, path: str | Path) -> RftResult:
-        """Read a finished run folder.
-
-        Raises:
-            RunError: there is none at `path`.
-        """
-        run = RunFolder(path)
-        prompts = run.table("prompts.parquet")
-        if prompts is None or not run.is_complete:
-            raise RunError(f"Expected a finished run of entangle rft at {run.path}; found none.")
-        return cls(run, prompts, run.read_json("summary.json"))
+    VERB = RftConfig.VERB
 
     def renderable(self, worst: int = 3) -> RenderableType:
         """The tables as rich objects: prevalence, distributions, gradients, and the `worst` prompts."""

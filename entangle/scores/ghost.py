@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ from torch import Tensor
 from entangle.scores.terms import Factor, OneHot, Outer, Score, slice_elements
 
 Side = Literal["left", "right"]
+
+BLOCK = 128
+"""Positions that a block of a kernel has at most."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,22 @@ class Ghost:
         n, device = self.kernels[0].shape[0], self.kernels[0].device
         chosen_size, rejected_size = map(_size, self.values)
         chosen_is_shorter = chosen_size <= rejected_size  # by v alone: the choice decides on rounding only
-        mask = chosen_is_shorter[:, None, None]
-        kernel = kernels.of(self.kernels)
-        step = max(1, slice_elements(device) // (2 * n * kernel.shape[1]))
-        total = torch.zeros(3, n, dtype=torch.float64, device=device)
-        for start in range(0, self.width, step):
-            one, other = (self._columns(member, slice(start, start + step)) for member in self.values)
-            base = torch.where(mask, one, other)
-            difference = torch.where(mask, other, one) - base
-            along_base, along_difference = (kernel.to(base) @ torch.cat([base, difference], -1)).chunk(2, -1)
-            pairs = ((base, along_base), (base, along_difference), (difference, along_difference))
-            total += torch.stack([(x * y).sum((1, 2)) for x, y in pairs]).double()
-        shorter_sq, cross, difference_sq = total
+        rows = kernels.of(self.kernels)
+        positions = rows[0].shape[2]
+        prompts = max(1, slice_elements(device) // (2 * positions * self.width))
+        step = max(1, slice_elements(device) // (2 * positions * min(prompts, n)))
+        total = torch.zeros(n, 3, dtype=torch.float64, device=device)
+        for first, start in product(range(0, n, prompts), range(0, self.width, step)):
+            part = slice(first, first + prompts)
+            values = self._base_and_difference(part, slice(start, start + step), chosen_is_shorter[part])
+            for row in rows:
+                after = values[:, -row.shape[2] :]
+                products = _two_by_two(after[:, : row.shape[1]], row[part].to(values) @ after)
+                total[part] += torch.stack(
+                    [products[:, 0, 0], products[:, [0, 1], [1, 0]].mean(1), products[:, 1, 1]], 1
+                )
+        shorter_sq, cross, difference_sq = total.unbind(1)
+        cross = torch.where(chosen_is_shorter, cross, -cross)  # the difference was rejected - chosen
         longer_sq, longer_gap = shorter_sq + 2 * cross + difference_sq, cross + difference_sq
         return torch.stack([
             torch.where(chosen_is_shorter, shorter_sq, longer_sq),
@@ -128,13 +136,24 @@ class Ghost:
         )
         return positions * kernel_width + positions**2 * members * self.width
 
-    def _columns(self, member: Sequence[Tensor | None], columns: slice) -> Tensor:
-        """Columns of v at all positions, `(n, S, columns)`; 0 at positions that the member doesn't have."""
-        like = next(v for v in member if v is not None)[..., columns]
-        return torch.cat([
-            like.new_zeros(len(like), u.shape[1], like.shape[2]) if v is None else v[..., columns]
-            for u, v in zip(self.kernels, member, strict=True)
-        ], 1)  # fmt: skip
+    @property
+    def pair_cost(self) -> int:
+        """Multiply-adds per prompt of `pair_block`: those of `dots`, less what the symmetry of K saves."""
+        positions = sum(kernel.shape[1] for kernel in self.kernels)
+        return round(self.cost(2) * min(1.0, (1 + BLOCK / positions) / 2))
+
+    def _base_and_difference(self, prompts: slice, columns: slice, chosen_is_shorter: Tensor) -> Tensor:
+        """Columns of two members' v: the shorter score's, then rejected - chosen, `(n, S, 2 c)`."""
+        like = next(v for v in self.values[0] if v is not None)[prompts, :, columns]
+        n, width, zero = len(like), like.shape[2], like.new_zeros(())
+        out = like.new_empty(n, sum(u.shape[1] for u in self.kernels), 2 * width)
+        is_chosen = chosen_is_shorter[:, None, None]
+        parts = out.split([u.shape[1] for u in self.kernels], 1)
+        for part, *members in zip(parts, *self.values, strict=True):
+            chosen, rejected = (zero if v is None else v[prompts, :, columns] for v in members)
+            torch.where(is_chosen, chosen, rejected, out=part[..., :width])
+            torch.sub(rejected, chosen, out=part[..., width:])
+        return out
 
 
 class Kernels:
@@ -142,13 +161,13 @@ class Kernels:
 
     def __init__(self) -> None:
         self._parts: tuple[Factor, ...] = ()
-        self._kernel = torch.empty(0)
+        self._rows: list[Tensor] = []
 
-    def of(self, parts: tuple[Factor, ...]) -> Tensor:
-        """`(n, S, S)`, the parts one after another."""
+    def of(self, parts: tuple[Factor, ...]) -> list[Tensor]:
+        """K's rows by blocks of positions, `(n, block, positions from the block on)`, see `_block_rows`."""
         if len(parts) != len(self._parts) or not all(map(_is_same, parts, self._parts)):
-            self._parts, self._kernel = parts, _joint_kernel(parts)
-        return self._kernel
+            self._parts, self._rows = parts, _block_rows(parts)
+        return self._rows
 
 
 def cheapest_ghost(score: Score, members: int) -> Ghost | None:
@@ -169,18 +188,33 @@ def _kernel(a: Factor, b: Factor) -> Tensor:
     return a @ b.transpose(1, 2)
 
 
-def _joint_kernel(parts: Sequence[Factor]) -> Tensor:
-    """Inner products of all positions of all parts, `(n, S, S)`; symmetric, so half of its blocks are computed."""
-    blocks = [[_kernel(u, w) for w in parts[i:]] for i, u in enumerate(parts)]
-    return torch.cat([
-        torch.cat([blocks[j][i - j].transpose(1, 2) if j < i else blocks[i][j - i] for j in range(len(parts))], 2)
-        for i in range(len(parts))
-    ], 1)  # fmt: skip
+def _block_rows(parts: Sequence[Factor]) -> list[Tensor]:
+    """A block triangular U with v^T U v = v^T K v for all v: K's blocks on the diagonal, twice those above it.
+
+    K is symmetric, so what stands below the diagonal needn't be computed, nor multiplied by.
+    """
+    rows = []
+    for j, u in enumerate(parts):
+        for start in range(0, u.shape[1], BLOCK):
+            block = u[:, start : start + BLOCK]
+            row = torch.cat([_kernel(block, w) for w in (u[:, start:], *parts[j + 1 :])], 2)
+            row[:, :, block.shape[1] :] *= 2
+            rows.append(row)
+    return rows
+
+
+def _two_by_two(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products of the halves (by columns) of x with those of y `(n, S, 2 c)`: `(n, 2, 2)` float64."""
+    n, positions, width = x.shape
+    halves = (z.reshape(n * positions, 2, width // 2) for z in (x, y))
+    return torch.einsum("sac,sbc->sab", *halves).view(n, positions, 2, 2).sum(1, dtype=torch.float64)
 
 
 def _size(member: Sequence[Tensor | None]) -> Tensor:
     """|v|^2 by prompt, `(n,)`."""
-    return torch.stack([v.square().sum((1, 2)) for v in member if v is not None]).sum(0)
+    return torch.stack(
+        [torch.linalg.vector_norm(v, dim=(1, 2)).square() for v in member if v is not None]
+    ).sum(0)
 
 
 def _is_same(a: Factor, b: Factor) -> bool:

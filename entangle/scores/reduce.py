@@ -23,7 +23,7 @@ def pair_block(score: Score, weight: Tensor | None, kernels: Kernels | None = No
     the scores.
     """
     ghost = cheapest_ghost(score, members=2) if weight is None else None
-    if ghost is not None and ghost.cost(2) < _written_out_cost(score) / score.prompts:
+    if ghost is not None and ghost.pair_cost < _written_out_cost(score) / score.prompts:
         return ghost.pair_block(kernels or Kernels())
     total = torch.zeros(4, score.prompts, dtype=torch.float64, device=score.device)
     for start, stop, value in score.slices():

@@ -40,8 +40,8 @@ class OneHot:
         """Where the indices are."""
         return self.index.device
 
-    def __getitem__(self, rows: slice | Tensor) -> OneHot:
-        """Some of the rows."""
+    def __getitem__(self, rows: slice | Tensor | tuple[slice, slice]) -> OneHot:
+        """Some of the rows, or of the rows and positions."""
         return OneHot(self.index[rows], self.size)
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from entangle.config import WhatIfConfig, parse_loss
+from entangle.config import ProbeConfig, WhatIfConfig, parse_loss
 from entangle.errors import RunError
 from entangle.geometry import RESOLUTION, PairGeometry
 from entangle.knobs import DEFAULT_KNOBS
 from entangle.predictions import geometry_of, is_scored, logps_of
 from entangle.regimes import REGIMES, Regime
-from entangle.report.tables import InNotebooks
+from entangle.report.tables import Shown
 from entangle.runs import RunFolder
 from entangle.summary import share
 from entangle.whatif.bench import Bench
@@ -42,7 +42,7 @@ PROVENANCE = (
 
 
 @dataclass(frozen=True)
-class WhatIf(InNotebooks):
+class WhatIf(Shown):
     """Every loss and setting judged on one probe's pairs.
 
     Args:
@@ -69,12 +69,6 @@ class WhatIf(InNotebooks):
         from entangle.report.whatif_tables import report
 
         return report(self, rows)
-
-    def table(self, rows: int = 12, width: int = 110) -> str:
-        """The same as plain text, for a notebook or a file."""
-        from entangle.report.tables import render
-
-        return render(self.renderable(rows), width)
 
 
 def what_if(
@@ -205,11 +199,7 @@ def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
     if isinstance(run, pd.DataFrame):
         return _Source(run, {}, {}, None)
     folder: Any = getattr(run, "run", run)  # a ProbeResult, whose module isn't imported here
-    folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder)
-    if not folder.shards:
-        raise RunError(
-            f"Expected a probe's run folder (with pairs/*.parquet) at {folder.path}; it holds no pairs."
-        )
+    folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder, ProbeConfig.VERB)
     has_provenance = (folder.path / "provenance.json").is_file()
     provenance = folder.read_json("provenance.json") if has_provenance else {}
     return _Source(folder.pairs(), folder.config, provenance, folder.table("texts.parquet"))

@@ -14,12 +14,10 @@ from entangle.diagnostics import columns_of, compute
 from entangle.errors import ConfigError
 from entangle.inputs import load_pairs_of, load_policy_of
 from entangle.probe import run_probe
-from tests.test_probe import inputs, options, probe, write_rows  # noqa: F401
-
-__all__ = ["inputs"]
+from tests.probing import options, probe, write_rows
 
 
-def test_columns_of_every_pair_equal_the_diagnostics_of_the_pair_alone(inputs, tmp_path):  # noqa: F811
+def test_columns_of_every_pair_equal_the_diagnostics_of_the_pair_alone(inputs, tmp_path):
     data = Path(write_rows(tmp_path / "rows.jsonl", count=8))
     rows = [
         json.loads(line) | {"ches": f"their own {i}"} for i, line in enumerate(data.read_text().splitlines())
@@ -47,7 +45,7 @@ def test_columns_of_every_pair_equal_the_diagnostics_of_the_pair_alone(inputs, t
     assert "Rank correlation of diagnostics" in done.table() and "squeezing_rejected" in done.table()
 
 
-def test_without_the_option_nothing_is_added(inputs, tmp_path):  # noqa: F811
+def test_without_the_option_nothing_is_added(inputs, tmp_path):
     done = probe(options(inputs, tmp_path / "run"))
     assert not {*columns_of(["all"])} & {*done.pairs} and "diagnostics" not in done.summary
 

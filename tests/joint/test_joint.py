@@ -24,6 +24,7 @@ from entangle.rewards import rloo_weights
 from entangle.rft import Work, answer_rows, run_rft
 from entangle.rollouts import Prompt, Sampling, prompts_of, sample_answers
 from entangle.scores import AutogradEngine, row_logps
+from tests.rft.breaking import broken_at, recorded
 from tests.tiny import ROWS, save_adapter, save_policy
 
 PAIRS = (
@@ -154,23 +155,14 @@ def test_a_real_step_on_the_reward_moves_the_pair_as_predicted(folder, finished,
     np.testing.assert_allclose(slope, expected, rtol=1e-3)
 
 
-def test_a_broken_run_resumes_to_the_same_numbers(folder, finished, tmp_path, monkeypatch):
+def test_a_broken_run_resumes_to_the_same_numbers(folder, finished, tmp_path):
     config = JointConfig(**answer_options(folder, tmp_path / "run"))
-    whole = Work.row
-
-    def fail_at_five(self, prompt, rollout):
-        if prompt.index == 5:
-            raise KeyboardInterrupt
-        return whole(self, prompt, rollout)
-
-    monkeypatch.setattr(Work, "row", fail_at_five)
-    with pytest.raises(KeyboardInterrupt):
+    with broken_at(5):
         run_joint(config)
-    with pytest.raises(RunError, match="finished run of entangle joint"):
+    with pytest.raises(RunError, match="isn't finished.*Finish it with: entangle joint"):
         JointResult.load(tmp_path / "run")
-    computed = []
-    monkeypatch.setattr(Work, "row", lambda self, p, r: computed.append(p.index) or whole(self, p, r))
-    pd.testing.assert_frame_equal(run_joint(config).prompts, finished.prompts)
+    with recorded() as computed:
+        pd.testing.assert_frame_equal(run_joint(config).prompts, finished.prompts)
     assert computed == [5, 6]
     with pytest.raises(RunError, match="losses"):
         run_joint(JointConfig(**answer_options(folder, tmp_path / "run", losses=("simpo",))))

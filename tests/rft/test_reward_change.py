@@ -104,7 +104,7 @@ def test_runs_that_cant_be_compared_are_refused(tmp_path):
         (b, "same reward"),
         (c, "same sampling"),
         (d, "no measured prompt"),
-        (str(tmp_path), "finished run"),
+        (str(tmp_path), "Expected a run folder"),
     ):
         with pytest.raises(RunError, match=message):
             run_change(RftConfig(before=a, after=other, output_dir=str(tmp_path / "out")))

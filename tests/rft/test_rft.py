@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -26,7 +23,8 @@ from entangle.rft import RftResult, answer_rows, prompt_rows, run_rft
 from entangle.rollouts import load_rollouts
 from entangle.scores import AutogradEngine
 from entangle.signals import Setting, Thresholds, gram_of, measure, rank_correlation, summarise
-from tests.test_probe import free_port
+from tests.processes import run_on_two
+from tests.rft.breaking import broken_at, recorded
 from tests.tiny import llama, save_adapter, save_policy
 
 WORDS = [
@@ -111,28 +109,17 @@ def test_table_is_a_function_of_the_kept_answers(finished):
     pd.testing.assert_frame_equal(again, finished.prompts)
 
 
-def test_a_broken_run_resumes_to_the_same_numbers(folder, finished, tmp_path, monkeypatch):
+def test_a_broken_run_resumes_to_the_same_numbers(folder, finished, tmp_path):
     """The second shard fails; the next start draws and computes only what is missing."""
     config = options(folder, tmp_path / "run", gamma_positions=2)
-    from entangle.rft import Work
-
-    whole = Work.row
-
-    def fail_at_four(self, prompt, rollout):
-        if prompt.index == 4:
-            raise KeyboardInterrupt
-        return whole(self, prompt, rollout)
-
-    monkeypatch.setattr(Work, "row", fail_at_four)
-    with pytest.raises(KeyboardInterrupt):
+    with broken_at(4):
         run_rft(config)
-    computed = []
-    monkeypatch.setattr(Work, "row", lambda self, p, r: computed.append(p.index) or whole(self, p, r))
-    result = run_rft(config)
+    with recorded() as computed:
+        result = run_rft(config)
     assert computed == [3, 4, 5, 6]
     pd.testing.assert_frame_equal(result.prompts, finished.prompts)
-    computed.clear()
-    assert run_rft(config).summary == result.summary and not computed
+    with recorded() as computed:
+        assert run_rft(config).summary == result.summary and not computed
     with pytest.raises(RunError, match="num_generations"):
         run_rft(options(folder, tmp_path / "run", gamma_positions=2, num_generations=5))
 
@@ -175,14 +162,10 @@ def test_two_processes_share_the_prompts_and_equal_one(folder, tmp_path):
     config = options(folder, tmp_path / "one", shard_size=2)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.recorded))
-    arguments = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
-        "-m", "entangle", "rft", "--config", str(path), "--output_dir", str(tmp_path / "both"), "--no_plots",
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("7 prompts, 6 measured") == 1
+    printed = run_on_two(
+        "entangle", "rft", "--config", str(path), "--output_dir", str(tmp_path / "both"), "--no_plots"
+    )
+    assert printed.count("7 prompts, 6 measured") == 1
     both, one = RftResult.load(tmp_path / "both"), run_rft(config)
     pd.testing.assert_frame_equal(both.prompts, one.prompts, rtol=1e-9, atol=1e-12)
     assert len(answer_rows(both.run)) == 7

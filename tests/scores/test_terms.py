@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from entangle.scores import ghost as ghost_form
 from entangle.scores import terms
 from entangle.scores.ghost import Ghost, Side
 from entangle.scores.reduce import gram_block, pair_block
@@ -100,6 +101,7 @@ def test_blocks(
     score: tuple[Score, Tensor], weighted: bool, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pair blocks and Gram blocks, in either form, with and without a metric."""
+    monkeypatch.setattr(ghost_form, "BLOCK", 2)
     if form != "cheapest":
         monkeypatch.setattr(Ghost, "cost", lambda *_: 10**9 if form == "written_out" else 0)
     weight = torch.rand(A, B, dtype=torch.float64) if weighted else None

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from entangle.shards import StepShards
 from entangle.training import EntanglementCallback, TrainingError
 from entangle.training.callback import trained_loss, training_pairs
 from losses import DPO, IPO, PairLogps, build
+from tests.processes import run_on_two
 from tests.training import runs
 from tests.training.watched import are_same_run, train, weights
 
@@ -290,19 +287,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 @pytest.mark.slow
 def test_two_processes_are_bit_identical_and_share_the_work(tmp_path: Path) -> None:
     """DDP on gloo: equal weights with and without; the rows are those of one process with the same batches."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-        f"--master_port={port}", "-m", "tests.training.ddp_callback_run", str(tmp_path),
-    ]  # fmt: skip
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env=environment, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two("tests.training.ddp_callback_run", str(tmp_path))
     digests = json.loads((tmp_path / "answer.json").read_text())
     assert len(digests) == 4 and len(set(digests)) == 1
     train(

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from trl import DPOTrainer
 
 from entangle.training import PreferenceTrainer
 from losses import DPO
+from tests.processes import run_on_two
 from tests.training import runs
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -123,19 +120,7 @@ def test_two_processes_are_bit_identical_to_trl(tmp_path: Path) -> None:
 
     A mitigation's moving average is that of one process with the same pairs.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-        f"--master_port={port}", "-m", "tests.training.ddp_run", str(tmp_path),
-    ]  # fmt: skip
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env=environment, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two("tests.training.ddp_run", str(tmp_path))
     answer = json.loads((tmp_path / "answer.json").read_text())
     theirs, ours = answer["DPOTrainer"], answer["PreferenceTrainer"]
     assert len(theirs["digests"]) == len(ours["digests"]) == 2
