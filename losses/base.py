@@ -17,6 +17,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
@@ -346,7 +347,9 @@ def build(spec: str | Mapping[str, Any] | PreferenceLoss) -> PreferenceLoss:
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
     if name not in CATALOGUE:
-        raise UnknownLoss(f"Unknown loss {name!r}. Known losses: {', '.join(sorted(CATALOGUE))}.")
+        close = get_close_matches(str(name), CATALOGUE, 1)
+        guess = f" Did you mean {close[0]}?" if close else ""
+        raise UnknownLoss(f"Unknown loss {name!r}.{guess} Known losses: {', '.join(sorted(CATALOGUE))}.")
     cls = CATALOGUE[name]
     known = [f.name for f in fields(cls)]
     unknown = sorted(set(options) - set(known))

@@ -88,7 +88,7 @@ def test_bad_models_are_refused_with_their_reason(base, tmp_path, capsys):
 
 
 BAD_OPTIONS = {
-    "unknown loss": (["--losses", "dop"], "Unknown loss 'dop'. Known losses:"),
+    "unknown loss": (["--losses", "dop"], "Unknown loss 'dop'. Did you mean dpop? Known losses:"),
     "unknown hyper-parameter": (["--losses", "dpo:gamma=1"], "'gamma' of loss 'dpo'"),
     "nonsense hyper-parameter": (["--losses", "dpo:beta=-1"], "beta"),
     "malformed loss": (["--losses", "dpo:beta"], "name:key=value"),
@@ -104,6 +104,12 @@ def test_bad_options_are_refused_with_their_reason(base, tmp_path, capsys, argum
     data = write(tmp_path / "rows.jsonl", GOOD)
     given = ["--model_name_or_path", base, "--dataset_name", data, "--reference", "self"]
     assert expected in refused(capsys, tmp_path / "run", *given, *arguments)
+
+
+@pytest.mark.parametrize("verb", ["probe", "train", "compare", "rft", "joint"])
+def test_a_word_where_options_belong_is_answered_with_the_options(verb, capsys):
+    assert main([verb, "pairs.jsonl"]) == 2
+    assert "got 'pairs.jsonl'. Data is named by --dataset_name" in " ".join(capsys.readouterr().err.split())
 
 
 def test_flag_that_does_not_exist_exits_with_two(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from entangle import ProbeConfig, run_probe
 from entangle.catalogue import markdown_table
 from entangle.cli import VERBS, main
 
@@ -71,3 +72,9 @@ def test_table_of_losses_is_current():
 def test_files_that_the_readme_links_to_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_first_picture_shows_as_many_pairs_as_the_text_says(folder):
+    done = run_probe(ProbeConfig(losses=("dpo_shift:shift=0.9",), output_dir=str(folder / "picture")))
+    assert f"{(done.predictions['regime'] == 'both_up').sum()} of these pairs" in README
+    assert f"{100 / 0.9 - 100:.0f} % more weight on" in README

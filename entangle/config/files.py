@@ -188,6 +188,12 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Co
     arguments = list(arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         arguments.insert(0, "--config")
+    takes_words = any("Positional" in str(option.type) for option in fields(cls))
+    if arguments and not arguments[0].startswith("-") and not takes_words:
+        raise ConfigError(
+            f"Expected options or a .yaml file first; got {arguments[0]!r}. Data is named by --dataset_name, a "
+            "model by --model_name_or_path, and a run goes on with --config RUN/config.yaml --output_dir RUN."
+        )
     loaded = YamlOptions()
     if "--config" in arguments:
         place = arguments.index("--config")

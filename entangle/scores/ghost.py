@@ -76,17 +76,15 @@ class Ghost:
         positions = rows[0].shape[2]
         prompts = max(1, slice_elements(device) // (2 * positions * self.width))
         step = max(1, slice_elements(device) // (2 * positions * min(prompts, n)))
-        total = torch.zeros(n, 3, dtype=torch.float64, device=device)
+        products = torch.zeros(n, 2, 2, dtype=torch.float64, device=device)
         for first, start in product(range(0, n, prompts), range(0, self.width, step)):
             part = slice(first, first + prompts)
             values = self._base_and_difference(part, slice(start, start + step), chosen_is_shorter[part])
             for row in rows:
                 after = values[:, -row.shape[2] :]
-                products = _two_by_two(after[:, : row.shape[1]], row[part].to(values) @ after)
-                total[part] += torch.stack(
-                    [products[:, 0, 0], products[:, [0, 1], [1, 0]].mean(1), products[:, 1, 1]], 1
-                )
-        shorter_sq, cross, difference_sq = total.unbind(1)
+                products[part] += _two_by_two(after[:, : row.shape[1]], row[part].to(values) @ after)
+        shorter_sq, difference_sq = products[:, 0, 0], products[:, 1, 1]
+        cross = (products[:, 0, 1] + products[:, 1, 0]) / 2
         cross = torch.where(chosen_is_shorter, cross, -cross)  # the difference was rejected - chosen
         longer_sq, longer_gap = shorter_sq + 2 * cross + difference_sq, cross + difference_sq
         return torch.stack([
