@@ -46,6 +46,7 @@ from entangle.scores import gram_products, make_engine
 from entangle.scores.gram import directions_at_a_time
 from entangle.summary import share
 
+ACROSS = "across.json"
 SIDES = ("chosen", "rejected")
 PARTS = ("own", "partner", "pull", "push")
 
@@ -60,8 +61,9 @@ class AcrossResult(tables.Shown):
             the pair's own loss, pull and push means over the other pairs), epoch_<side> (their sum over an epoch, nats
             per unit of learning rate / batch size), regime (alone) and epoch_regime.
         summary: `pairs` (N), `epoch_pairs`, `set` (chosen_sq, inner, rejected_sq: U with standard errors; cosine,
-            norm_ratio, band; alone: the means of A, c and B), and `losses`: means of the parts over an epoch with
-            standard errors, the regime of the means, shares of pairs.
+            norm_ratio, band; alone: the means of A, c and B), and `losses`: by side the means of the
+            parts over an epoch, of their sum (change, error) and of what the others do (others, others_error); the
+            regime of the means, shares of pairs.
     """
 
     probe: ProbeResult
@@ -131,7 +133,7 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
     }  # fmt: skip
     result = AcrossResult(probe, rows[["index", "loss", *rows.columns.drop(["index", "loss"])]], summary)
     probe.run.write_table("across.parquet", result.rows)
-    probe.run.write_json("across.json", summary)
+    probe.run.write_json(ACROSS, summary)
     if config.plots:
         from entangle.report.across_plots import parts_figure
 
@@ -194,7 +196,7 @@ class Across:
         return pd.DataFrame(columns | {"epoch_regime": list(map(str, prediction.regimes))})
 
     def summary(self) -> dict[str, Any]:
-        """Means of the parts over an epoch, of the change with its standard error, and the regime of the means."""
+        """Means of the parts over an epoch; of their sum, and of what the others do, with errors; the regime."""
         epoch, n = self.epoch, len(self.chosen)
         means = {
             side: {name: float(epoch[i, k].mean()) for i, name in enumerate(PARTS)}
@@ -206,9 +208,12 @@ class Across:
             done = self.chosen * (n * self.mean[:, 0, k] - by_chosen)
             exerted.append((done - self.rejected * (n * self.mean[:, 1, k] - by_rejected)) / (n - 1))
         for k, side in enumerate(SIDES):
-            effect = (self.size - 1) * (suffered[k] + exerted[k]) + self.parts[:2, k].sum(0)
-            means[side]["change"] = float(epoch[:, k].sum(0).mean())
-            means[side]["error"] = float(effect.std() / n**0.5)
+            others = (self.size - 1) * (suffered[k] + exerted[k])
+            for name, part, effect in (
+                ("change", epoch[:, k], others + self.parts[:2, k].sum(0)), ("others", epoch[2:, k], others),
+            ):  # fmt: skip
+                error = "error" if name == "change" else f"{name}_error"
+                means[side] |= {name: float(part.sum(0).mean()), error: float(effect.std() / n**0.5)}
         up, down = means["chosen"]["change"] > 0, means["rejected"]["change"] < 0
         regime = Regime.IDEAL if up and down else Regime.BOTH_UP if up else Regime.BOTH_DOWN
         return means | {"regime": str(regime if up or down else Regime.INVERTED), "rho": self._ratio()}

@@ -11,6 +11,7 @@ summary.json          the aggregates, each recomputable from the rows
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -148,7 +149,7 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file; a number that isn't finite becomes null."""
         with self._replacing(name) as temporary:
-            temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+            temporary.write_text(json.dumps(_finite(_plain(content)), indent=2, ensure_ascii=False) + "\n")
 
     def write_yaml(self, name: str, content: Mapping[str, Any], head: str = "") -> None:
         """Write a YAML file that `yaml.safe_load` reads back, below a `head` of comments."""
@@ -217,10 +218,9 @@ def _plain(content: Any) -> Any:
 
 
 def _finite(content: Any) -> Any:
+    """The same with null for every number that isn't finite."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
     if isinstance(content, Mapping):
-        return {str(key): _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    if isinstance(content, float) and content != content or content in (float("inf"), float("-inf")):
-        return None
-    return _plain(content)
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content

@@ -89,13 +89,20 @@ def summarise(pairs: pd.DataFrame, predictions: pd.DataFrame, group_by: str | No
 
 def regime_shares(predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """Loss -> regime -> share of pairs with its interval."""
-    shares = {}
-    for loss, regimes in predictions.groupby("loss", sort=False)["regime"]:
-        counts = regimes.value_counts().to_dict()
-        shares[str(loss)] = {
-            str(regime): share(counts.get(str(regime), 0), len(regimes)) for regime in REGIMES
+    codes, losses = pd.factorize(predictions["loss"])
+    regimes = pd.Index(list(map(str, REGIMES))).get_indexer(pd.Index(predictions["regime"].astype(str)))
+    counts = np.zeros((len(losses), len(REGIMES)), dtype=int)
+    np.add.at(counts, (codes, regimes), 1)
+    totals = counts.sum(1, keepdims=True).repeat(len(REGIMES), 1)
+    columns = (counts, counts / totals, *wilson(counts, totals))
+    cells = np.stack([column.astype(object) for column in columns], -1)
+    return {
+        str(loss): {
+            str(regime): dict(zip(("count", "share", "low", "high"), cells[i, k], strict=True))
+            for k, regime in enumerate(REGIMES)
         }
-    return shares
+        for i, loss in enumerate(losses)
+    }
 
 
 def _incentive_ratios(predictions: pd.DataFrame) -> dict[str, float]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
 from rich.console import Console, RenderableType
 
-from entangle.config import ProbeConfig, SweepConfig
+from entangle.across import ACROSS, SIDES, run_across
+from entangle.config import AcrossConfig, ProbeConfig, SweepConfig
 from entangle.curves import curve, onset, pair_onsets, with_changes
 from entangle.data import fingerprint as data_fingerprint
 from entangle.errors import ModelError, RunError
@@ -52,7 +54,10 @@ class SweepResult(Shown):
         steps: one row per checkpoint and scored pair: the probe's numbers, the first loss's prediction, and the
             changes of both log-probs since the start. What depends on the metric is SGD's, and as *_adamw AdamW's
             where it was asked for and a checkpoint has its state.
-        curve: one row per checkpoint (see `entangle.curves.curve`), with *_adamw likewise.
+        curve: one row per checkpoint (see `entangle.curves.curve`), with *_adamw likewise; with `--across` also the
+            set as one pair: set_cosine, set_low and set_high (its band), set_rho (the first loss's), and set_chosen and
+            set_rejected with *_error (what the other pairs do to the mean log-probs over an epoch of these pairs under
+            that loss, to first order: nats per unit of learning rate / batch size).
         summary: onset and start.
     """
 
@@ -110,7 +115,11 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
                         f"{folder.resume_command}"
                     ) from stop
             done[step] = ProbeResult.load(probe.run_path)
-    result = _collect(folder, probes)
+            if config.across and metric == "sgd":
+                if processes.is_main_process and not _is_newer(done[step].run, ACROSS, "summary.json"):
+                    run_across(AcrossConfig(run=str(probe.run_path), plots=False), console)
+                processes.wait_for_everyone()
+    result = _collect(folder, probes, config.across)
     if processes.is_main_process:
         _write(result, config)
     processes.wait_for_everyone()
@@ -151,7 +160,13 @@ def is_probed(probe: ProbeConfig, checkpoint: Path, data: str) -> bool:
     return is_newer and run.read_json("identity.json").get("data") == data
 
 
-def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]]) -> SweepResult:
+def _is_newer(run: RunFolder, name: str, other: str) -> bool:
+    """Whether a file is there and not older than another one."""
+    file = run.path / name
+    return file.is_file() and file.stat().st_mtime >= (run.path / other).stat().st_mtime
+
+
+def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], across: bool) -> SweepResult:
     probes = by_metric["sgd"]
     loss = next(iter(next(iter(probes.values())).summary["regimes"]), None)
     if loss is None:
@@ -173,6 +188,10 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]]) ->
         )
         steps = steps.merge(_suffixed(other, ["step", "index"], PREDICTED), on=["step", "index"], how="left")
         points = points.merge(_suffixed(curve(other), ["step"], CURVE_OF_METRIC), on="step", how="left")
+    if across:
+        points = points.merge(
+            pd.DataFrame([_set(step, probe, loss) for step, probe in probes.items()]), on="step"
+        )
     summary = {
         "loss": loss,
         "start": f"reference ({provenance['reference']})" if has_reference else f"checkpoint-{min(probes)}",
@@ -182,6 +201,20 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]]) ->
         "pair_onsets": {str(step): share(int((pairs <= step).sum()), len(pairs)) for step in probes},
     }
     return SweepResult(folder, steps, points, summary)
+
+
+def _set(step: int, probe: ProbeResult, loss: str) -> dict[str, Any]:
+    """The set as one pair at a checkpoint, and what its pairs do to each other under a loss."""
+    measured = probe.run.read_json(ACROSS)
+    block, own = measured["set"], measured["losses"][loss]
+    low, high = block["band"]  # JSON has neither NaN nor infinity: null
+    has_band = block["cosine"] is not None
+    return {
+        "step": step, "set_cosine": block["cosine"] if has_band else np.nan, "set_low": low if has_band else np.nan,
+        "set_high": np.nan if not has_band else np.inf if high is None else high, "set_rho": own["rho"],
+        **{f"set_{side}": own[side]["others"] for side in SIDES},
+        **{f"set_{side}_error": own[side]["others_error"] for side in SIDES},
+    }  # fmt: skip
 
 
 def _rows(step: int, probe: ProbeResult, loss: str) -> pd.DataFrame:

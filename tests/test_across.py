@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from entangle.across import PARTS, SIDES, AcrossResult, run_across, set_block
+from entangle.across import PARTS, SIDES, Across, AcrossResult, run_across, set_block
 from entangle.cli import main
 from entangle.config import AcrossConfig, ProbeConfig
 from entangle.data import load_pairs, tokenize_pair
@@ -152,6 +152,28 @@ def test_the_set_is_estimated_without_bias_and_its_errors_are_the_jackknifes():
     assert found["band"] == pytest.approx(
         [found["inner"] / found["chosen_sq"], found["rejected_sq"] / found["inner"]]
     )
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_errors_of_a_loss_are_the_jackknifes(side: str):
+    """What the others do, and the whole change, under incentives that differ between the pairs."""
+    torch.manual_seed(2)
+    n, scores = 60, torch.randn(60, 2, 5).double() + torch.tensor([[0.4], [0.5]]).double()
+    incentives = torch.rand(2, n).double() + 0.5
+
+    def summary(keep: torch.Tensor) -> dict:
+        rows, (d_w, d_l) = scores[keep], incentives[:, keep]
+        block = torch.stack([(rows[:, a] * rows[:, b]).sum(1) for a, b in ((0, 0), (0, 1), (1, 1))])
+        moved = torch.stack([(d_w[:, None] * rows[:, 0]).mean(0), (d_l[:, None] * rows[:, 1]).mean(0)], 1)
+        return Across("dpo", d_w, d_l, block, rows @ moved, rows @ rows.mean(0).T, 40).summary()[side]
+
+    everyone = torch.arange(n)
+    found, left_out = summary(everyone), [summary(everyone[everyone != i]) for i in range(n)]
+    for name, error in (("others", "others_error"), ("change", "error")):
+        values = np.array([each[name] for each in left_out])
+        jackknife = ((n - 1) / n * ((values - values.mean()) ** 2).sum()) ** 0.5
+        assert found[error] == pytest.approx(jackknife, rel=0.05)
+    assert found["others"] == pytest.approx(found["pull"] + found["push"])
 
 
 def test_a_set_without_a_common_direction_has_no_band():

@@ -23,8 +23,8 @@ FLOORS: list[set[str]] = [
     {"probe", "whatif"},
     {"reload"},
     {"training"},
-    {"across", "estimate", "filter", "reporting", "tokens", "rft", "sweep", "train"},
-    {"joint", "compare"},
+    {"across", "estimate", "filter", "reporting", "tokens", "rft", "train"},
+    {"joint", "compare", "sweep"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from entangle.cli import main
-from entangle.config import SweepConfig, parse
+from entangle.config import ReportConfig, SweepConfig, parse
 from entangle.curves import curve, onset, pair_onsets, with_changes
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, RunError
 from entangle.inputs import load_pairs_of
 from entangle.models import load_policy
 from entangle.progress import Interrupted
+from entangle.reporting import run_report
 from entangle.rows import RowBatch
 from entangle.runs import RunFolder
+from entangle.scores import AutogradEngine
 from entangle.sweep import run_sweep
 from tests.training import runs
 
@@ -118,6 +121,33 @@ def row_logps_with_graph(model: torch.nn.Module, batch: RowBatch) -> torch.Tenso
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
     tokens = torch.log_softmax(logits, -1).gather(2, batch.input_ids[:, 1:, None])[..., 0]
     return (tokens * batch.scored).sum(1)
+
+
+def test_the_set_as_one_pair_by_hand(lora: Path, pairs: str, tmp_path: Path):
+    """Mean products of different pairs' scores at a checkpoint, from autograd; measured once, and shown everywhere."""
+    options = config(lora, pairs, across=True, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
+    result = run_sweep(options)
+    for _, row in result.curve.iterrows():
+        policy = load_policy(lora / f"checkpoint-{int(row['step'])}")
+        batch = policy.collate([tokenize_pair(policy.tokenizer, pair, 64) for pair in load_pairs_of(options)])
+        gram = AutogradEngine(policy.model, policy.parameters).gram(batch)
+        n = len(gram) // 2
+        others = ~torch.eye(n, dtype=torch.bool)
+        ww, wl, ll = (block[others].mean().item() for block in (gram[:n, :n], gram[:n, n:], gram[n:, n:]))
+        expected = [np.nan] * 3  # unbiased means of squares may be negative: no direction in common
+        if ww > 0 and ll > 0:
+            expected = [max(0.0, wl / ww), ll / wl if wl > 0 else np.inf, wl / (ww * ll) ** 0.5]
+        found = row[["set_low", "set_high", "set_cosine"]].to_numpy(float)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert 0 < result.curve["set_cosine"].notna().sum() and (result.curve["set_rho"] == 1).all()
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "sweep").rglob("across.json")}
+    again = run_sweep(options)
+    assert len(times) == 3 and all(file.stat().st_mtime_ns == time for file, time in times.items())
+    pd.testing.assert_frame_equal(again.curve, result.curve)
+    assert "All pairs as one, by mean scores (dpo" in again.table()
+    run_report(ReportConfig(runs=(str(tmp_path / "sweep"),), output=str(tmp_path / "page.html")))
+    assert "All pairs as one, by mean scores (dpo" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "set_cosine" not in run_sweep(replace(options, across=False)).curve
 
 
 def test_full_run_needs_to_be_told_its_start(base: Path, pairs: str, tmp_path: Path):

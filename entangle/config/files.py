@@ -188,7 +188,7 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Co
     arguments = list(arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         arguments.insert(0, "--config")
-    takes_words = any("Positional" in str(option.type) for option in fields(cls))
+    takes_words = any("Positional" in str(option.type) for option in fields(cls))  # pyright: ignore[reportArgumentType]
     if arguments and not arguments[0].startswith("-") and not takes_words:
         raise ConfigError(
             f"Expected options or a .yaml file first; got {arguments[0]!r}. Data is named by --dataset_name, a "

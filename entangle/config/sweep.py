@@ -20,7 +20,7 @@ class SweepConfig(ProbeConfig):
     """
 
     VERB: ClassVar[str] = "sweep"
-    UNRECORDED: ClassVar[tuple[str, ...]] = (*ProbeConfig.UNRECORDED, "plots")
+    UNRECORDED: ClassVar[tuple[str, ...]] = (*ProbeConfig.UNRECORDED, "across", "plots")
 
     run: tyro.conf.Positional[str] = ""
     """Folder of the training run, with its checkpoint-* folders."""
@@ -31,6 +31,9 @@ class SweepConfig(ProbeConfig):
     """Keep the texts of the pairs in every checkpoint's run folder."""
     metrics: tuple[Literal["sgd", "adamw"], ...] = ("sgd", "adamw")
     """Optimizers whose step is predicted: AdamW's at checkpoints that hold an optimizer.pt of Adam's."""
+    across: bool = False
+    """Measure at every checkpoint, too, what the other pairs do to each pair, and so whether the set is entangled (see
+    entangle across). Two more passes over the pairs."""
     plots: bool = True
     """Draw the figure (needs entangle[plots])."""
 

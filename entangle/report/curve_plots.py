@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from entangle.curves import Z
-from entangle.regimes import REGIMES
+from entangle.regimes import REGIMES, Regime
 from entangle.report.plots import COLOURS, new_axes
 
 if TYPE_CHECKING:
@@ -70,11 +70,29 @@ def cosine_band(axes: Axes, points: pd.DataFrame) -> Axes:
     return axes
 
 
+def set_band(axes: Axes, points: pd.DataFrame) -> Axes:
+    """The rho for which the set as one pair is ideal, and the loss's own rho: below the band both means fall."""
+    low, high = (points[name].clip(0.1, 10) for name in ("set_low", "set_high"))
+    colour = COLOURS[Regime.IDEAL]
+    axes.fill_between(
+        points["step"], low, high, where=low < high, color=colour, alpha=0.3, lw=0, label="set ideal"
+    )
+    axes.plot(points["step"], low, "-", color=colour, lw=1.2, marker="o", ms=3)
+    axes.plot(points["step"], high, "-", color=colour, lw=1.2, marker="o", ms=3)
+    axes.plot(points["step"], points["set_rho"], "--", color="#222222", lw=1.2, label="the loss")
+    axes.set_yscale("log")
+    axes.set_ylabel("rho = d_w / d_l")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
+    return axes
+
+
 def trajectory(points: pd.DataFrame, onset: int | None = None) -> Figure:
     """Log-probs, regimes and cosine below each other; the onset of the coupled decrease is marked."""
     draws = [change_lines, regime_areas, cosine_band]
     if "cosine_adamw" in points:
         draws.append(lambda axes, points: regime_areas(axes, points, "_adamw"))
+    if "set_cosine" in points:
+        draws.append(set_band)
     figure, axes = panels(len(draws), 1, 7.0, 2.7 * len(draws))
     for draw, each in zip(draws, axes, strict=True):
         draw(each, points)
@@ -82,7 +100,7 @@ def trajectory(points: pd.DataFrame, onset: int | None = None) -> Figure:
             each.axvline(onset, color="#222222", lw=1, ls="--", label=f"onset, step {onset}")
     for each in axes[:2]:
         each.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5)
-    if len(draws) > 3:
+    if "cosine_adamw" in points:
         axes[3].set_ylabel("predicted in AdamW's metric, %")
     axes[-1].set_xlabel("optimiser step")
     return figure

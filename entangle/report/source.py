@@ -41,6 +41,7 @@ class Source:
         tokens: one row per token of the pairs that were taken apart.
         modules: one row per pair and module.
         steps: one row per training step, or per step and pair.
+        curve: one row per checkpoint of a sweep.
         ledger: one row per training step and pair: what the measured changes came from.
         prompts: one row per prompt of a reward run or of a joint run.
         changes: one row per prompt of two reward runs, before and after a fine-tuning.
@@ -61,6 +62,7 @@ class Source:
     tokens: pd.DataFrame | None = None
     modules: pd.DataFrame | None = None
     steps: pd.DataFrame | None = None
+    curve: pd.DataFrame | None = None
     ledger: pd.DataFrame | None = None
     prompts: pd.DataFrame | None = None
     changes: pd.DataFrame | None = None
@@ -99,8 +101,8 @@ def read_source(path: str | Path) -> Source:
     parts: dict[str, Any] = {
         name: _parts(run, name)
         for name in (
-            "predictions", "texts", "verification", "tokens", "modules", "steps", "ledger", "prompts", "changes",
-            "curves", "variants",
+            "predictions", "texts", "verification", "tokens", "modules", "steps", "curve", "ledger", "prompts",
+            "changes", "curves", "variants",
         )
     }  # fmt: skip
     if (

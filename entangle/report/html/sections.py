@@ -17,6 +17,7 @@ from entangle.report.joint_plots import VERDICT_COLOURS
 from entangle.report.joint_tables import VERDICTS
 from entangle.report.rft_plots import HARM, NOISE, POINT
 from entangle.report.source import Source, module_shares, step_table
+from entangle.report.sweep_tables import SET_CAPTION, SET_TITLE, set_rows
 from entangle.report.tables import percent
 from entangle.report.whatif_tables import setting_text, until_text
 from entangle.summary import derived
@@ -185,6 +186,12 @@ def _training(source: Source) -> list[Block]:
         blocks.append(course_figures.change_curves(points, onset(points)))
         if "ideal" in points:
             blocks.append(course_figures.regime_areas(points))
+    if source.curve is not None and "set_cosine" in source.curve:
+        heads, rows = set_rows(source.curve)
+        terms = {"ideal for rho between": "across", "rho": "rho", "others on chosen": "across"}
+        title = SET_TITLE.format(**source.summary)
+        blocks.append(Table(title, [Heading(head, terms.get(head, "")) for head in heads], rows))
+        blocks.append(Prose(SET_CAPTION, is_quiet=True))
     if source.ledger is not None:
         blocks += [Prose(explain(source.ledger, side)) for side in SIDES]
         blocks += [course_figures.ledger_areas(source.ledger, side) for side in SIDES]
