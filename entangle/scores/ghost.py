@@ -24,7 +24,7 @@ from entangle.scores.terms import Factor, OneHot, Outer, Score, slice_elements
 
 Side = Literal["left", "right"]
 
-BLOCK = 128
+BLOCK = 96
 """Positions that a block of a kernel has at most."""
 
 
@@ -74,8 +74,8 @@ class Ghost:
         chosen_is_shorter = chosen_size <= rejected_size  # by v alone: the choice decides on rounding only
         rows = kernels.of(self.kernels)
         positions = rows[0].shape[2]
-        prompts = max(1, slice_elements(device) // (2 * positions * self.width))
-        step = max(1, slice_elements(device) // (2 * positions * min(prompts, n)))
+        prompts = max(1, slice_elements(device) // (positions * self.width))
+        step = max(1, slice_elements(device) // (positions * min(prompts, n)))
         products = torch.zeros(n, 2, 2, dtype=torch.float64, device=device)
         for first, start in product(range(0, n, prompts), range(0, self.width, step)):
             part = slice(first, first + prompts)
@@ -191,7 +191,7 @@ def _block_rows(parts: Sequence[Factor]) -> list[Tensor]:
 
     K is symmetric, so what stands below the diagonal needn't be computed, nor multiplied by.
     """
-    rows = []
+    rows, parts = [], _joined(parts)
     for j, u in enumerate(parts):
         for start in range(0, u.shape[1], BLOCK):
             block = u[:, start : start + BLOCK]
@@ -199,6 +199,17 @@ def _block_rows(parts: Sequence[Factor]) -> list[Tensor]:
             row[:, :, block.shape[1] :] *= 2
             rows.append(row)
     return rows
+
+
+def _joined(parts: Sequence[Factor]) -> Sequence[Factor]:
+    """The parts as one where they are of one kind: fewer and larger products."""
+    plain = [part for part in parts if isinstance(part, Tensor)]
+    hot = [part for part in parts if isinstance(part, OneHot)]
+    if plain and hot:
+        return parts
+    return (
+        [torch.cat(plain, 1)] if plain else [OneHot(torch.cat([part.index for part in hot], 1), hot[0].size)]
+    )
 
 
 def _two_by_two(x: Tensor, y: Tensor) -> Tensor:

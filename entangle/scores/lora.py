@@ -89,16 +89,26 @@ def folded(layers: list[LoraLinear]) -> Iterator[None]:
     before = [(layer, dict(_base(layer).named_parameters())) for layer in layers]
     data = [{name: p.data for name, p in own.items()} for _, own in before]
     try:
-        for layer, own in before:
-            for parameter in own.values():
-                parameter.data = parameter.data.clone()
-            layer.merge()
+        for layer in layers:
+            _fold(layer)
         yield
     finally:
         for (layer, own), kept in zip(before, data, strict=True):
             for name, parameter in own.items():
                 parameter.data = kept[name]
             layer.merged_adapters.clear()
+
+
+def _fold(layer: Any) -> None:
+    """Put the active adapters into the base layer, in new storage."""
+    base = layer.get_base_layer()
+    for name in _active(layer):
+        a, b = layer.lora_A[name].weight.data, layer.lora_B[name].weight.data
+        factors = (a.T, b.T) if layer.fan_in_fan_out else (b, a)
+        base.weight.data = torch.addmm(base.weight.data, *factors, alpha=layer.scaling[name])
+        if layer.lora_bias[name]:
+            base.bias.data = base.bias.data + layer.lora_B[name].bias.data * layer.scaling[name]
+    layer.merged_adapters.extend(_active(layer))
 
 
 def _folded_rule(layer: Any) -> Rule:

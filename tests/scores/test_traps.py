@@ -139,7 +139,7 @@ def test_a_kernel_is_kept_for_the_very_same_input_only(monkeypatch: pytest.Monke
     kernels = Kernels()
     x, y = torch.randn(2, 3, 4), torch.randn(2, 2, 4)
     rows = kernels.of((x, y))
-    assert [tuple(row.shape) for row in rows] == [(2, 2, 5), (2, 1, 3), (2, 2, 2)]
+    assert [tuple(row.shape) for row in rows] == [(2, 2, 5), (2, 2, 3), (2, 1, 1)]
     assert kernels.of((x[:], y[:])) is rows
     for parts in ((x.clone(), y), (x,), (x, y, x), (x[:, :2], y)):
         assert kernels.of((x, y)) is not kernels.of(parts)
