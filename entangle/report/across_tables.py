@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -49,13 +50,11 @@ def ratio(value: float | None) -> str:
 def loss_table(summary: Mapping[str, Any]) -> Table:
     """What acts on the mean chosen log-prob over an epoch, where both log-probs go, and pairs that lose both."""
     table = Table(
-        title="Over an epoch of SGD, first order: % of all that acts on the log-prob", title_justify="left"
-    )
-    table.add_column("loss", no_wrap=True)
-    table.add_column("rho", justify="right")
-    for part in PARTS:
-        table.add_column(part, justify="right")
-    for column in ("chosen", "rejected", "both down,\nalone", "both down,\nepoch"):
+        title="Over an epoch of SGD, first order: % of all that acts on the log-prob", title_justify="left",
+        box=box.SIMPLE_HEAD, padding=0,
+    )  # fmt: skip
+    table.add_column("loss", overflow="fold")
+    for column in ("rho", *PARTS, "chosen", "rejected", "both down,\nalone", "both down,\nepoch"):
         table.add_column(column, justify="right", no_wrap=True)
     for loss, row in summary["losses"].items():
         whole = {
