@@ -209,11 +209,11 @@ class Across:
             exerted.append((done - self.rejected * (n * self.mean[:, 1, k] - by_rejected)) / (n - 1))
         for k, side in enumerate(SIDES):
             others = (self.size - 1) * (suffered[k] + exerted[k])
-            for name, part, effect in (
-                ("change", epoch[:, k], others + self.parts[:2, k].sum(0)), ("others", epoch[2:, k], others),
-            ):  # fmt: skip
-                error = "error" if name == "change" else f"{name}_error"
-                means[side] |= {name: float(part.sum(0).mean()), error: float(effect.std() / n**0.5)}
+            change = others + self.parts[:2, k].sum(0)
+            means[side] |= {
+                "change": float(epoch[:, k].sum(0).mean()), "error": float(change.std() / n**0.5),
+                "others": float(epoch[2:, k].sum(0).mean()), "others_error": float(others.std() / n**0.5),
+            }  # fmt: skip
         up, down = means["chosen"]["change"] > 0, means["rejected"]["change"] < 0
         regime = Regime.IDEAL if up and down else Regime.BOTH_UP if up else Regime.BOTH_DOWN
         return means | {"regime": str(regime if up or down else Regime.INVERTED), "rho": self._ratio()}

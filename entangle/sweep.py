@@ -116,7 +116,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
                     ) from stop
             done[step] = ProbeResult.load(probe.run_path)
             if config.across and metric == "sgd":
-                if processes.is_main_process and not _is_newer(done[step].run, ACROSS, "summary.json"):
+                if processes.is_main_process and not has_set(done[step]):
                     run_across(AcrossConfig(run=str(probe.run_path), plots=False), console)
                 processes.wait_for_everyone()
     result = _collect(folder, probes, config.across)
@@ -160,10 +160,15 @@ def is_probed(probe: ProbeConfig, checkpoint: Path, data: str) -> bool:
     return is_newer and run.read_json("identity.json").get("data") == data
 
 
-def _is_newer(run: RunFolder, name: str, other: str) -> bool:
-    """Whether a file is there and not older than another one."""
-    file = run.path / name
-    return file.is_file() and file.stat().st_mtime >= (run.path / other).stat().st_mtime
+def has_set(probe: ProbeResult) -> bool:
+    """Whether all pairs of a probe are measured against each other, under all of its losses, and since it was made."""
+    file, made = probe.run.path / ACROSS, probe.run.path / "summary.json"
+    if not file.is_file() or file.stat().st_mtime < made.stat().st_mtime:
+        return False
+    measured = probe.run.read_json(ACROSS)
+    of_losses = [measured["losses"].get(loss, {}).get("chosen", {}) for loss in probe.summary["regimes"]]
+    is_whole = measured["pairs"] == probe.summary["pairs"]["scored"]
+    return is_whole and all("others" in chosen for chosen in of_losses)
 
 
 def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], across: bool) -> SweepResult:
@@ -211,7 +216,8 @@ def _set(step: int, probe: ProbeResult, loss: str) -> dict[str, Any]:
     has_band = block["cosine"] is not None
     return {
         "step": step, "set_cosine": block["cosine"] if has_band else np.nan, "set_low": low if has_band else np.nan,
-        "set_high": np.nan if not has_band else np.inf if high is None else high, "set_rho": own["rho"],
+        "set_high": np.nan if not has_band else np.inf if high is None else high, 
+        "set_rho": np.inf if own["rho"] is None else own["rho"],
         **{f"set_{side}": own[side]["others"] for side in SIDES},
         **{f"set_{side}_error": own[side]["others_error"] for side in SIDES},
     }  # fmt: skip

@@ -13,8 +13,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from entangle.across import run_across
 from entangle.cli import main
-from entangle.config import ReportConfig, SweepConfig, parse
+from entangle.config import AcrossConfig, ReportConfig, SweepConfig, parse
 from entangle.curves import curve, onset, pair_onsets, with_changes
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, RunError
@@ -148,6 +149,16 @@ def test_the_set_as_one_pair_by_hand(lora: Path, pairs: str, tmp_path: Path):
     run_report(ReportConfig(runs=(str(tmp_path / "sweep"),), output=str(tmp_path / "page.html")))
     assert "All pairs as one, by mean scores (dpo" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "set_cosine" not in run_sweep(replace(options, across=False)).curve
+    run_across(
+        AcrossConfig(run=str(tmp_path / "sweep" / "checkpoint-8"), losses=("simpo",), limit=3, plots=False)
+    )
+    pd.testing.assert_frame_equal(run_sweep(options).curve, result.curve)  # measured again: that was of fewer
+
+
+def test_a_loss_that_pushes_nothing_down_has_an_infinite_ratio(lora: Path, pairs: str, tmp_path: Path):
+    options = config(lora, pairs, across=True, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
+    result = run_sweep(replace(options, losses=("sft",)))
+    assert np.isinf(result.curve["set_rho"]).all() and " inf " in result.table()
 
 
 def test_full_run_needs_to_be_told_its_start(base: Path, pairs: str, tmp_path: Path):
