@@ -52,12 +52,12 @@ from rich.console import Console
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from entangle.commands.probe import run_probe
 from entangle.config import ProbeConfig
 from entangle.embedded import POLICY
 from entangle.errors import UserError
-from entangle.probe import run_probe
-from entangle.progress import progress_bar
-from entangle.provenance import environment
+from entangle.runs.progress import progress_bar
+from entangle.runs.provenance import environment
 from entangle.scores.logps import Rows
 from entangle.scores.prefix import split_for
 

@@ -29,10 +29,11 @@ from methods import Shape, build
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from entangle import embedded, probe
+from entangle import embedded
+from entangle.commands import probe
 from entangle.config import ProbeConfig
-from entangle.estimate import estimate
-from entangle.progress import progress_bar
+from entangle.measure.estimate import estimate
+from entangle.runs.progress import progress_bar
 
 TOLERANCE = 0.25
 """How far an estimate may be off, as a share of what is measured."""
@@ -148,7 +149,7 @@ def apart(part: Callable[[ProbeConfig], Found], config: ProbeConfig) -> Found:
 def promised(config: ProbeConfig) -> Found:
     """What the dry run says, its clock counting CPU seconds."""
     torch.set_num_threads(1)
-    with patch("entangle.estimate.time.perf_counter", time.process_time):
+    with patch("entangle.measure.estimate.time.perf_counter", time.process_time):
         found = estimate(config)
     return {"MB": (found.weight_bytes + found.pass_bytes) / 1e6, "seconds": found.seconds}, found.scored
 
@@ -168,7 +169,7 @@ def used(config: ProbeConfig) -> Found:
         seconds.append(time.process_time() - started)
 
     before = forget_peak()
-    with patch("entangle.probe._compute", timed):
+    with patch("entangle.commands.probe._compute", timed):
         result = probe.run_probe(config, Console(quiet=True))
     return {"MB": (peak_resident() - before) / 1e6, "seconds": seconds[0]}, len(result.pairs)
 

@@ -26,8 +26,8 @@ from methods import Method, Parameters, Shape, batches_of, build, ours, response
 from rich.console import Console
 from torch import nn
 
-from entangle.progress import progress_bar
-from entangle.provenance import environment
+from entangle.runs.progress import progress_bar
+from entangle.runs.provenance import environment
 
 LLAMA_8B = Shape(
     layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256, lora=64,

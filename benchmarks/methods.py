@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from entangle.geometry import PairGeometry
-from entangle.rows import RowBatch
+from entangle.analysis.geometry import PairGeometry
 from entangle.scores import FactoredEngine, fast_gemm, score_gram
 from entangle.scores.base import studying
 from entangle.scores.logps import Rows, evaluating, gather_positions, model_inputs, scored_logps, target_logps
+from entangle.scores.rows import RowBatch
 from entangle.scores.tokens import token_products
 
 Parameters = Mapping[str, nn.Parameter]

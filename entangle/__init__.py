@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 from entangle.version import __version__
 
 if TYPE_CHECKING:
+    from entangle.analysis.geometry import PairGeometry
+    from entangle.analysis.regimes import Prediction, Regime, predict
+    from entangle.commands.probe import ProbeResult, run_probe
+    from entangle.commands.whatif import WhatIf, what_if
     from entangle.config import ProbeConfig
-    from entangle.geometry import PairGeometry
-    from entangle.probe import ProbeResult, run_probe
-    from entangle.regimes import Prediction, Regime, predict
     from entangle.training import EntanglementCallback
-    from entangle.whatif import WhatIf, what_if
 
 _PUBLIC = {
     "EntanglementCallback": "entangle.training",
-    "PairGeometry": "entangle.geometry",
-    "Prediction": "entangle.regimes",
+    "PairGeometry": "entangle.analysis.geometry",
+    "Prediction": "entangle.analysis.regimes",
     "ProbeConfig": "entangle.config",
-    "ProbeResult": "entangle.probe",
-    "Regime": "entangle.regimes",
-    "predict": "entangle.regimes",
-    "WhatIf": "entangle.whatif",
-    "run_probe": "entangle.probe",
-    "what_if": "entangle.whatif",
+    "ProbeResult": "entangle.commands.probe",
+    "Regime": "entangle.analysis.regimes",
+    "predict": "entangle.analysis.regimes",
+    "WhatIf": "entangle.commands.whatif",
+    "run_probe": "entangle.commands.probe",
+    "what_if": "entangle.commands.whatif",
 }
 __all__ = [
     "EntanglementCallback",

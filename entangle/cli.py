@@ -19,11 +19,11 @@ def probe(arguments: Sequence[str]) -> int:
 
     def run(config: Any, notes: Any) -> Any:
         if config.dry_run:
-            from entangle.estimate import estimate
+            from entangle.measure.estimate import estimate
 
             _show(estimate(config))
             return None
-        from entangle.probe import run_probe
+        from entangle.commands.probe import run_probe
 
         return run_probe(config, notes)
 
@@ -36,7 +36,7 @@ def whatif(arguments: Sequence[str]) -> int:
 
     config, _ = parse(WhatIfConfig, arguments, prog="entangle whatif")
     _need(config.run, "the run folder of a finished probe: entangle whatif RUN")
-    from entangle.whatif import run_whatif
+    from entangle.commands.whatif import run_whatif
 
     result, folder = run_whatif(config)
     _show(result.renderable(config.rows), "Run folder", folder.path)
@@ -49,7 +49,7 @@ def tokens(arguments: Sequence[str]) -> int:
 
     config, _ = parse(TokensConfig, arguments, prog="entangle tokens")
     _need(config.run, "the run folder of a finished probe: entangle tokens RUN")
-    from entangle.tokens import run_tokens
+    from entangle.commands.tokens import run_tokens
 
     result = run_tokens(config)
     _show(result.renderable(config.rows), "Tokens", result.probe.run.path / "tokens.parquet")
@@ -62,7 +62,7 @@ def across(arguments: Sequence[str]) -> int:
 
     config, _ = parse(AcrossConfig, arguments, prog="entangle across")
     _need(config.run, "the run folder of a finished probe: entangle across RUN")
-    from entangle.across import run_across
+    from entangle.commands.across import run_across
 
     result = run_across(config)
     _show(result.renderable(), "Across pairs", result.probe.run.path / "across.parquet")
@@ -75,7 +75,7 @@ def losses(arguments: Sequence[str]) -> int:
 
     from entangle import catalogue
     from entangle.config import LossesConfig, parse, parse_loss
-    from entangle.report.tables import loss_table
+    from entangle.tables.probe import loss_table
 
     config, _ = parse(LossesConfig, arguments, prog="entangle losses")
     console = Console()
@@ -101,7 +101,7 @@ def rft(arguments: Sequence[str]) -> int:
     """Spread of the rewards of sampled answers, and the reward gradient that it leaves."""
 
     def run(config: Any, notes: Any) -> Any:
-        from entangle.rft import run_change, run_rft
+        from entangle.commands.rft import run_change, run_rft
 
         return run_rft(config, notes) if config.before is None else run_change(config)
 
@@ -112,7 +112,7 @@ def joint(arguments: Sequence[str]) -> int:
     """DPO's signal beside RFT's on the same prompts: which give none to which method, and why."""
 
     def run(config: Any, notes: Any) -> Any:
-        from entangle.joint import run_joint
+        from entangle.commands.joint import run_joint
 
         return run_joint(config, notes)
 
@@ -123,7 +123,7 @@ def train(arguments: Sequence[str]) -> int:
     """Preference training (or fine-tuning) by TRL with any loss and mitigation: entangle train CONFIG."""
 
     def run(config: Any, notes: Any) -> Any:
-        from entangle.train import run_train
+        from entangle.commands.train import run_train
 
         return run_train(config, notes)
 
@@ -134,7 +134,7 @@ def compare(arguments: Sequence[str]) -> int:
     """Train losses x settings x seeds from one start, and judge them on the same held-back pairs and posts."""
 
     def run(config: Any, notes: Any) -> Any:
-        from entangle.compare import run_compare
+        from entangle.commands.compare import run_compare
 
         return run_compare(config, notes)
 
@@ -145,7 +145,7 @@ def sweep(arguments: Sequence[str]) -> int:
     """The probe at every checkpoint of a training run, and when both log-probs began to fall."""
 
     def run(config: Any, notes: Any) -> Any:
-        from entangle.sweep import run_sweep
+        from entangle.commands.sweep import run_sweep
 
         return run_sweep(config, notes)
 
@@ -162,7 +162,7 @@ def filter_pairs(arguments: Sequence[str]) -> int:
     config, _ = parse(FilterConfig, arguments, prog="entangle filter")
     if not config.run:
         raise ConfigError("expected the run folder of a finished probe: entangle filter RUN. Got none.")
-    from entangle.filter import run_filter
+    from entangle.commands.filter import run_filter
 
     result = run_filter(config)
     console = Console()
@@ -180,7 +180,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
     from entangle.config import DoctorConfig, parse
     from entangle.doctor import RULES, examine, read_log
-    from entangle.report.doctor_text import report_text, rule_table
+    from entangle.tables.doctor import report_text, rule_table
 
     config, _ = parse(DoctorConfig, arguments, prog="entangle doctor")
     console = Console()
@@ -206,7 +206,7 @@ def _measure(verb: str, options: str, arguments: Sequence[str], run: Callable[[A
         run: from options and a console for notes to a result with `renderable()` and `run`; None has shown itself.
     """
     import entangle.config
-    from entangle.progress import Interrupted, notes_console
+    from entangle.runs.progress import Interrupted, notes_console
 
     config, ignored = entangle.config.parse(
         getattr(entangle.config, options), arguments, prog=f"entangle {verb}"
@@ -250,7 +250,7 @@ def report(arguments: Sequence[str]) -> int:
 
     config, _ = parse(ReportConfig, arguments, prog="entangle report")
     _need(" ".join(config.runs), "one or more run folders: entangle report RUN [RUN2 ...]")
-    from entangle.reporting import run_report
+    from entangle.report.command import run_report
 
     for path in run_report(config):
         print(path)

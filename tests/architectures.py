@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from entangle.rows import RowBatch
+from entangle.scores.rows import RowBatch
 
 VOCAB = 48
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import ProbeConfig
-from entangle.probe import ProbeResult, run_probe
 
 WORDS = "the cat sat on the mat and then the other cat sat there too while they thought of nothing".split()
 

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import torch
 
+from entangle.analysis.geometry import RESOLUTION, PairGeometry
+from entangle.analysis.predictions import predict_losses
+from entangle.analysis.summary import summarise
 from entangle.config import ProbeConfig
-from entangle.geometry import RESOLUTION, PairGeometry
-from entangle.predictions import predict_losses
-from entangle.runs import RunFolder
-from entangle.summary import summarise
+from entangle.runs.folder import RunFolder
 from losses import build
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from entangle.across import PARTS, SIDES, Across, AcrossResult, run_across, set_block
+from entangle.analysis.regimes import Regime
 from entangle.cli import main
+from entangle.commands.across import PARTS, SIDES, Across, AcrossResult, run_across, set_block
+from entangle.commands.probe import run_probe
 from entangle.config import AcrossConfig, ProbeConfig
 from entangle.data import load_pairs, tokenize_pair
-from entangle.inputs import load_policy_of
-from entangle.probe import run_probe
-from entangle.regimes import Regime
+from entangle.measure.inputs import load_policy_of
+from entangle.measure.verification import KeepFloat64
 from entangle.scores import make_engine, row_logps, score_gram
-from entangle.verify import KeepFloat64
 from tests.tiny import gpt2_tokenizer, save_adapter, save_policy
 
 PAIRS = [

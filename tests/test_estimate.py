@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from entangle.commands.probe import Plan, Work, column_functions, rows_of_pass
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.errors import ModelError
-from entangle.estimate import Cost, Stack, estimate, peak_bytes, resident
-from entangle.inputs import load_pairs_of, load_policy_of
-from entangle.probe import Plan, Work, column_functions, rows_of_pass
+from entangle.measure.estimate import Cost, Stack, estimate, peak_bytes, resident
+from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.scores import make_engine
 from tests.tiny import gpt2_tokenizer
 

@@ -16,11 +16,19 @@ from rich.console import Console
 
 from entangle import embedded
 from entangle.cli import main
+from entangle.commands.filter import (
+    FilterResult,
+    Rows,
+    data_options_of,
+    decide,
+    matches,
+    pair_table,
+    run_filter,
+)
+from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import FilterConfig, ProbeConfig, parse_rule, parse_weight
 from entangle.data import load_pairs
 from entangle.errors import ConfigError, RunError
-from entangle.filter import FilterResult, Rows, data_options_of, decide, matches, pair_table, run_filter
-from entangle.probe import ProbeResult, run_probe
 from tests.probing import write_rows
 from tests.tiny import gpt2_tokenizer, save_policy
 

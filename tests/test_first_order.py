@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from entangle.rows import RowBatch
+from entangle.measure.verification import pair_logps
 from entangle.scores import AutogradEngine, row_logps, token_logps
-from entangle.verify import pair_logps
+from entangle.scores.rows import RowBatch
 from losses import CATALOGUE, DPO, PreferenceLoss, SimPO, build
 from tests.architectures import random_batch, tiny_model
 

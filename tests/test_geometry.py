@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from entangle.geometry import GEOMETRY_COLUMNS, PairGeometry
+from entangle.analysis.geometry import GEOMETRY_COLUMNS, PairGeometry
 from tests.toys import geometry, one_token, shared_prefix, shared_suffix
 
 

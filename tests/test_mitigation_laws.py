@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from entangle.errors import ConfigError
-from entangle.geometry import PairGeometry
-from entangle.mitigation import (
+from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.mitigations import (
     MITIGATIONS,
     PairwiseNormalised,
     RewardCalibration,
@@ -29,6 +28,7 @@ from entangle.mitigation import (
     kept_tokens,
     select_pairs,
 )
+from entangle.errors import ConfigError
 from entangle.training.virtual_adamw import VirtualAdamW
 from losses import Coefficients
 from tests import tiny

@@ -23,8 +23,8 @@ from entangle.models import (
     load_policy,
     pad_id,
 )
-from entangle.rows import RowBatch
 from entangle.scores.logps import row_logps
+from entangle.scores.rows import RowBatch
 from tests import tiny
 
 

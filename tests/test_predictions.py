@@ -9,11 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from entangle.analysis.geometry import RESOLUTION
+from entangle.analysis.predictions import predict_losses
+from entangle.commands.probe import ProbeResult, run_probe
+from entangle.commands.whatif import what_if
 from entangle.config import ProbeConfig
-from entangle.geometry import RESOLUTION
-from entangle.predictions import predict_losses
-from entangle.probe import ProbeResult, run_probe
-from entangle.whatif import what_if
 from losses import build
 from tests.run_folders import synthetic_pairs
 

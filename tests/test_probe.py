@@ -21,19 +21,19 @@ from accelerate import PartialState
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from entangle import embedded
+from entangle.analysis.geometry import GEOMETRY_COLUMNS
+from entangle.analysis.predictions import predict_losses
+from entangle.analysis.summary import summarise
+from entangle.commands.probe import ProbeResult
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, DataError, ModelError, RunError
-from entangle.geometry import GEOMETRY_COLUMNS
-from entangle.inputs import load_pairs_of, load_policy_of
+from entangle.measure.inputs import load_pairs_of, load_policy_of
+from entangle.measure.verification import KeepFloat64, pair_logps
 from entangle.models import Policy, load_adam_state
-from entangle.predictions import predict_losses
-from entangle.probe import ProbeResult
-from entangle.progress import Interrupted
-from entangle.runs import RunFolder
+from entangle.runs.folder import RunFolder
+from entangle.runs.progress import Interrupted
 from entangle.scores import AutogradEngine, row_logps, token_logps
-from entangle.summary import summarise
-from entangle.verify import KeepFloat64, pair_logps
 from losses import build
 from tests.probing import options, probe, write_rows
 from tests.processes import ENVIRONMENT, run_on_two, torchrun
@@ -120,7 +120,7 @@ def test_numbers_depend_neither_on_batches_nor_on_the_engine(inputs, tmp_path, c
 def test_finished_run_is_not_computed_again(inputs, tmp_path, monkeypatch):
     config = options(inputs, tmp_path / "run")
     first = probe(config)
-    monkeypatch.setattr("entangle.probe.make_engine", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("entangle.commands.probe.make_engine", lambda *_: pytest.fail("computed again"))
     pd.testing.assert_frame_equal(probe(config).pairs, first.pairs)
 
 
@@ -248,7 +248,7 @@ def test_interrupt_finishes_the_shard_and_says_how_to_go_on(inputs, tmp_path, mo
 
 
 def test_out_of_memory_halves_the_pass_and_loses_nothing(inputs, tmp_path, monkeypatch):
-    import entangle.probe as module
+    import entangle.commands.probe as module
 
     whole = module.rows_of_pass
     sizes: list[int] = []

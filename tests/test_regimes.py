@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from entangle.geometry import PairGeometry
-from entangle.regimes import REGIMES, Regime, band_coordinate, critical_addition, critical_shift, predict
+from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.regimes import (
+    REGIMES,
+    Regime,
+    band_coordinate,
+    critical_addition,
+    critical_shift,
+    predict,
+)
 from losses import DPO, Coefficients, PairLogps
 from tests.toys import LogProb, geometry, one_token, score, shared_prefix, shared_suffix
 

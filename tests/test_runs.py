@@ -10,21 +10,21 @@ from typing import ClassVar
 
 import pytest
 
-from entangle.across import AcrossResult
-from entangle.compare import CompareResult
+from entangle.commands.across import AcrossResult
+from entangle.commands.compare import CompareResult
+from entangle.commands.filter import FilterResult
+from entangle.commands.joint import JointResult
+from entangle.commands.probe import ProbeResult
+from entangle.commands.rft import RewardChange, RftResult
+from entangle.commands.rft.result import PromptsResult
+from entangle.commands.sweep import SweepResult
+from entangle.commands.tokens import TokenResult
+from entangle.commands.train import TrainResult
+from entangle.commands.whatif import WhatIf
 from entangle.config import ProbeConfig, RunOptions, TrainConfig, parse
 from entangle.errors import RunError
-from entangle.filter import FilterResult
-from entangle.joint import JointResult
-from entangle.probe import ProbeResult
-from entangle.report.tables import Shown
-from entangle.rft import RewardChange, RftResult
-from entangle.rft.result import PromptsResult
-from entangle.runs import RunFolder
-from entangle.sweep import SweepResult
-from entangle.tokens import TokenResult
-from entangle.train import TrainResult
-from entangle.whatif import WhatIf
+from entangle.runs.folder import RunFolder
+from entangle.tables.probe import Shown
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from entangle.across import run_across
+from entangle.analysis.curves import curve, onset, pair_onsets, with_changes
 from entangle.cli import main
+from entangle.commands.across import run_across
+from entangle.commands.sweep import run_sweep
 from entangle.config import AcrossConfig, ReportConfig, SweepConfig, parse
-from entangle.curves import curve, onset, pair_onsets, with_changes
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, RunError
-from entangle.inputs import load_pairs_of
+from entangle.measure.inputs import load_pairs_of
 from entangle.models import load_policy
-from entangle.progress import Interrupted
-from entangle.reporting import run_report
-from entangle.rows import RowBatch
-from entangle.runs import RunFolder
+from entangle.report.command import run_report
+from entangle.runs.folder import RunFolder
+from entangle.runs.progress import Interrupted
 from entangle.scores import AutogradEngine
-from entangle.sweep import run_sweep
+from entangle.scores.rows import RowBatch
 from tests.training import runs
 
 STEPS = (4, 8, 12)
@@ -176,23 +176,23 @@ def test_finished_checkpoints_are_skipped_and_new_ones_found(
 ):
     import shutil
 
-    import entangle.sweep
+    import entangle.commands.sweep
 
     run, probed = tmp_path / "run", []
     shutil.copytree(lora, run, ignore=shutil.ignore_patterns("checkpoint-12", "sweep"))
-    original = entangle.sweep.run_probe
+    original = entangle.commands.sweep.run_probe
 
     def stopped(*_: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr(entangle.sweep, "run_probe", stopped)
+    monkeypatch.setattr(entangle.commands.sweep, "run_probe", stopped)
     with pytest.raises(Interrupted, match="at checkpoint 1 of 2.* entangle sweep") as stop:
         run_sweep(config(run, pairs, plots=False))
     _, _, *words = shlex.split(str(stop.value).partition("with: ")[2])
     again, _ = parse(SweepConfig, words, prog="x")
     assert again.run_path == run / "sweep" and not RunFolder(run / "sweep").changed_options(again)
     monkeypatch.setattr(
-        entangle.sweep, "run_probe",
+        entangle.commands.sweep, "run_probe",
         lambda probe, console=None: (probed.append(Path(probe.model_name_or_path).name), original(probe, console))[1],
     )  # fmt: skip
     assert run_sweep(config(run, pairs, plots=False)).curve["step"].tolist() == [4, 8]

@@ -13,11 +13,11 @@ import yaml
 from rich.console import Console
 
 from entangle.cli import main
+from entangle.commands.probe import ProbeResult, run_probe
+from entangle.commands.tokens import TokenResult, run_tokens, token_text
 from entangle.config import ProbeConfig, TokensConfig
-from entangle.probe import ProbeResult, run_probe
-from entangle.report.token_tables import visible
-from entangle.runs import RunFolder
-from entangle.tokens import TokenResult, run_tokens, token_text
+from entangle.runs.folder import RunFolder
+from entangle.tables.tokens import visible
 from tests.run_folders import synthetic_run
 from tests.tiny import gpt2_tokenizer, llama_tokenizer, save_adapter, save_policy
 
@@ -146,8 +146,8 @@ def test_text_of_the_data_cannot_act(run, capsys):
 
 
 def test_heat_map_escapes_what_would_open_a_formula(run):
-    from entangle.report.plots import new_axes
-    from entangle.report.token_plots import heat_map
+    from entangle.figures.probe import new_axes
+    from entangle.figures.tokens import heat_map
 
     result = take_apart(run, pairs=(1,), matrix=True)
     axes = heat_map(new_axes(), result.matrices[1], result.tokens.assign(text="$x_1^{$"), "$title$")
@@ -218,7 +218,7 @@ def test_no_falling_pair_asks_for_names(run, capsys):
 
 def test_prompt_is_not_shared_where_that_changes_log_probs(run, monkeypatch):
     """A model whose cache isn't what it seems: noticed by the probe's own log-probs."""
-    import entangle.tokens as module
+    import entangle.commands.tokens as module
 
     right = module.token_products
     calls: list[bool] = []

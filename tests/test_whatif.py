@@ -14,10 +14,8 @@ import torch
 from scipy.stats import binomtest
 from torch.testing import assert_close
 
-from entangle.cli import main
-from entangle.errors import ConfigError, RunError
-from entangle.geometry import RESOLUTION, PairGeometry
-from entangle.knobs import (
+from entangle.analysis.geometry import RESOLUTION, PairGeometry
+from entangle.analysis.hyperparameters import (
     DEFAULT_KNOBS,
     KNOBS,
     PartlyNormalised,
@@ -27,17 +25,17 @@ from entangle.knobs import (
     readable,
     smallest_change,
 )
-from entangle.knobs import (
-    Path as KnobPath,
-)
-from entangle.predictions import coefficients_of, is_scored, logps_of, predict_losses
-from entangle.regimes import REGIMES, critical_addition, critical_shift, predict
-from entangle.runs import RunFolder
-from entangle.summary import wilson
-from entangle.whatif import what_if
-from entangle.whatif.bench import margin_growth
-from entangle.whatif.choice import token_requirements
-from entangle.whatif.grid import apply_grid
+from entangle.analysis.hyperparameters import Path as KnobPath
+from entangle.analysis.predictions import coefficients_of, is_scored, logps_of, predict_losses
+from entangle.analysis.regimes import REGIMES, critical_addition, critical_shift, predict
+from entangle.analysis.summary import wilson
+from entangle.cli import main
+from entangle.commands.whatif import what_if
+from entangle.commands.whatif.bench import margin_growth
+from entangle.commands.whatif.choice import token_requirements
+from entangle.commands.whatif.grid import apply_grid
+from entangle.errors import ConfigError, RunError
+from entangle.runs.folder import RunFolder
 from losses import CATALOGUE, CPO, DPO, DPOP, IPO, KTO, WPO, Coefficients, DPOShift, SigmoidNorm, build
 from tests.run_folders import pairs_of, synthetic_pairs, synthetic_run, with_flag
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from entangle.geometry import PairGeometry
+from entangle.analysis.geometry import PairGeometry
 
 LogProb = Callable[[Tensor], Tensor]
 

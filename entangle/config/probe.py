@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from entangle.config.base import (
-    DEFAULT_LOSSES,
-    InputOptions,
-    Losses,
-    RunOptions,
-    check_at_least,
-    parse_loss,
-)
+from entangle.config.base import DEFAULT_LOSSES, InputOptions, Losses, RunOptions, check_at_least, parse_loss
 from entangle.errors import ConfigError
 
 

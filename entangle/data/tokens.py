@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from entangle.data.pairs import Message, PreferencePair
 from entangle.errors import DataError
-from entangle.rows import RowBatch
+from entangle.scores.rows import RowBatch
 
 Ids = list[int]
 

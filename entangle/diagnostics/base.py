@@ -13,7 +13,7 @@ from entangle.diagnostics import ches, confidence, edit_distance, hidden, length
 from entangle.diagnostics.reading import Reading
 from entangle.errors import ConfigError
 from entangle.models import Policy
-from entangle.rows import RowBatch
+from entangle.scores.rows import RowBatch
 
 Cost = Literal["tokens", "forward", "reference", "backward"]
 """What it takes: the tokens alone, a forward pass, one of the reference too, or backward passes per pair."""

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from entangle.predictions import is_scored
-from entangle.summary import derived
+from entangle.analysis.predictions import is_scored
+from entangle.analysis.summary import derived
 
 COLUMNS = ("first", "second", "pairs", "rho", "low", "high")
 
@@ -58,7 +58,7 @@ def summarise_diagnostics(
 ) -> dict[str, Any]:
     """Rank correlations of a probe's diagnostics, for its summary.
 
-    They are set against the geometry that people read (`entangle.summary.derived`) and against `change_chosen`, the
+    They are set against the geometry that people read (`entangle.analysis.summary.derived`) and against `change_chosen`, the
     predicted change of the chosen log-prob under the run's first loss.
 
     Args:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from entangle.data import TokenizedPair
 from entangle.errors import ModelError
 from entangle.models import Policy
-from entangle.rows import RowBatch
 from entangle.scores.logps import (
     Rows,
     causal_lm,
@@ -24,6 +23,7 @@ from entangle.scores.logps import (
     model_inputs,
     target_logps,
 )
+from entangle.scores.rows import RowBatch
 
 
 @dataclass(frozen=True)

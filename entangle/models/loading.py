@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from entangle.analysis.geometry import RESOLUTION
 from entangle.data import is_local
 from entangle.errors import ModelError
-from entangle.geometry import RESOLUTION
 from entangle.models.origin import LOADING_ERRORS, Origin, adapter_config, find_origin, has_file, reason
 
 DTYPES = {

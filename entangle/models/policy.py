@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from entangle.analysis.geometry import RESOLUTION, logp_resolution
 from entangle.data import TokenizedPair, collate
 from entangle.errors import ModelError
-from entangle.geometry import RESOLUTION, logp_resolution
 from entangle.models.identity import commit_of, describe, identity_of
 from entangle.models.loading import (
     Loading,
@@ -48,8 +48,8 @@ from entangle.models.reference import (
     check_reference_options,
     make_reference,
 )
-from entangle.rows import RowBatch
 from entangle.scores.logps import causal_lm, evaluating, input_device, row_logps
+from entangle.scores.rows import RowBatch
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from entangle.data import TokenizedPair
 from entangle.errors import ModelError
-from entangle.rows import RowBatch
 from entangle.scores.logps import row_logps
+from entangle.scores.rows import RowBatch
 
 REFERENCES = ("auto", "adapter_off", "model", "columns", "self", "none")
 

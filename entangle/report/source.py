@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 from pyarrow import parquet
 
-from entangle.curves import curve, with_changes
+from entangle.analysis.curves import curve, with_changes
+from entangle.analysis.predictions import is_scored
 from entangle.errors import RunError
-from entangle.predictions import is_scored
-from entangle.runs import RunFolder
+from entangle.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | 
 
 
 def step_table(steps: pd.DataFrame) -> pd.DataFrame | None:
-    """Per training step, what `entangle.curves.curve` says of rows of steps and pairs; None without its columns.
+    """Per training step, what `entangle.analysis.curves.curve` says of rows of steps and pairs; None without its columns.
 
     Changes count from the start that the rows name, else from their first step.
     """

@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from entangle.geometry import PairGeometry
-from entangle.rows import RowBatch
+from entangle.analysis.geometry import PairGeometry
 from entangle.scores.base import (
     Engine,
     Metric,
@@ -23,6 +22,7 @@ from entangle.scores.base import (
 )
 from entangle.scores.logps import Rows, input_device, scored_logps
 from entangle.scores.reduce import dots
+from entangle.scores.rows import RowBatch
 
 
 class AutogradEngine(Engine):

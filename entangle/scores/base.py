@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
+from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry
 from entangle.errors import UserError
-from entangle.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry
-from entangle.rows import RowBatch
 from entangle.scores.logps import evaluating
+from entangle.scores.rows import RowBatch
 
 Metric = Mapping[str, Tensor]
 """A diagonal metric P: positive weights by parameter name, of the parameter's shape. None means P = 1."""

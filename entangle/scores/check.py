@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from entangle.geometry import logp_resolution
+from entangle.analysis.geometry import logp_resolution
 from entangle.scores.logps import Rows
 
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from entangle.geometry import RESOLUTION
-from entangle.rows import RowBatch
+from entangle.analysis.geometry import RESOLUTION
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.base import (
     Engine,
@@ -32,6 +31,7 @@ from entangle.scores.logps import Rows, input_device, scored_logps
 from entangle.scores.lora import check_adapters, foldable, folded, lora_sites
 from entangle.scores.prefix import Split, record_split, split_for
 from entangle.scores.reduce import gram_block, pair_block
+from entangle.scores.rows import RowBatch
 from entangle.scores.sites import Recorder, find_sites
 from entangle.scores.terms import Score
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from entangle.rows import RowBatch
 from entangle.scores.base import Engine, Metric
 from entangle.scores.reduce import dots
+from entangle.scores.rows import RowBatch
 
 MEMORY = 2**31
 """Bytes of scores, or of directions, that are held at a time."""

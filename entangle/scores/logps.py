@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from entangle.errors import UserError
-from entangle.rows import RowBatch
+from entangle.scores.rows import RowBatch
 
 
 @dataclass(frozen=True)

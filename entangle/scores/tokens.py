@@ -24,9 +24,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 
+from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.errors import UserError
-from entangle.geometry import RESOLUTION, PairGeometry
-from entangle.rows import RowBatch
 from entangle.scores.base import stack_geometry, studying, unstack_geometry
 from entangle.scores.logps import (
     Rows,
@@ -39,6 +38,7 @@ from entangle.scores.logps import (
 )
 from entangle.scores.prefix import NoSplit, Split, prefix_pass, split_for
 from entangle.scores.reduce import dots
+from entangle.scores.rows import RowBatch
 
 
 @dataclass(frozen=True)

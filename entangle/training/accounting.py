@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
-from entangle.ledger import Products, account, products
+from entangle.analysis.ledger import Products, account, products
 from entangle.scores import row_logps
 from entangle.training.live import BatchWatch, MicroBatch, pair_key
 from entangle.training.optimizer_steps import check_optimizer, read_step

@@ -15,10 +15,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+from entangle.analysis.regimes import Regime
 from entangle.config.files import losses_of_trl, names_in_trl
 from entangle.data import PreferencePair, TokenizedPair
-from entangle.regimes import Regime
-from entangle.shards import StepShards
+from entangle.runs.shards import StepShards
 from entangle.training.accounting import LedgerKeeper
 from entangle.training.live import BatchWatch
 from entangle.training.probing import ProbeSet
@@ -47,7 +47,7 @@ class EntanglementCallback(TrainerCallback):
     - **Live** (`live.parquet`): at every step the geometry of the very batch, read off the step's own backward pass
       (`BatchWatch`); incentives carry the mean over the batch and its accumulation. Logged as `entangle/live/*`.
     - **Ledger** (`ledger.parquet`): at every step the change of each probed pair's log-probs, split by its causes
-      (`entangle.ledger`). It costs a forward and backward and a forward over the probe set per accounted step.
+      (`entangle.analysis.ledger`). It costs a forward and backward and a forward over the probe set per accounted step.
       Logged as `entangle/ledger/*`, nats since the last row of the log.
 
     Under several processes (DDP) the pairs are shared out. Where parameters are sharded (FSDP, DeepSpeed ZeRO-3) the

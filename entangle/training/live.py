@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.data import TokenizedPair
-from entangle.geometry import RESOLUTION, PairGeometry
 from entangle.scores.base import unstack_geometry
 from entangle.scores.factored import matrix_shape
 from entangle.scores.lora import lora_sites

@@ -1,4 +1,4 @@
-"""TRL's trainer with a mitigation: what `entangle.mitigation` says, put into a training step."""
+"""TRL's trainer with a mitigation: what `entangle.analysis.mitigations` says, put into a training step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from entangle.mitigation import (
+from entangle.analysis.mitigations import (
     Mitigation,
     Rescaling,
     Select,
@@ -26,8 +26,8 @@ from entangle.mitigation import (
     backward_scaled,
     kept_tokens,
 )
-from entangle.rows import RowBatch
 from entangle.scores import Engine, make_engine
+from entangle.scores.rows import RowBatch
 from entangle.scores.tokens import token_products
 from entangle.training.metrics import incentives
 from entangle.training.trainer import PreferenceTrainer, TrainingError

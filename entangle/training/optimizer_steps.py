@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from entangle.ledger import ParameterStep, adamw_step, sgd_step
+from entangle.analysis.ledger import ParameterStep, adamw_step, sgd_step
 from entangle.training.trainer import TrainingError
 
 

@@ -13,12 +13,12 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
 
+from entangle.analysis.predictions import predict_losses, usable_losses
+from entangle.commands.probe import Plan, Work, is_scorable, longest, number_columns, rows_of_shard
 from entangle.data import PreferencePair, TokenizedPair, tokenize_pair
 from entangle.models import AdapterOff, Columns, NoReference, Policy, Reference, SecondModel
-from entangle.predictions import predict_losses, usable_losses
-from entangle.probe import Plan, Work, is_scorable, longest, number_columns, rows_of_shard
-from entangle.rows import RowBatch
 from entangle.scores import Engine, make_engine, row_logps
+from entangle.scores.rows import RowBatch
 from losses import PreferenceLoss
 
 PUSH_COLUMNS = ("coefficient_chosen", "coefficient_rejected", "change_chosen", "change_rejected", "regime")

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from accelerate.utils import gather_object
 
-from entangle.geometry import GEOMETRY_COLUMNS
-from entangle.ledger import PARTS, cumulate
-from entangle.regimes import REGIMES, predict
-from entangle.shards import StepShards
+from entangle.analysis.geometry import GEOMETRY_COLUMNS
+from entangle.analysis.ledger import PARTS, cumulate
+from entangle.analysis.regimes import REGIMES, predict
+from entangle.runs.shards import StepShards
 from entangle.training.live import MicroBatch
 from losses import Coefficients
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from entangle.progress import deferred_interrupt, progress_bar
+from entangle.runs.progress import deferred_interrupt, progress_bar
 
 
 class Watch(TrainerCallback):

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from entangle.commands.probe import run_probe
+from entangle.commands.train import run_train
 from entangle.config import ProbeConfig, TrainConfig, parse
-from entangle.probe import run_probe
-from entangle.report.curve_plots import panels, write
-from entangle.train import run_train
+from entangle.figures.curves import panels, write
 
 PAIRS, EARLY, SEEDS = 96, 4, (0, 1, 2)
 DATA = Path("runs/early_warning/pairs.jsonl")

@@ -22,11 +22,11 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from entangle.analysis.predictions import is_scored, predict_losses
+from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import ProbeConfig, build_losses, read_yaml
 from entangle.errors import UserError
-from entangle.predictions import is_scored, predict_losses
-from entangle.probe import ProbeResult, run_probe
-from entangle.verify import KeepFloat64
+from entangle.measure.verification import KeepFloat64
 
 SETTINGS = sorted(Path("experiments/precision").glob("*.yaml"))
 OUTPUT = Path("experiments/results/precision")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from entangle import ProbeResult
-from entangle.predictions import is_scored
-from entangle.report import plots
+from entangle.analysis.predictions import is_scored
+from entangle.figures import probe as plots
 
 
 def draw(run: str, output: str, losses: tuple[str, ...] = ("dpo_shift(shift=0.9)", "dpo")) -> None:

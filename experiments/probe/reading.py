@@ -12,8 +12,8 @@ import pandas as pd
 from scipy.stats import mannwhitneyu
 
 from entangle import ProbeResult
-from entangle.predictions import is_scored
-from entangle.summary import derived, share
+from entangle.analysis.predictions import is_scored
+from entangle.analysis.summary import derived, share
 
 LOSSES = ("dpo", "simpo", "dpop", "cpo")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from entangle.report.plots import new_axes
-from entangle.rewards import (
+from entangle.figures.probe import new_axes
+from entangle.rewards.statistics import (
     fisher_bound,
     gradient_product,
     length_bound,

@@ -19,12 +19,12 @@ import pandas as pd
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+from entangle.commands.rft import run_change, run_rft
 from entangle.config import RftConfig
-from entangle.graders import AnswerSet, RougeL
-from entangle.inputs import load_policy_of
-from entangle.report import plots
-from entangle.rft import run_change, run_rft
-from entangle.rollouts import load_prompts
+from entangle.figures import probe as plots
+from entangle.measure.inputs import load_policy_of
+from entangle.rewards.functions import AnswerSet, RougeL
+from entangle.rewards.rollouts import load_prompts
 
 RESULTS, ADAPTER = Path("experiments/results/rft/grpo"), Path("runs/grpo/adapter")
 LEAST, GROUP, STEPS, WINDOW = 0.15, 8, 48, 8

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from entangle.config import ProbeConfig, parse_loss
 from entangle.data import TokenizedPair, load_pairs, tokenize_pair
-from entangle.inputs import load_policy_of
+from entangle.figures.curves import SIDE_COLOURS, panels, write
+from entangle.measure.inputs import load_policy_of
 from entangle.models import Policy
-from entangle.progress import progress_bar
-from entangle.report.curve_plots import SIDE_COLOURS, panels, write
+from entangle.runs.progress import progress_bar
 from entangle.scores import Engine, make_engine, row_logps
 from losses import PairLogps, PreferenceLoss, build
 

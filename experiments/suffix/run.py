@@ -16,11 +16,11 @@ import pandas as pd
 from make import FOLDER, SUFFIXES
 from rich.console import Console
 
-from entangle.compare import CompareResult, cells_of, run_compare
+from entangle.commands.compare import CompareResult, cells_of, run_compare
+from entangle.commands.probe import run_probe
+from entangle.commands.tokens import run_tokens
 from entangle.config import CompareConfig, ProbeConfig, TokensConfig, parse
-from entangle.probe import run_probe
-from entangle.report.curve_plots import SIDE_COLOURS, panels, write
-from entangle.tokens import run_tokens
+from entangle.figures.curves import SIDE_COLOURS, panels, write
 
 RESULTS = Path("experiments/results/suffix")
 CONSOLE = Console(stderr=True)

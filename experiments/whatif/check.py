@@ -24,12 +24,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 
+from entangle.analysis.summary import share
+from entangle.commands.whatif import what_if
 from entangle.data import PreferencePair, collate, load_pairs, tokenize_pair
 from entangle.embedded import ADAPTER, POLICY
 from entangle.scores import row_logps
-from entangle.summary import share
 from entangle.training import PreferenceTrainer
-from entangle.whatif import what_if
 from losses import PreferenceLoss, build
 
 START = Path("experiments/results/whatif/start")

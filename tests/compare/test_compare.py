@@ -12,20 +12,20 @@ import torch
 import yaml
 from rich.console import Console
 
-import entangle.compare.run
+import entangle.commands.compare.run
+from entangle.analysis.curves import over_seeds
+from entangle.analysis.ledger import PARTS
 from entangle.cli import main
-from entangle.compare import CompareResult, cells_of, run_compare
-from entangle.compare.agreement import agreement, directions
-from entangle.compare.quality import means, summaries
+from entangle.commands.compare import CompareResult, cells_of, run_compare
+from entangle.commands.compare.agreement import agreement, directions
+from entangle.commands.compare.quality import means, summaries
+from entangle.commands.train import TrainResult
 from entangle.config import CompareConfig, parse
-from entangle.curves import over_seeds
 from entangle.errors import ConfigError, RunError, UserError
-from entangle.ledger import PARTS
 from entangle.models import load_policy
-from entangle.progress import Interrupted
-from entangle.report import tables
-from entangle.rollouts import load_prompts
-from entangle.train import TrainResult
+from entangle.rewards.rollouts import load_prompts
+from entangle.runs.progress import Interrupted
+from entangle.tables import probe as tables
 from tests.training import runs
 
 QUIET = Console(quiet=True)
@@ -113,13 +113,13 @@ def test_only_what_is_missing_is_trained(
     finished: CompareResult, inputs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     out, trained = str(finished.run.path), []
-    original = entangle.compare.run.run_train
+    original = entangle.commands.compare.run.run_train
 
     def train(options, console):
         trained.append((options.loss, options.seed))
         return original(options, console)
 
-    monkeypatch.setattr(entangle.compare.run, "run_train", train)
+    monkeypatch.setattr(entangle.commands.compare.run, "run_train", train)
     before = finished.runs.copy()
     again = run_compare(config(inputs, output_dir=out, plots=False), QUIET)
     assert not trained
@@ -212,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on(inputs: dict[str, str], tmp_path: Path, monkey
     def stopped(*_: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr(entangle.compare.run, "run_train", stopped)
+    monkeypatch.setattr(entangle.commands.compare.run, "run_train", stopped)
     with pytest.raises(Interrupted, match="run 1 of 4.*the same command"):
         run_compare(config(inputs, output_dir=str(tmp_path / "out")), QUIET)
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from entangle.cli import main
-from entangle.compare import cells_of
+from entangle.commands.compare import cells_of
+from entangle.commands.train import TrainResult
 from entangle.config import CompareConfig, TrainConfig, build_losses, parse
-from entangle.runs import RunFolder
-from entangle.train import TrainResult
+from entangle.runs.folder import RunFolder
 from entangle.training.arguments import trainer_arguments
 from tests.training import runs
 

@@ -10,8 +10,8 @@ from entangle.diagnostics import DIAGNOSTICS, Diagnostic, columns_of, compute, r
 from entangle.errors import ConfigError
 from entangle.models import AdapterOff, Itself, NoReference, Policy, adapter_off
 from entangle.models.reference import Reference
-from entangle.rows import RowBatch
 from entangle.scores import AutogradEngine, row_logps
+from entangle.scores.rows import RowBatch
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 
 

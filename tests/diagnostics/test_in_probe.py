@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from entangle.commands.probe import run_probe
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.diagnostics import columns_of, compute
 from entangle.errors import ConfigError
-from entangle.inputs import load_pairs_of, load_policy_of
-from entangle.probe import run_probe
+from entangle.measure.inputs import load_pairs_of, load_policy_of
 from tests.probing import options, probe, write_rows
 
 

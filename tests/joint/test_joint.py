@@ -11,19 +11,22 @@ import pytest
 import torch
 
 from entangle import cli
+from entangle.analysis.geometry import GEOMETRY_COLUMNS
+from entangle.commands.joint import JointResult, run_joint
+from entangle.commands.probe import run_probe
+from entangle.commands.rft import Work, answer_rows, run_rft
 from entangle.config import JointConfig, ProbeConfig, RftConfig
 from entangle.data import DataError, collate, load_pairs, tokenize_pair
 from entangle.errors import ConfigError, RunError
-from entangle.geometry import GEOMETRY_COLUMNS
-from entangle.graders import build_grader
-from entangle.joint import JointResult, run_joint
+from entangle.figures import joint as joint_plots
+from entangle.figures import probe as plots
 from entangle.models import load_policy
-from entangle.probe import run_probe
-from entangle.report import joint_plots, joint_tables, plots, tables
-from entangle.rewards import rloo_weights
-from entangle.rft import Work, answer_rows, run_rft
-from entangle.rollouts import Prompt, Sampling, prompts_of, sample_answers
+from entangle.rewards.functions import build_grader
+from entangle.rewards.rollouts import Prompt, Sampling, prompts_of, sample_answers
+from entangle.rewards.statistics import rloo_weights
 from entangle.scores import AutogradEngine, row_logps
+from entangle.tables import joint as joint_tables
+from entangle.tables import probe as tables
 from tests.rft.breaking import broken_at, recorded
 from tests.tiny import ROWS, save_adapter, save_policy
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from entangle.geometry import PairGeometry
-from entangle.joint.measure import (
+from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.regimes import Regime, predict
+from entangle.commands.joint.measure import (
     best_frame,
     loss_signal,
     pair_columns,
@@ -22,11 +23,10 @@ from entangle.joint.measure import (
     snapped,
     verdict,
 )
-from entangle.joint.table import angles, joint_table, pooled_cosine, summarise_joint, with_states
-from entangle.regimes import Regime, predict
-from entangle.rewards import Support, rloo_weights
-from entangle.rft import FLAGS
-from entangle.signals import Setting, Thresholds
+from entangle.commands.joint.table import angles, joint_table, pooled_cosine, summarise_joint, with_states
+from entangle.commands.rft import FLAGS
+from entangle.rewards.signals import Setting, Thresholds
+from entangle.rewards.statistics import Support, rloo_weights
 from losses import CPO, DPO, DPOP, Coefficients, PairLogps, build
 from tests.rft.test_reward_gradients import a_policy, samples
 

@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from entangle.joint.products import kernel_product, preference_kernel, reward_kernel
-from entangle.rewards import gradient_product
+from entangle.commands.joint.products import kernel_product, preference_kernel, reward_kernel
+from entangle.rewards.statistics import gradient_product
 from experiments.rft.exact import Outputs
 from tests.rft.test_reward_gradients import a_policy, samples
 

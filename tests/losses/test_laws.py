@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import losses
-from entangle.geometry import PairGeometry
-from entangle.regimes import predict
+from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.regimes import predict
 from losses import (
     AOT,
     BCE,

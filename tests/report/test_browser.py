@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from entangle.report.explain import explain
-from entangle.report.html import write_page
+from entangle.analysis.wording import explain
+from entangle.report import write_page
+from entangle.report.command import load_sources
 from entangle.report.source import Source
-from entangle.reporting import load_sources
 from tests.report.browser import browser, complaints, show, until
 from tests.report.test_page import HOSTILE
 from tests.run_folders import synthetic_pairs, synthetic_run

@@ -15,24 +15,24 @@ import pandas as pd
 import pytest
 import torch
 
+from entangle.analysis.curves import SIDES, over_seeds
+from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.ledger import PARTS
+from entangle.analysis.summary import share
+from entangle.analysis.wording import SENTENCES, explain
 from entangle.cli import main
-from entangle.curves import SIDES, over_seeds
+from entangle.commands.rft.change import summarise_changes
 from entangle.errors import RunError, UserError
-from entangle.geometry import PairGeometry
-from entangle.ledger import PARTS
-from entangle.report.explain import SENTENCES, explain
-from entangle.report.figures import figures as figures_of
+from entangle.report import page, render_page
+from entangle.report.blocks import Figure, Table
+from entangle.report.command import load_sources
+from entangle.report.files import figures as figures_of
 from entangle.report.glossary import GLOSSARY, definition_key, glossary
-from entangle.report.html import page, render_page
-from entangle.report.html.blocks import Figure, Table
-from entangle.report.html.rows import pair_rows
-from entangle.report.html.sections import sections
-from entangle.report.html.verdict import verdict
+from entangle.report.rows import pair_rows
+from entangle.report.sections import sections
 from entangle.report.source import Source, module_shares, read_source
-from entangle.reporting import load_sources
-from entangle.rft.change import summarise_changes
-from entangle.runs import RunFolder
-from entangle.summary import share
+from entangle.report.verdict import verdict
+from entangle.runs.folder import RunFolder
 from tests.run_folders import pairs_of, synthetic_pairs, synthetic_run, with_flag
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!--<b>\u2028&amp;{{ 7*7 }}$x$"
@@ -409,7 +409,7 @@ def test_missing_libraries_are_named(source, monkeypatch, module):
 
 def test_results_show_themselves_in_a_notebook(run):
     from entangle import what_if
-    from entangle.probe import ProbeResult
+    from entangle.commands.probe import ProbeResult
 
     for result in (ProbeResult.load(run), what_if(run)):
         shown = result._repr_html_()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from entangle.rft import Work
+from entangle.commands.rft import Work
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
-from entangle.graders import GRADERS, AnswerSet, Function, GraderError, Length, RougeL, build_grader
+from entangle.rewards.functions import GRADERS, AnswerSet, Function, GraderError, Length, RougeL, build_grader
 from tests import tiny
 
 ANSWERS = AnswerSet(

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from entangle import cli
+from entangle.commands.rft import FLAGS, run_change
+from entangle.commands.rft.change import reward_changes, summarise_changes
 from entangle.config import RftConfig
 from entangle.errors import ConfigError, RunError
-from entangle.rewards import bootstrap_mean
-from entangle.rft import FLAGS, run_change
-from entangle.rft.change import reward_changes, summarise_changes
-from entangle.runs import RunFolder
+from entangle.rewards.statistics import bootstrap_mean
+from entangle.runs.folder import RunFolder
 
 
 def prompts(means, stds, hashes=None) -> pd.DataFrame:

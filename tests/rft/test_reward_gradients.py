@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from entangle.rewards import (
+from entangle.rewards.statistics import (
     centred_factor,
     centred_weights,
     expected_gradient,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from entangle.rewards import (
+from entangle.analysis.summary import share
+from entangle.rewards.statistics import (
     RewardStatistics,
     Support,
     bootstrap_share,
@@ -23,7 +24,6 @@ from entangle.rewards import (
     std_interval,
     trl_metrics,
 )
-from entangle.summary import share
 
 BINARY = Support(0.0, 1.0, is_binary=True)
 CHANCES, VALUES = np.array([0.2, 0.5, 0.3]), np.array([-1.0, 0.5, 2.0])

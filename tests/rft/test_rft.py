@@ -12,17 +12,19 @@ import torch
 import yaml
 
 from entangle import cli
+from entangle.commands.rft import RftResult, answer_rows, prompt_rows, run_rft
 from entangle.config import RftConfig
 from entangle.errors import ConfigError, RunError
-from entangle.gamma import jacobian_norm
-from entangle.graders import GraderError
+from entangle.figures import probe as plots
+from entangle.figures import rft as rft_plots
 from entangle.models import load_policy
-from entangle.report import plots, rft_plots, tables
-from entangle.rewards import Support, gradient_product
-from entangle.rft import RftResult, answer_rows, prompt_rows, run_rft
-from entangle.rollouts import load_rollouts
+from entangle.rewards.functions import GraderError
+from entangle.rewards.rollouts import load_rollouts
+from entangle.rewards.signals import Setting, Thresholds, gram_of, measure, rank_correlation, summarise
+from entangle.rewards.statistics import Support, gradient_product
 from entangle.scores import AutogradEngine
-from entangle.signals import Setting, Thresholds, gram_of, measure, rank_correlation, summarise
+from entangle.scores.jacobian import jacobian_norm
+from entangle.tables import probe as tables
 from tests.processes import run_on_two
 from tests.rft.breaking import broken_at, recorded
 from tests.tiny import llama, save_adapter, save_policy
@@ -91,7 +93,7 @@ def test_gram_and_log_probs_are_the_models(folder, finished):
     policy = load_policy(
         str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64"
     )
-    from entangle.rollouts import Prompt, Sampling, sample_answers
+    from entangle.rewards.rollouts import Prompt, Sampling, sample_answers
 
     prompts = [Prompt(i, word) for i, word in enumerate(WORDS[:2])]
     rollout = sample_answers(policy, prompts, Sampling(num_generations=6, max_completion_length=8))[0]
@@ -299,7 +301,7 @@ def test_tables_and_figures_of_a_run(finished):
 
 def test_a_prompts_markup_is_only_text(finished):
     prompts = finished.prompts.assign(prompt="[bold]x[/bold] [/red]", reward_std=0.0, reward_mean=0.0)
-    from entangle.report.rft_tables import prompt_table
+    from entangle.tables.rft import prompt_table
 
     assert "[bold]x[/bold]" in tables.render(prompt_table(prompts, finished.summary, 2), width=140)
 

@@ -11,7 +11,14 @@ import torch
 
 from entangle.data import DataError, PreferencePair, tokenize_pair
 from entangle.models import Policy, load_policy
-from entangle.rollouts import Prompt, Sampling, load_prompts, load_rollouts, prompt_tokens, sample_answers
+from entangle.rewards.rollouts import (
+    Prompt,
+    Sampling,
+    load_prompts,
+    load_rollouts,
+    prompt_tokens,
+    sample_answers,
+)
 from tests.tiny import END, gpt2_tokenizer, llama_tokenizer, save_policy
 
 PROMPTS = [Prompt(0, "what is the sum?"), Prompt(1, "TL;DR:"), Prompt(5, "she said that the cat sat on")]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from entangle.geometry import GEOMETRY_COLUMNS
-from entangle.rows import RowBatch
+from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.scores import AutogradEngine, FactoredEngine, PairScores
 from entangle.scores.logps import Rows
 from entangle.scores.prefix import split_for
+from entangle.scores.rows import RowBatch
 from tests.architectures import ARCHITECTURES, random_batch, tiny_model, trainable, with_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*_pattern keys.*:RuntimeWarning")  # PEFT, expert banks

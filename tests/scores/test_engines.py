@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from entangle.geometry import GEOMETRY_COLUMNS
-from entangle.rows import RowBatch
+from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.scores import (
     RULES,
     AutogradEngine,
@@ -19,6 +18,7 @@ from entangle.scores import (
     register_rule,
     row_logps,
 )
+from entangle.scores.rows import RowBatch
 from entangle.scores.rules import vector
 from entangle.scores.terms import Term
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from entangle.rows import RowBatch
 from entangle.scores import AutogradEngine, Engine, FactoredEngine, gram_products, score_gram
 from entangle.scores.gram import directions_at_a_time
+from entangle.scores.rows import RowBatch
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 
 

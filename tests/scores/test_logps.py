@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from entangle.rows import RowBatch
 from entangle.scores import AutogradEngine, FactoredEngine, row_logps, token_logps
 from entangle.scores.logps import Rows, scored_logps
+from entangle.scores.rows import RowBatch
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 
 NAMES = ["llama", "gpt2", "gemma2", "cohere", "granite", "opt", "bloom", "falcon"]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from entangle.errors import UserError
-from entangle.rows import RowBatch
+from entangle.measure.verification import KeepFloat64
 from entangle.scores import AutogradEngine, token_logps
 from entangle.scores import tokens as module
 from entangle.scores.base import studying
+from entangle.scores.rows import RowBatch
 from entangle.scores.tokens import TokenProducts, token_matrix, token_products
-from entangle.verify import KeepFloat64
 from tests.architectures import ARCHITECTURES, random_batch, tiny_model, trainable, with_lora
 
 Parameters = dict[str, nn.Parameter]

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from entangle.mitigation import RewardCalibration
+from entangle.analysis.mitigations import RewardCalibration
 from entangle.training import PreferenceTrainer
 from entangle.training.mitigated import MitigatedTrainer
 from losses import DPO

@@ -15,14 +15,14 @@ from accelerate.utils import DistributedType
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
+from entangle.analysis.geometry import GEOMETRY_COLUMNS
+from entangle.analysis.regimes import predict
 from entangle.data import PreferencePair
 from entangle.errors import RunError
-from entangle.geometry import GEOMETRY_COLUMNS
 from entangle.models import AdapterOff
-from entangle.regimes import predict
+from entangle.runs.shards import StepShards
 from entangle.scores import row_logps
 from entangle.scores.autograd import AutogradEngine
-from entangle.shards import StepShards
 from entangle.training import EntanglementCallback, TrainingError
 from entangle.training.callback import trained_loss, training_pairs
 from losses import DPO, IPO, PairLogps, build

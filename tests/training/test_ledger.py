@@ -12,13 +12,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from entangle.analysis.ledger import PARTS, account, cumulate, explain, over_time, products
 from entangle.data import TokenizedPair, collate
-from entangle.ledger import PARTS, account, cumulate, explain, over_time, products
-from entangle.report.ledger_plots import stacked, write_figures
-from entangle.report.plots import new_axes
-from entangle.rows import RowBatch
+from entangle.figures.ledger import stacked, write_figures
+from entangle.figures.probe import new_axes
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.logps import row_logps, token_logps
+from entangle.scores.rows import RowBatch
 from entangle.training import EntanglementCallback, TrainingError
 from entangle.training.optimizer_steps import check_optimizer, read_step
 from losses import DPO, PairLogps

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from entangle.geometry import GEOMETRY_COLUMNS, PairGeometry
-from entangle.rows import RowBatch
+from entangle.analysis.geometry import GEOMETRY_COLUMNS, PairGeometry
 from entangle.scores.autograd import AutogradEngine
+from entangle.scores.rows import RowBatch
 from entangle.training import TrainingError
 from entangle.training.callback import training_pairs
 from entangle.training.live import BatchWatch, MicroBatch, pair_key

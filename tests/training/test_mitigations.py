@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from entangle.mitigation import (
+from entangle.analysis.mitigations import (
     Mitigation,
     PairwiseNormalised,
     RewardCalibration,

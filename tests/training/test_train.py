@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-import entangle.train
+import entangle.commands.train
 from entangle.cli import main
+from entangle.commands.probe import run_probe
+from entangle.commands.train import TrainResult, last_checkpoint, run_train
 from entangle.config import ProbeConfig, TrainConfig, parse, read_yaml
 from entangle.data import load_pairs
 from entangle.errors import ConfigError, RunError, UserError
 from entangle.models import load_policy
-from entangle.probe import run_probe
-from entangle.progress import Interrupted
-from entangle.train import TrainResult, last_checkpoint, run_train
+from entangle.runs.progress import Interrupted
 from entangle.training.samples import hold_back, take_share, text_of
 from entangle.training.watch import Watch
 from tests.training import runs
@@ -128,7 +128,7 @@ def test_what_was_trained_can_be_probed(inputs: Path, finished: TrainResult, tmp
 def test_a_finished_run_is_not_repeated_and_another_one_is_not_mixed_in(
     inputs: Path, finished: TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entangle.train, "_make_trainer", None)  # would fail if it were called
+    monkeypatch.setattr(entangle.commands.train, "_make_trainer", None)  # would fail if it were called
     again = run_train(config(inputs, finished.run.path, probe_every=2))
     assert again.summary == finished.summary
     with pytest.raises(RunError, match="learning_rate"):

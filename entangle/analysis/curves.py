@@ -1,0 +1,99 @@
+"""What a fixed set of pairs did over a run: rows of (step, pair) -> changes since the start, curve, onset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from entangle.analysis.regimes import REGIMES
+
+SIDES = ("chosen", "rejected")
+Z = 1.96
+"""Standard errors of a 95 % interval."""
+
+
+def with_changes(rows: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `moved_chosen` and `moved_rejected`: each log-prob minus its value at the start, nats.
+
+    Args:
+        rows: step, index, logps_chosen, logps_rejected and further columns.
+        start: index, logps_chosen and logps_rejected of every pair, once.
+    """
+    known = start.set_index("index")
+    changes = {
+        f"moved_{side}": rows[f"logps_{side}"] - rows["index"].map(known[f"logps_{side}"]) for side in SIDES
+    }
+    return rows.assign(**changes)
+
+
+def curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per step of rows that `with_changes` gave; a pair without numbers is left out.
+
+    Columns: step; pairs; moved_chosen, moved_rejected and moved_margin (means over pairs, nats), each with its
+    standard error over pairs as *_error (paired: every pair against its own start); chosen_fell, rejected_fell,
+    both_fell (shares of the pairs below their start); accuracy (share whose margin has grown: the implicit reward
+    prefers the chosen response); and, where the rows have them, cosine (median), cosine_q25, cosine_q75, a share of
+    the pairs per predicted regime, and predicted_chosen, predicted_rejected (means of the changes that one SGD step on
+    each pair alone would make, per unit learning rate).
+    """
+    scored = rows.dropna(subset=["moved_chosen", "moved_rejected"])
+    scored = scored.assign(moved_margin=scored["moved_chosen"] - scored["moved_rejected"])
+    return pd.DataFrame([{"step": step} | _point(group) for step, group in scored.groupby("step", sort=True)])
+
+
+def _point(pairs: pd.DataFrame) -> dict[str, Any]:
+    chosen_fell, rejected_fell = pairs["moved_chosen"] < 0, pairs["moved_rejected"] < 0
+    point: dict[str, Any] = {"pairs": len(pairs)}
+    for name in ("moved_chosen", "moved_rejected", "moved_margin"):
+        point[name], point[f"{name}_error"] = pairs[name].mean(), pairs[name].sem()
+    point |= {
+        "chosen_fell": chosen_fell.mean(),
+        "rejected_fell": rejected_fell.mean(),
+        "both_fell": (chosen_fell & rejected_fell).mean(),
+        "accuracy": (pairs["moved_margin"] > 0).mean(),
+    }
+    if "cosine" in pairs:
+        low, middle, high = pairs["cosine"].quantile([0.25, 0.5, 0.75])
+        point |= {"cosine": middle, "cosine_q25": low, "cosine_q75": high}
+    if "regime" in pairs:
+        point |= {str(regime): (pairs["regime"] == regime).mean() for regime in REGIMES}
+        point |= {f"predicted_{side}": pairs[f"change_{side}"].mean() for side in SIDES}
+    return point
+
+
+def onset(points: pd.DataFrame) -> int | None:
+    """The step from which on the coupled decrease lasts; None if there is none at the end.
+
+    The coupled decrease: the mean over pairs of the change since the start is below 0 by more than `Z` standard
+    errors, of the chosen log-prob and of the rejected one. Its onset is the first step from which on this holds at
+    every later step too, so a dip that recovers isn't one.
+
+    Args:
+        points: rows of `curve`.
+    """
+    fallen = [points[f"moved_{side}"] < -Z * points[f"moved_{side}_error"] for side in SIDES]
+    lasting = (fallen[0] & fallen[1])[::-1].cummin()[::-1]
+    return int(points.loc[lasting, "step"].min()) if lasting.any() else None
+
+
+def pair_onsets(rows: pd.DataFrame) -> pd.Series:
+    """Per pair (by index), the step from which on both its log-probs stay below their start; NaN: never.
+
+    Args:
+        rows: rows that `with_changes` gave.
+    """
+    fallen = rows.assign(fallen=(rows["moved_chosen"] < 0) & (rows["moved_rejected"] < 0))
+    table = fallen.pivot(index="index", columns="step", values="fallen").sort_index(axis=1).astype(bool)
+    lasting = np.minimum.accumulate(table.to_numpy()[:, ::-1], axis=1)[:, ::-1]
+    steps = np.where(lasting, table.columns.to_numpy(dtype=float), np.inf).min(axis=1)
+    return pd.Series(np.where(np.isfinite(steps), steps, np.nan), index=table.index, name="onset")
+
+
+def over_seeds(curves: pd.DataFrame, by: Sequence[str] = ("variant", "loss", "step")) -> pd.DataFrame:
+    """Mean over seeds of every number, and its smallest and largest value as *_low and *_high."""
+    numbers = curves.drop(columns=["seed"]).groupby(list(by), sort=False)
+    low, high = numbers.min().add_suffix("_low"), numbers.max().add_suffix("_high")
+    return numbers.mean().join(low).join(high).reset_index()

@@ -1,0 +1,379 @@
+"""Hyper-parameters that move a loss's incentives along a line, and the settings that make each pair ideal.
+
+A knob starts at a base loss and turns one number: an NLL weight, DPOP's lambda, DPO-Shift's lambda, a length
+exponent. Up to a positive factor per pair (which no regime sees) its incentives are fixed + x slope. Both
+predicted changes are then linear in x, so for each pair the ideal settings form one open interval, known
+exactly, and the smallest setting that makes a wanted share of the pairs ideal is found by sorting interval
+ends: no scan.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.predictions import coefficients_of
+from entangle.analysis.regimes import predict
+from losses import (
+    CPO,
+    DPO,
+    DPOP,
+    SFT,
+    Coefficients,
+    DPOShift,
+    PairLogps,
+    PreferenceLoss,
+    SFTBatch,
+    SFTSum,
+    WithSFT,
+)
+
+JUST_ABOVE = 1e-7
+"""Interval ends are open: a setting is put this much (relatively) past one, or half way to the next."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """Incentives of a pair as a function of a setting, up to a positive factor per pair.
+
+    Args:
+        fixed: incentives at x = 0, `(B,)` each.
+        slope: their derivatives in x, `(B,)` each.
+        log_growth: None where x is the setting itself; else `(B,)` with x = exp(setting * log_growth).
+    """
+
+    fixed: Coefficients
+    slope: Coefficients
+    log_growth: Tensor | None = None
+
+    def at(self, setting: float) -> Coefficients:
+        """The incentives at one setting."""
+        x = setting if self.log_growth is None else (setting * self.log_growth).exp()
+        return Coefficients(
+            self.fixed.chosen + x * self.slope.chosen, self.fixed.rejected + x * self.slope.rejected
+        )
+
+    @property
+    def acts(self) -> Tensor:
+        """`(B,)` bool: pairs on which the setting has any effect."""
+        moves = (self.slope.chosen != 0) | (self.slope.rejected != 0)
+        return moves if self.log_growth is None else moves & (self.log_growth != 0)
+
+
+def ideal_interval(geometry: PairGeometry, path: Path) -> tuple[Tensor, Tensor]:
+    """Settings between which each pair is ideal: an open interval (lower, upper), `(B,)` each; NaN for none.
+
+    Exactly the settings at which `regimes.predict` says ideal, its tolerance for the arithmetic included.
+    With tolerance t, a pair is ideal iff
+
+        d_w A - d_l c > t (|d_w| A + |d_l c|)    and    d_w c - d_l B < -t (|d_w c| + |d_l| B).
+
+    A concave piecewise linear function of x is positive iff its linear pieces all are, here four for each
+    response (the signs of d_w, d_l): eight half-lines, whose intersection is an interval.
+
+    Laws: for incentives (base + x, base) and t -> 0 it is `regimes.critical_addition`, for (1, x) it is
+    `regimes.critical_shift` (theory: arXiv 2410.13828, section 3, solved for one hyper-parameter).
+    """
+    fixed, slope = (
+        _half_lines(geometry, d) for d in (path.fixed, path.slope)
+    )  # (8, B) each: fixed + x slope > 0
+    crossing = -fixed / slope
+    never = ((slope == 0) & ~(fixed > 0)) | fixed.isnan() | slope.isnan()
+    lower = torch.where(slope > 0, crossing, -torch.inf).amax(0)
+    upper = torch.where(slope < 0, crossing, torch.inf).amin(0)
+    empty = never.any(0) | ~(lower < upper)
+    if path.log_growth is not None:
+        lower, upper, empty = _exponents(lower, upper, empty, path.log_growth)
+    return torch.where(empty, torch.nan, lower), torch.where(empty, torch.nan, upper)
+
+
+def _half_lines(geometry: PairGeometry, incentives: Coefficients) -> Tensor:
+    """The eight linear functions of the incentives that are all positive iff a pair is ideal, `(8, B)`."""
+    d_w, d_l = incentives.chosen.double(), incentives.rejected.double()
+    prediction = predict(geometry, Coefficients(d_w, d_l))
+    norms, t = (geometry.chosen_sq * geometry.rejected_sq).sqrt(), geometry.resolution
+    rows = []
+    for sign_w, sign_l in itertools.product((1, -1), repeat=2):
+        rows.append(prediction.chosen_change - t * (sign_w * d_w * geometry.chosen_sq + sign_l * d_l * norms))
+        rows.append(
+            -prediction.rejected_change - t * (sign_w * d_w * norms + sign_l * d_l * geometry.rejected_sq)
+        )
+    return torch.stack(rows)
+
+
+def _exponents(
+    lower: Tensor, upper: Tensor, empty: Tensor, log_growth: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An interval of x = exp(p log_growth) as an interval of p."""
+    ends = torch.stack([lower.clamp(min=0).log(), upper.clamp(min=0).log()]) / log_growth
+    still = log_growth == 0  # x = 1 at every p
+    holds = still & (lower < 1) & (upper > 1)
+    low = torch.where(still, -torch.inf, ends.amin(0))
+    high = torch.where(still, torch.inf, ends.amax(0))
+    return low, high, empty | (upper <= 0) | (still & ~holds)
+
+
+@dataclass(frozen=True)
+class PartlyNormalised(PreferenceLoss):
+    """DPO between summed and averaged log-probs: -ln s(beta (r_w/n_w^p - r_l/n_l^p)).
+
+    d_w = (beta/n_w^p) s(-z), d_l = (beta/n_l^p) s(-z), z the argument of s. p = 0 is `dpo`, p = 1 is
+    `sigmoid_norm`.
+
+    Args:
+        beta: per nat per token^p; 0.1.
+        exponent: p; 0.
+        against_reference: False takes w, l instead of r_w, r_l.
+
+    Paper: none; an interpolation between two of the catalogue.
+    """
+
+    name: ClassVar = "partly_normalised"
+    paper: ClassVar = "none"
+    ratio: ClassVar = "(n_l/n_w)^p"
+    needs_lengths: ClassVar = True
+
+    beta: float = 0.1
+    exponent: float = 0.0
+    against_reference: bool = True
+
+    @property
+    def needs_reference(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether log-ratios or bare log-probs are compared."""
+        return self.against_reference
+
+    def per_pair(self, logps: PairLogps) -> Tensor:
+        """Logistic loss of the partly normalised margin, `(B,)`."""
+        chosen = logps.chosen_logratio if self.against_reference else logps.chosen
+        rejected = logps.rejected_logratio if self.against_reference else logps.rejected
+        margin = chosen / logps.chosen_length**self.exponent - rejected / logps.rejected_length**self.exponent
+        return -F.logsigmoid(self.beta * margin)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One number that turns a base loss into another.
+
+    Args:
+        name: as given on the command line; also names its columns.
+        title: what is turned, with its unit.
+        start: the setting that is the knob's base loss.
+        end: the last setting that makes sense; the smallest change is looked for from `start` towards it.
+        origin: base -> the catalogue's loss that the start is.
+        loss: (base, setting) -> the loss at that setting.
+        path: (base, log-probs, pairs per batch) -> the incentives as a function of the setting.
+        needs_reference: it reads the reference log-probs.
+        idle: why it may have no effect on a pair.
+    """
+
+    name: str
+    title: str
+    start: float
+    end: float
+    origin: Callable[[PreferenceLoss], PreferenceLoss]
+    loss: Callable[[PreferenceLoss, float], PreferenceLoss]
+    path: Callable[[PreferenceLoss, PairLogps, int], Path]
+    needs_reference: bool = False
+    idle: str = ""
+
+
+def default_base(has_reference: bool) -> PreferenceLoss:
+    """DPO, or the same margin loss without a reference where there is none."""
+    return DPO() if has_reference else CPO(nll_weight=0.0)
+
+
+def _nll(name: str, unit: str, term: PreferenceLoss) -> Knob:
+    return Knob(
+        name, f"weight of an NLL term on the chosen response, {unit}", 0.0, math.inf,
+        origin=lambda base: base,
+        loss=lambda base, setting: WithSFT(base, alpha=setting, sft=term),
+        path=lambda base, logps, size: Path(
+            coefficients_of(base, logps, size), coefficients_of(term, logps, size)
+        ),
+    )  # fmt: skip
+
+
+def _beta(base: PreferenceLoss) -> float:
+    """DPO's beta where the base is DPO; regimes of the other knobs don't depend on it."""
+    return base.beta if isinstance(base, DPO | CPO) else DPO().beta
+
+
+def _dpo(base: PreferenceLoss) -> DPO:
+    return DPO(beta=_beta(base))
+
+
+def _dpop_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
+    ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
+    return Path(Coefficients(ones, ones), Coefficients((logps.chosen_logratio < 0).to(ones), zeros))
+
+
+def _shift_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
+    ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
+    return Path(Coefficients(ones, zeros), Coefficients(zeros, ones))
+
+
+def _length_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
+    ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
+    growth = (logps.rejected_length / logps.chosen_length).log()
+    return Path(Coefficients(zeros, ones), Coefficients(ones, zeros), log_growth=growth)
+
+
+KNOBS: dict[str, Knob] = {
+    knob.name: knob
+    for knob in (
+        _nll("nll", "per chosen token of the pair", SFT()),
+        _nll("nll_sum", "per sequence (summed log-prob)", SFTSum()),
+        _nll("nll_batch", "per chosen token of the batch (TRL's rpo_alpha, cpo_alpha)", SFTBatch()),
+        Knob(
+            "dpop", "DPOP's lambda", 0.0, math.inf,
+            origin=_dpo,
+            loss=lambda base, setting: DPOP(beta=_beta(base), penalty=setting),
+            path=_dpop_path, needs_reference=True,
+            idle="the penalty is off while the chosen log-prob isn't below the reference's",
+        ),
+        Knob(
+            "shift", "DPO-Shift's lambda, from 1 downwards", 1.0, 0.0,
+            origin=_dpo,
+            loss=lambda base, setting: DPOShift(beta=_beta(base), shift=setting), path=_shift_path,
+            needs_reference=True,
+        ),
+        Knob(
+            "length", "length exponent, from 0 (summed) to 1 (averaged)", 0.0, 1.0,
+            origin=lambda base: _dpo(base) if base.needs_reference else CPO(beta=_beta(base), nll_weight=0.0),
+            loss=lambda base, setting: PartlyNormalised(_beta(base), setting, base.needs_reference),
+            path=_length_path, idle="both responses have the same length",
+        ),
+    )
+}  # fmt: skip
+"""Every knob by name; `nll_sum` and `nll_batch` are `nll` in other units."""
+
+DEFAULT_KNOBS = ("nll", "dpop", "shift", "length")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """A stretch of settings that makes at least some number of pairs ideal.
+
+    Args:
+        nearest: the setting nearest to the start that does.
+        until: where it ends, seen from the start (infinite where it doesn't).
+        count: ideal pairs at `nearest`.
+    """
+
+    nearest: float
+    until: float
+    count: int
+
+
+def smallest_change(lower: Tensor, upper: Tensor, needed: int, start: float, end: float) -> Reach | None:
+    """The setting nearest to `start`, on the way to `end`, that lies in at least `needed` open intervals.
+
+    Exact, in O(B log B): the count only grows just past a lower end (and at `start`).
+
+    Args:
+        lower: lower ends, `(B,)`; NaN for an empty interval.
+        upper: upper ends, `(B,)`.
+        needed: intervals that must hold the setting.
+        start: where the search begins.
+        end: where it ends.
+
+    Returns:
+        The stretch found, or None where no setting lies in that many.
+
+    Examples:
+        >>> ends = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])
+        >>> smallest_change(*ends, needed=3, start=0.0, end=9.0).until
+        3.0
+    """
+    sweep = _Sweep.make(lower, upper, start, end)
+    counts = sweep.counts
+    enough = (counts >= needed).nonzero()
+    return None if len(enough) == 0 else sweep.reach(int(enough[0]), needed)
+
+
+def best_change(lower: Tensor, upper: Tensor, start: float, end: float) -> Reach:
+    """The setting that lies in the most intervals; the one nearest to `start` of several."""
+    sweep = _Sweep.make(lower, upper, start, end)
+    best = int(sweep.counts.argmax())  # the first of equals
+    return sweep.reach(best, int(sweep.counts[best]))
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Interval ends as distances from a start; candidate 0 is the start, the others are past a lower end."""
+
+    lower: Tensor
+    upper: Tensor
+    past: Tensor
+    start: float
+    end: float
+
+    @classmethod
+    def make(cls, lower: Tensor, upper: Tensor, start: float, end: float) -> _Sweep:
+        real = ~lower.isnan()
+        near, far = (lower - start, upper - start) if end > start else (start - upper, start - lower)
+        near, far = near[real].sort().values, far[real].sort().values
+        past = near[(near >= 0) & (near < abs(end - start))].unique()
+        return cls(near, far, past, start, end)
+
+    @property
+    def counts(self) -> Tensor:
+        """Intervals around each candidate, `(1 + number of lower ends,)`."""
+        zero = torch.zeros(1, dtype=self.lower.dtype)
+        return torch.cat(
+            [self.at(zero), self._up_to(self.lower, self.past) - self._up_to(self.upper, self.past)]
+        )
+
+    def at(self, distances: Tensor) -> Tensor:
+        """Intervals around distances themselves (an open interval doesn't hold its ends)."""
+        return torch.searchsorted(self.lower, distances) - self._up_to(self.upper, distances)
+
+    @staticmethod
+    def _up_to(ends: Tensor, distances: Tensor) -> Tensor:
+        return torch.searchsorted(ends, distances, right=True)
+
+    def reach(self, candidate: int, needed: int) -> Reach:
+        nearest = 0.0 if candidate == 0 else self._step_past(self.past[candidate - 1].item())
+        closing = self.upper[self.upper > nearest]
+        short = closing[self.at(closing) < needed]
+        until = min(short[0].item() if len(short) else math.inf, abs(self.end - self.start))
+        return Reach(self._setting(nearest), self._setting(until), int(self.counts[candidate]))
+
+    def _step_past(self, distance: float) -> float:
+        ends = torch.cat([self.lower, self.upper])
+        later = ends[ends > distance]
+        room = min(later.min().item() if len(later) else math.inf, abs(self.end - self.start)) - distance
+        scale = abs(distance) or min(room, 1.0)
+        return distance + min(room / 2, JUST_ABOVE * scale)
+
+    def _setting(self, distance: float) -> float:
+        return self.start + distance if self.end > self.start else self.start - distance
+
+
+def readable(reach: Reach, start: float) -> float:
+    """The roundest number within a stretch, at most what four digits past its near end need.
+
+    Rounded away from the start, so that it still does what the stretch promises.
+
+    Examples:
+        >>> readable(Reach(nearest=0.02500001, until=0.2, count=9), start=0.0)
+        0.026
+    """
+    exact = reach.nearest
+    if exact == start or exact == 0:
+        return exact
+    away = math.ceil if reach.until > exact else math.floor
+    for digits in range(2, 15):
+        factor = 10.0 ** (digits - 1 - math.floor(math.log10(abs(exact))))
+        rounded = away(exact * factor) / factor
+        if min(exact, reach.until) <= rounded <= max(exact, reach.until) and rounded != reach.until:
+            return rounded
+    return exact

@@ -1,0 +1,175 @@
+"""Rows of pairs -> rows of predictions: what every loss would do to every pair, without a model.
+
+The probe calls this at its end; `whatif` calls it on a finished run with other losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry, logp_resolution
+from entangle.analysis.regimes import REGIMES, Regime, predict
+from entangle.errors import ConfigError
+from losses import Coefficients, PairLogps, PreferenceLoss
+
+FLAGS = ("truncated", "identical", "dropped", "empty", "non_finite")
+"""Columns of a pair that say what is wrong with it."""
+
+
+def is_scored(pairs: pd.DataFrame) -> pd.Series:
+    """Which pairs have scores: not dropped, not empty, every number finite."""
+    return ~(pairs["dropped"] | pairs["empty"] | pairs["non_finite"])
+
+
+def geometry_of(pairs: pd.DataFrame, resolution: float) -> PairGeometry:
+    """The Gram blocks that rows of a run folder hold."""
+    return PairGeometry(*(_column(pairs, name) for name in GEOMETRY_COLUMNS), resolution=resolution)
+
+
+def may_have_reference(pairs: pd.DataFrame) -> bool:
+    """Whether rows hold reference log-probs; without a scored row nothing speaks against it."""
+    return bool(pairs["ref_logps_chosen"].notna().any()) or not is_scored(pairs).any()
+
+
+def logps_of(pairs: pd.DataFrame) -> PairLogps:
+    """The six scalars per pair that rows of a run folder hold; without reference where its columns are empty."""
+    has_reference = may_have_reference(pairs)
+    return PairLogps(
+        chosen=_column(pairs, "logps_chosen"),
+        rejected=_column(pairs, "logps_rejected"),
+        chosen_length=_column(pairs, "chosen_length"),
+        rejected_length=_column(pairs, "rejected_length"),
+        ref_chosen=_column(pairs, "ref_logps_chosen") if has_reference else None,
+        ref_rejected=_column(pairs, "ref_logps_rejected") if has_reference else None,
+    )
+
+
+def coefficients_of(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> Coefficients:
+    """A loss's incentives; a batch-coupled loss sees consecutive batches of `batch_size` pairs."""
+    if not loss.is_batch_coupled:
+        return loss.coefficients(logps)
+    whole = len(logps.chosen) // batch_size * batch_size
+    parts = [_whole_batches(loss, logps[:whole], batch_size)] if whole else []
+    if whole < len(logps.chosen) or not parts:
+        parts.append(loss.coefficients(logps[whole:]))
+    return Coefficients(torch.cat([p.chosen for p in parts]), torch.cat([p.rejected for p in parts]))
+
+
+def _whole_batches(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> Coefficients:
+    """Incentives of a batch-coupled loss on pairs that divide into batches: all batches at once (vmap)."""
+    columns = {f.name: getattr(logps, f.name) for f in fields(logps)}
+    batches = {name: c.view(-1, batch_size) for name, c in columns.items() if isinstance(c, Tensor)}
+    chosen, rejected = batches.pop("chosen"), batches.pop("rejected")
+
+    def total(chosen: Tensor, rejected: Tensor, rest: dict[str, Tensor]) -> Tensor:
+        batch: dict[str, Any] = dict(rest)  # six columns by their field names
+        return loss.per_pair(PairLogps(chosen, rejected, **batch)).sum()
+
+    by_chosen, by_rejected = vmap(grad(total, argnums=(0, 1)))(chosen, rejected, batches)
+    return Coefficients(0.0 - by_chosen.flatten(), by_rejected.flatten())  # 0 - x: no negative zeros
+
+
+def check_labels(losses: Sequence[PreferenceLoss]) -> None:
+    """Raise ConfigError where two losses have the same label."""
+    labels = [loss.label for loss in losses]
+    if len(set(labels)) != len(labels):
+        raise ConfigError(f"Each loss must be given once; got {', '.join(labels)}.")
+
+
+def usable_losses(
+    losses: Iterable[PreferenceLoss], *, has_reference: bool
+) -> tuple[list[PreferenceLoss], list[str]]:
+    """Losses that a probe's rows can judge, and for each of the others a sentence that says why not."""
+    usable, refused = [], []
+    for loss in losses:
+        if loss.needs_tokens:
+            refused.append(
+                f"{loss.label} weighs tokens: it needs token-level log-probs, which the rows don't hold."
+            )
+        elif loss.needs_reference and not has_reference:
+            refused.append(f"{loss.label} needs a reference policy, and this run has none.")
+        else:
+            usable.append(loss)
+    return usable, refused
+
+
+def predict_losses(
+    pairs: pd.DataFrame, losses: Sequence[PreferenceLoss], *, resolution: float, batch_size: int
+) -> pd.DataFrame:
+    """One row per scored pair and loss, in the order of `losses`, then of `pairs`.
+
+    Columns: index, loss, coefficient_chosen and coefficient_rejected (d_w, d_l per nat), change_chosen and
+    change_rejected (first-order change of the log-prob in nats per unit of SGD learning rate on the pair's own
+    loss), regime (`degenerate` where the arithmetic can't tell), band (tau), slack.
+
+    Raises:
+        ConfigError: two losses have the same label.
+    """
+    check_labels(losses)
+    scored = pairs[is_scored(pairs)]
+    geometry, logps = geometry_of(scored, resolution), logps_of(scored)
+    return pd.concat(
+        [_predict_one(loss, scored, geometry, logps, batch_size) for loss in losses], ignore_index=True
+    )
+
+
+def _predict_one(
+    loss: PreferenceLoss, scored: pd.DataFrame, geometry: PairGeometry, logps: PairLogps, batch_size: int
+) -> pd.DataFrame:
+    coefficients = coefficients_of(loss, logps, batch_size)
+    prediction = predict(geometry, coefficients)
+    codes = believed_codes(loss, geometry, logps, batch_size, prediction.regime_codes)
+    return pd.DataFrame(
+        {
+            "index": scored["index"].to_numpy(),
+            "loss": loss.label,
+            "coefficient_chosen": coefficients.chosen.numpy(),
+            "coefficient_rejected": coefficients.rejected.numpy(),
+            "change_chosen": prediction.chosen_change.numpy(),
+            "change_rejected": prediction.rejected_change.numpy(),
+            "regime": [str(REGIMES[code]) for code in codes.tolist()],
+            "band": prediction.band.numpy(),
+            "slack": prediction.slack.numpy(),
+        }
+    )
+
+
+def believed_codes(
+    loss: PreferenceLoss, geometry: PairGeometry, logps: PairLogps, batch_size: int, codes: Tensor
+) -> Tensor:
+    """Regimes `codes` (indices into `REGIMES`), `degenerate` where the log-probs' own error could change one."""
+    for ends in _ends_of_error(logps, geometry.resolution):
+        there = predict(geometry, coefficients_of(loss, ends, batch_size)).regime_codes
+        codes = torch.where(there == codes, codes, REGIMES.index(Regime.DEGENERATE))
+    return codes
+
+
+def _ends_of_error(logps: PairLogps, resolution: float) -> Iterator[PairLogps]:
+    """The log-probs with the largest and the smallest margin that 16-bit arithmetic leaves open; none if it was finer.
+
+    An incentive may change at a point, as DPOP's does where the policy falls below the reference: a verdict is
+    believed if it is the same at both ends. A log-prob that equals its reference's is known to (a fresh LoRA).
+    """
+    if resolution <= RESOLUTION[torch.float32]:
+        return
+    share = logp_resolution(resolution)
+    chosen = _error(logps.chosen, logps.ref_chosen, share)
+    rejected = _error(logps.rejected, logps.ref_rejected, share)
+    for sign in (1, -1):
+        yield replace(logps, chosen=logps.chosen + sign * chosen, rejected=logps.rejected - sign * rejected)
+
+
+def _error(logps: Tensor, reference: Tensor | None, share: float) -> Tensor:
+    error = share * logps.abs()
+    return error if reference is None else torch.where(logps == reference, 0.0, error)
+
+
+def _column(rows: pd.DataFrame, name: str) -> Tensor:
+    return torch.from_numpy(rows[name].to_numpy(dtype="float64", copy=True))

@@ -1,0 +1,87 @@
+"""One plain sentence per pair and loss: what is going on, and what would change it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from entangle.analysis.regimes import Regime
+
+_HAPPENS = {
+    "identical": "Chosen and rejected are the same text: no loss can separate them.",
+    Regime.IDEAL: "Under {loss} the chosen rises and the rejected falls.",
+    Regime.BOTH_DOWN: "Under {loss} both fall: pushing the rejected response down drags the chosen one along "
+    "(their gradients' product is {chosen_ratio:.2f} of the chosen's own square).",
+    Regime.BOTH_UP: "Under {loss} both rise: pulling the chosen response up lifts the rejected one "
+    "(their gradients' product is {rejected_ratio:.2f} of the rejected's own square).",
+    Regime.INVERTED: "Under {loss} the chosen falls and the rejected rises: its incentives point the wrong way here.",
+    Regime.DEGENERATE: "Under {loss} a change is too small for its sign to be told in this precision.",
+}
+_BAND = "It would be ideal for an incentive ratio between {lower:.3g} and {upper:.3g}{narrow}; {loss} has {rho:.3g}: "
+_HELPS = {
+    "": "",
+    "signs": "It pushes with d_w = {d_w:.3g} and d_l = {d_l:.3g}.",
+    "parallel": "The gradients are parallel to within the precision: no loss separates them.",
+    "more": _BAND.replace("{narrow}", "") + "more weight on the chosen side.",
+    "more_narrow": _BAND.replace("{narrow}", ", a narrow band") + "more weight on the chosen side.",
+    "less": _BAND.replace("{narrow}", "") + "less weight on the chosen side.",
+    "less_narrow": _BAND.replace("{narrow}", ", a narrow band") + "less weight on the chosen side.",
+}
+_NARROW = 0.05
+"""A band narrower than this in log rho is called narrow."""
+
+SENTENCES: tuple[str, ...] = tuple(
+    f"{happens} {helps}".strip() for happens in _HAPPENS.values() for helps in _HELPS.values()
+)
+"""What can be said of a pair, with the names of its numbers; `sentence_codes` says which holds."""
+
+
+def sentence_codes(rows: pd.DataFrame) -> np.ndarray:
+    """Which of `SENTENCES` holds, for every row of pairs merged with predictions, `(n,)` int."""
+    happens, helps = list(_HAPPENS), list(_HELPS)
+    d_w, d_l = rows["coefficient_chosen"], rows["coefficient_rejected"]
+    with np.errstate(all="ignore"):
+        lower, upper, rho = rows["inner"] / rows["chosen_sq"], rows["rejected_sq"] / rows["inner"], d_w / d_l
+        narrow = np.log(upper / lower) < _NARROW
+    entangled = rows["regime"].isin([Regime.BOTH_DOWN, Regime.BOTH_UP]) & (rows["inner"] > 0)
+    cases = [
+        (rows["identical"].astype(bool) | ~entangled, ""),
+        (~((d_w > 0) & (d_l > 0)), "signs"),
+        (~(lower < upper), "parallel"),
+        ((rho < lower) & narrow, "more_narrow"),
+        (rho < lower, "more"),
+        (narrow, "less_narrow"),
+    ]
+    help_code = np.select(
+        [np.asarray(case) for case, _ in cases],
+        [helps.index(name) for _, name in cases],
+        default=helps.index("less"),
+    )
+    kinds = {str(name): number for number, name in enumerate(happens)}
+    happen_code = np.where(rows["identical"].astype(bool), 0, rows["regime"].astype(str).map(kinds))
+    return happen_code.astype(int) * len(helps) + help_code
+
+
+def explain(pair: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
+    """Say what one step of a loss does to a pair, why, and which incentive ratio would be ideal.
+
+    Args:
+        pair: a row of the pairs of a run folder.
+        prediction: the row of its predictions for this pair and one loss.
+    """
+    row = {**pair, **prediction}
+    sentence = SENTENCES[int(sentence_codes(pd.DataFrame([row]))[0])]
+    d_w, d_l = row["coefficient_chosen"], row["coefficient_rejected"]
+    return sentence.format(
+        loss=row["loss"], d_w=d_w, d_l=d_l, rho=_ratio(d_w, d_l),
+        chosen_ratio=_ratio(row["inner"], row["chosen_sq"]), lower=_ratio(row["inner"], row["chosen_sq"]),
+        rejected_ratio=_ratio(row["inner"], row["rejected_sq"]), upper=_ratio(row["rejected_sq"], row["inner"]),
+    )  # fmt: skip
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else math.nan

@@ -1,0 +1,240 @@
+"""The comparison: train every cell that isn't finished, let it write summaries, and put all side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from rich.console import Console, Group, RenderableType
+
+from entangle import embedded
+from entangle.analysis.curves import over_seeds
+from entangle.commands.compare.agreement import agreement, directions
+from entangle.commands.compare.cells import Cell, cells_of
+from entangle.commands.compare.curves import KEYS, final_numbers, labelled, ledger_means, run_curves
+from entangle.commands.compare.quality import means, summaries
+from entangle.commands.train import TrainResult, check_training, run_train
+from entangle.config import EMBEDDED, CompareConfig, InputOptions, fingerprint
+from entangle.errors import ConfigError, RunError
+from entangle.measure.inputs import load_policy_of
+from entangle.models import Policy
+from entangle.rewards.rollouts import Prompt, load_prompts
+from entangle.rewards.rollouts import fingerprint as posts_fingerprint
+from entangle.runs.folder import RunFolder
+from entangle.runs.progress import Interrupted, notes_console, progress_bar
+from entangle.tables.compare import comparison_table
+from entangle.tables.ledger import ledger_tables
+from entangle.tables.probe import Shown
+
+TABLES = ("curves", "runs", "variants", "directions", "ledger")
+
+
+@dataclass(frozen=True)
+class CompareResult(Shown):
+    """A finished comparison.
+
+    Args:
+        run: its folder.
+        curves: one row per run and probe, with variant, loss and seed (see `entangle.analysis.curves.curve`).
+        runs: one row per run: its last point, the onset, the quality of its summaries.
+        variants: the same as means over seeds, with the smallest and largest value as *_low and *_high.
+        directions: predicted and measured directions of the mean log-probs (see `entangle.commands.compare.agreement`).
+        ledger: one row per run and side: what its ledger says of the mean change (see `entangle.analysis.ledger`); empty
+            unless the runs kept one.
+        start: quality of the summaries before training; empty if none was asked for.
+    """
+
+    run: RunFolder
+    curves: pd.DataFrame
+    runs: pd.DataFrame
+    variants: pd.DataFrame
+    directions: pd.DataFrame
+    ledger: pd.DataFrame
+    start: dict[str, float]
+
+    @classmethod
+    def load(cls, path: str | Path) -> CompareResult:
+        """Read a finished comparison.
+
+        Raises:
+            RunError: there is none at `path`.
+        """
+        run = RunFolder.open(path, CompareConfig.VERB)
+        tables: dict[str, Any] = {name: run.table(f"{name}.parquet") for name in TABLES}
+        return cls(run=run, start=run.read_json("summary.json")["start"], **tables)
+
+    @property
+    def bands(self) -> pd.DataFrame:
+        """The curves as means over seeds, with the smallest and largest value as *_low and *_high."""
+        return over_seeds(self.curves)
+
+    def agreement(self, by: str | None = None) -> pd.DataFrame:
+        """How often the inner-product condition gave the direction of the mean log-probs, with intervals."""
+        return agreement(self.directions, by)
+
+    def renderable(self) -> RenderableType:
+        """The tables as a rich object."""
+        table = comparison_table(self.variants, self.start, self.runs["seed"].nunique())
+        return Group(table, ledger_tables(self.ledger)) if len(self.ledger) else table
+
+
+def run_compare(config: CompareConfig, console: Console | None = None) -> CompareResult:
+    """Train and judge a grid of losses, settings and seeds.
+
+    Each cell is a run of `entangle train` in a folder of its own; finished ones are skipped, so the command resumes,
+    and a grid may be extended later. Under `accelerate launch` every cell is trained by all processes.
+
+    Args:
+        config: the options.
+        console: where progress and notes go; standard error by default.
+
+    Raises:
+        UserError: an option, the data, the model or a run folder can't be used.
+        Interrupted: Ctrl-C; what was finished is kept.
+    """
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    console = notes_console(console, is_shown=processes.is_main_process)
+    cells, posts = cells_of(config), _posts(config)
+    for cell in cells:
+        check_training(cell.train)
+    folder, texts = RunFolder(config.run_path), _summary_file(config, posts)
+    with processes.main_process_first():
+        _claim(folder)
+    for number, cell in enumerate(cells, 1):
+        if config.overwrite or not cell.is_finished:
+            console.print(f"Run {number} of {len(cells)}: {cell.variant}, seed {cell.seed}", markup=False)
+            try:
+                run_train(cell.train, console)
+            except Interrupted as stop:
+                raise Interrupted(
+                    f"Stopped in run {number} of {len(cells)}; what is finished is kept in {folder.path}. Go on with "
+                    "the same command."
+                ) from stop
+        if posts and processes.is_main_process and not (cell.run.path / texts).is_file():
+            trained = TrainResult.load(cell.run.path).model_path
+            cell.run.write_table(texts, _summaries(config, _policy(config, trained), posts, console))
+        processes.wait_for_everyone()
+    if processes.is_main_process:
+        if posts and not (folder.path / texts).is_file():
+            folder.write_table(texts, _summaries(config, _policy(config), posts, console))
+        _write(_collect(folder, cells, texts), config)
+    processes.wait_for_everyone()
+    return CompareResult.load(folder.path)
+
+
+def _claim(folder: RunFolder) -> None:
+    """Make the folder, or go on in one that a comparison has made. What a cell's folder holds, its own run checks."""
+    there = [file for file in folder.path.glob("*") if file.name != "runs"]
+    marked = folder.path / "identity.json"
+    if there and not (marked.is_file() and folder.read_json(marked.name).get("command") == "compare"):
+        raise RunError(f"{folder.path} isn't empty and holds no comparison. Choose another --output_dir.")
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_json(marked.name, {"command": "compare"})
+
+
+def _posts(config: CompareConfig) -> list[Prompt]:
+    """The posts whose summaries are judged."""
+    if config.quality_dataset_name is None:
+        return []
+    posts = load_prompts(config.quality_dataset_name, split=config.quality_split, limit=config.quality_limit)
+    if config.quality_reference not in posts[0].columns:
+        raise ConfigError(
+            f"Expected the reference summaries in the column {config.quality_reference!r} (quality_reference) of "
+            f"{config.quality_dataset_name}; its columns are: {', '.join(posts[0].columns)}."
+        )
+    return posts
+
+
+def _summary_file(config: CompareConfig, posts: Sequence[Prompt]) -> str:
+    """The file of a policy's summaries, named after what they are of: other posts or settings, another file."""
+    asked = [config.quality_reference, config.quality_samples, config.max_completion_length]
+    return f"summaries-{fingerprint([posts_fingerprint(posts), *asked])}.parquet"
+
+
+def _policy(config: CompareConfig, trained: Path | None = None) -> Policy:
+    """The policy as training starts, or what a run has made of it."""
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(InputOptions)}
+    options |= {"use_peft": False, "reference": "auto", "ref_model_name_or_path": None}
+    options["parameters"] = "norm|ln_"  # nothing is probed here, and these are never quantised
+    if trained is not None:
+        options |= {"model_name_or_path": str(trained), "adapter_name_or_path": None}
+    elif config.model_name_or_path == EMBEDDED:
+        options["model_name_or_path"] = str(embedded.POLICY)
+    return load_policy_of(InputOptions(**options))
+
+
+def _summaries(
+    config: CompareConfig, policy: Policy, posts: Sequence[Prompt], console: Console
+) -> pd.DataFrame:
+    with progress_bar(console, "summaries", len(posts), 0) as advance:
+        return summaries(
+            policy,
+            posts,
+            config.quality_reference,
+            config.quality_samples,
+            config.max_completion_length,
+            advance,
+        )
+
+
+def _collect(folder: RunFolder, cells: Sequence[Cell], texts: str) -> CompareResult:
+    """All tables of a comparison from its cells' folders."""
+    rows = pd.concat([labelled(cell, steps_of(cell)) for cell in cells], ignore_index=True)
+    curves = run_curves(rows)
+    qualities = [
+        {"variant": cell.variant, "loss": cell.loss, "seed": cell.seed} | means(table)
+        for cell in cells
+        if (table := cell.run.table(texts)) is not None
+    ]
+    runs = final_numbers(curves)
+    if qualities:
+        runs = runs.merge(pd.DataFrame(qualities), on=KEYS)
+    ledgers = [
+        ledger_means(cell, table) for cell in cells if (table := cell.run.table("ledger.parquet")) is not None
+    ]
+    start = folder.table(texts)
+    return CompareResult(
+        run=folder,
+        curves=curves,
+        runs=runs,
+        variants=over_seeds(runs, by=("variant", "loss")),
+        directions=directions(rows),
+        ledger=pd.concat(ledgers, ignore_index=True) if ledgers else pd.DataFrame(),
+        start={} if start is None else means(start),
+    )
+
+
+def steps_of(cell: Cell) -> pd.DataFrame:
+    """The rows of a finished run's probes.
+
+    Raises:
+        RunError: it has none.
+    """
+    rows = cell.run.table("steps.parquet")
+    if rows is None:
+        raise RunError(
+            f"Expected the probes of a training run (steps.parquet) in {cell.run.path}; there are none."
+        )
+    return rows
+
+
+def _write(result: CompareResult, config: CompareConfig) -> None:
+    folder = result.run
+    folder.write_yaml("config.yaml", dataclasses.asdict(config))
+    for name in TABLES:
+        folder.write_table(f"{name}.parquet", getattr(result, name))
+    if config.plots:
+        from entangle.figures.compare import write_figures
+
+        write_figures(result, folder.path)
+    agreed = {} if result.directions.empty else result.agreement().set_index("side").to_dict("index")
+    folder.write_json("summary.json", {
+        "variants": result.variants.to_dict("records"), "start": result.start, "agreement": agreed,
+        "seeds": sorted(set(config.seeds)),
+    })  # fmt: skip

@@ -1,0 +1,174 @@
+"""`entangle rft`: does a policy's reward vary within a prompt, and what gradient does that leave?
+
+prompts -> K answers each -> rewards, log-probs, Gram matrix (answers/00000.parquet, resumable)
+        -> signals (prompts.parquet) -> summary.json, figures
+
+Under `accelerate launch` or `torchrun` the processes share the shards and write one folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from rich.console import Console, RenderableType
+
+from entangle import embedded
+from entangle.commands.rft.result import PromptsResult
+from entangle.commands.rft.shards import answer_rows, compute_shards
+from entangle.commands.rft.work import FLAGS, Work, grader_of, measured_rows, rollouts_fingerprint
+from entangle.config import EMBEDDED, RftConfig
+from entangle.errors import ConfigError
+from entangle.measure.inputs import load_policy_of
+from entangle.models import Policy
+from entangle.rewards.rollouts import Prompt, Rollout, fingerprint, load_prompts, load_rollouts
+from entangle.rewards.signals import Setting, Thresholds, measure, summarise, unmeasured
+from entangle.runs.folder import RunFolder
+from entangle.runs.progress import notes_console
+from entangle.scores import make_engine
+from entangle.tables import rft as rft_tables
+
+
+@dataclass(frozen=True)
+class RftResult(PromptsResult):
+    """A finished run (see `PromptsResult`)."""
+
+    VERB = RftConfig.VERB
+
+    def renderable(self, worst: int = 3) -> RenderableType:
+        """The tables as rich objects: prevalence, distributions, gradients, and the `worst` prompts."""
+        return rft_tables.report(self.summary, self.run.read_json("provenance.json"), self.prompts, worst)
+
+
+def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
+    """Measure the reward spread and the expected reward gradient of every prompt, from options to a run folder.
+
+    A run that was broken off is resumed: answers are kept by shards, and what is drawn depends on the options
+    alone.
+
+    Args:
+        config: the options.
+        console: where progress and notes go; standard error by default.
+
+    Raises:
+        UserError: an option, the data, the model, the reward or the run folder can't be used.
+        Interrupted: Ctrl-C; the shard at hand is finished first.
+    """
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    console = notes_console(console, is_shown=processes.is_main_process)
+    grader = grader_of(config)
+    prompts = _load_prompts(config) if config.rollouts is None else []
+    policy = load_policy_of(config, processes)
+    read = read_rollouts(config, policy)
+    prompts = prompts or [rollout.prompt for rollout in read]
+    run = RunFolder(config.run_path)
+    identity = dict(policy.identity) | {"data": fingerprint(prompts), "rollouts": rollouts_fingerprint(read)}
+    with processes.main_process_first():
+        run.begin(config, identity, overwrite=config.overwrite and processes.is_main_process)
+    if run.is_complete:
+        console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
+        return RftResult.load(run.path)
+    started = time.monotonic()
+    engine = make_engine(policy.model, policy.parameters, config.engine)
+    gamma_indices = frozenset(prompt.index for prompt in prompts[: config.gamma_positions])
+    work = Work(config, policy, engine, grader, gamma_indices)
+    compute_shards(run, work, prompts, read, console, processes)
+    if processes.is_main_process:
+        _finish(run, work, console, time.monotonic() - started)
+    processes.wait_for_everyone()
+    return RftResult.load(run.path)
+
+
+def _load_prompts(config: RftConfig) -> list[Prompt]:
+    columns = config.column_map
+    unknown = sorted(set(columns) - {"prompt"})
+    if unknown:
+        raise ConfigError(
+            f"--columns names the prompt column here (prompt=NAME); got {unknown[0]!r}. A reference text is named by "
+            "its reward, as rouge_l:reference=NAME."
+        )
+    name = str(embedded.PAIRS) if config.dataset_name == EMBEDDED else config.dataset_name
+    return load_prompts(
+        name, split=config.dataset_train_split, config=config.dataset_config, column=columns.get("prompt", "prompt"),
+        limit=config.limit, seed=config.seed,
+    )  # fmt: skip
+
+
+def read_rollouts(config: RftConfig, policy: Policy) -> list[Rollout]:
+    """The answers of the rollouts file; none without one."""
+    if config.rollouts is None:
+        return []
+    return load_rollouts(config.rollouts, policy.tokenizer, max_length=config.max_length, limit=config.limit)
+
+
+def _finish(run: RunFolder, work: Work, console: Console, seconds: float) -> None:
+    """Measure every prompt from the kept answers, and write what closes a run, its summary last."""
+    rows, config = answer_rows(run), work.config
+    assert isinstance(config, RftConfig)
+    gamma = _gamma(rows)
+    used = measured_rows(rows)
+    lengths = [int(length) for entry in used["lengths"] for length in entry] if len(used) else [1]
+    longest = config.max_completion_length if config.rollouts is None else max(lengths)
+    prompts = prompt_rows(rows, Setting(work.support, config.group_size, longest, gamma))
+    measured = measured_rows(prompts)
+    summary = work.answer_summary(rows) | {
+        "setting": {"group_size": config.group_size, "max_length": longest, "gamma": gamma}
+        | dataclasses.asdict(work.support),
+    }
+    if len(measured):
+        thresholds = Thresholds.choose(measured, work.support, config.std_threshold, config.mean_threshold)
+        summary |= summarise(measured, _equal_groups(used), work.support, thresholds)
+    notes = work.notes(summary)
+    if gamma == gamma:
+        notes.append(
+            "gamma is a lower estimate, so bounds with it (bound_paper, bound_length) aren't certified."
+        )
+    for note in notes:
+        console.print(f"Note: {note}", markup=False)
+    run.write_table("prompts.parquet", prompts)
+    if config.plots and len(measured):
+        _draw(run, measured, summary)
+    run.write_json("provenance.json", work.provenance(notes, seconds))
+    run.write_json("summary.json", summary)
+
+
+def prompt_rows(rows: pd.DataFrame, setting: Setting) -> pd.DataFrame:
+    """The table prompts.parquet from the kept answers: a pure function of them."""
+    kept = ("index", "prompt_hash", "prompt", *FLAGS, "prompt_length", "answers")
+    table = []
+    for row in rows.to_dict("records"):
+        numbers = unmeasured() if any(row[flag] for flag in FLAGS) else measure(_named(row), setting)
+        table.append({name: row[name] for name in kept if name in row} | numbers)
+    return pd.DataFrame(table)
+
+
+def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in row.items()}
+
+
+def _equal_groups(rows: pd.DataFrame) -> np.ndarray:
+    """Rewards `(N, K)`, or `(0, 0)` where prompts have different numbers of answers."""
+    if rows["answers"].nunique() != 1:
+        return np.zeros((0, 0))
+    return np.stack([np.asarray(entry, dtype=np.float64) for entry in rows["rewards"]])
+
+
+def _gamma(rows: pd.DataFrame) -> float:
+    """The largest Jacobian norm that was measured; NaN where none was."""
+    return float(rows["jacobian_norm"].dropna().max()) if "jacobian_norm" in rows else math.nan
+
+
+def _draw(run: RunFolder, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> None:
+    from entangle.figures import probe as plots
+    from entangle.figures import rft as rft_plots
+
+    for name, draw in {"scatter": rft_plots.scatter, "map": rft_plots.reward_map}.items():
+        plots.save(draw(plots.new_axes(), prompts, summary), run.path / f"{name}.png")

@@ -1,0 +1,218 @@
+"""What every prompt goes through: answers, rewards, log-probs and scores, as one row of numbers.
+
+Shared by `entangle rft` and `entangle joint`, which also has a preference pair to each prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from entangle.config import EMBEDDED, JointConfig, RftConfig
+from entangle.data import TokenizedPair
+from entangle.models import Policy
+from entangle.rewards.functions import AnswerSet, FromFile, Grader, GraderError, build_grader
+from entangle.rewards.rollouts import Prompt, Rollout, Sampling, fingerprint, prompt_tokens, sample_answers
+from entangle.rewards.statistics import Support, cut_answers
+from entangle.runs.provenance import environment
+from entangle.scores import Engine, row_logps
+from entangle.scores.jacobian import jacobian_norm
+
+FLAGS = ("dropped", "empty", "non_finite")
+"""Why a prompt has no numbers: it leaves no room for an answer; an answer or a response has no token; a reward or
+score isn't a number."""
+
+
+def grader_of(config: RftConfig | JointConfig) -> Grader:
+    """The reward that the options name: by default the file's own with a rollouts file, else ROUGE-L."""
+    default = FromFile.name if config.rollouts else "rouge_l"
+    return build_grader(default if config.reward is None else config.reward)
+
+
+def rollouts_fingerprint(rollouts: Sequence[Rollout]) -> str | None:
+    """Sha256 over answers that were read and their rewards; None if none was."""
+    if not rollouts:
+        return None
+    rows = [
+        Prompt(
+            r.prompt.index,
+            "\0".join(r.completions),
+            {"rewards": None if r.rewards is None else r.rewards.tolist()},
+        )
+        for r in rollouts
+    ]
+    return fingerprint(rows)
+
+
+def measured_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The prompts that have numbers."""
+    return table[~table[list(FLAGS)].any(axis=1)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Sampling, rewards and scores of one prompt after the other.
+
+    Args:
+        config: the options.
+        policy: the policy.
+        engine: what computes the scores' Gram matrix.
+        grader: what gives the rewards.
+        gamma_indices: the prompts at which the Jacobian norm is measured.
+        pairs: by prompt index, a preference pair whose responses are scored together with the answers.
+    """
+
+    config: RftConfig | JointConfig
+    policy: Policy
+    engine: Engine
+    grader: Grader
+    gamma_indices: frozenset[int] = frozenset()
+    pairs: Mapping[int, TokenizedPair] = field(default_factory=dict)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        names = {f.name for f in dataclasses.fields(Sampling)} - {"seed"}
+        return Sampling(**{name: getattr(self.config, name) for name in names}, seed=self.config.seed or 0)
+
+    @property
+    def support(self) -> Support:
+        """What is known of the rewards: the option's range, else the grader's own."""
+        given = self.config.reward_range
+        return self.grader.support if given is None else Support(*given)
+
+    def has_room(self, prompt: Prompt) -> bool:
+        """Whether an answer fits after the prompt, within max_length and the model's positions."""
+        reach = min(self.config.max_length, self.policy.max_positions or self.config.max_length)
+        return (
+            0 < len(prompt_tokens(self.policy.tokenizer, prompt)) <= reach - self.config.max_completion_length
+        )
+
+    def rollouts(self, prompts: Sequence[Prompt]) -> dict[int, Rollout]:
+        """Sampled answers by prompt index; prompts without room are left out."""
+        fitting = [prompt for prompt in prompts if self.has_room(prompt)]
+        step = max(1, self.config.batch_size // self.config.num_generations)
+        drawn = (
+            sample_answers(self.policy, fitting[i : i + step], self.sampling)
+            for i in range(0, len(fitting), step)
+        )
+        return {rollout.prompt.index: rollout for batch in drawn for rollout in batch}
+
+    def row(self, prompt: Prompt, rollout: Rollout | None) -> dict[str, Any]:
+        """One prompt's row: answers, rewards, log-probs and Gram matrix, or the flag that says why there are none.
+
+        With a pair, also the log-probs of its two responses and their dot products with the answers, the
+        chosen and the rejected (pair_gram, `(2, K + 2)`).
+        """
+        pair = self.pairs.get(prompt.index)
+        row: dict[str, Any] = {"index": prompt.index, "prompt_hash": prompt.hash} | dict.fromkeys(
+            FLAGS, False
+        )
+        if self.config.save_text:
+            row["prompt"] = str(prompt.text)
+        if rollout is None or (pair is not None and pair.dropped):
+            return row | {"dropped": True}
+        if rollout.is_empty or (pair is not None and pair.empty):
+            return row | {"empty": True}
+        batch = rollout.collate(self.policy.pad_id, pair).to(self.policy.device)
+        logps = row_logps(self.policy.model, batch).cpu().numpy()
+        reference = self.policy.reference.logps(batch)
+        ref_logps = np.full_like(logps, np.nan) if reference is None else reference.double().cpu().numpy()
+        count = len(rollout.answer_ids)
+        rewards = self._rewards(rollout, logps[:count], None if reference is None else ref_logps[:count])
+        gram = self.engine.gram(batch).double().cpu().numpy()
+        row |= {
+            "non_finite": not bool(np.isfinite(np.concatenate([rewards, logps, gram.ravel()])).all()),
+            "prompt_length": min(map(len, rollout.prompt_ids)),
+            "answers": count, "rewards": rewards.tolist(), "logps": logps[:count].tolist(),
+            "ref_logps": ref_logps[:count].tolist(), "lengths": [len(ids) for ids in rollout.answer_ids],
+            "finished": list(rollout.finished), "gram": gram[:count, :count].ravel().tolist(),
+        }  # fmt: skip
+        if pair is not None:
+            row |= {
+                "pair_logps": logps[count:].tolist(), "pair_ref_logps": ref_logps[count:].tolist(),
+                "pair_lengths": [len(pair.chosen_ids), len(pair.rejected_ids)],
+                "pair_truncated": pair.truncated, "pair_identical": pair.identical,
+                "pair_gram": gram[count:].ravel().tolist(),
+            }  # fmt: skip
+        if prompt.index in self.gamma_indices:
+            row["jacobian_norm"] = self._jacobian_norm(rollout)
+        return row | ({"completions": list(rollout.completions)} if self.config.save_text else {})
+
+    def _jacobian_norm(self, rollout: Rollout) -> float:
+        """The Jacobian norm at a random token of a random answer, from below."""
+        draw = np.random.default_rng([self.config.seed or 0, rollout.prompt.index])
+        answer = int(draw.integers(len(rollout.answer_ids)))
+        end = int(draw.integers(len(rollout.answer_ids[answer])))
+        ids = torch.tensor(rollout.prompt_ids[answer] + rollout.answer_ids[answer][:end])
+        return jacobian_norm(self.policy.model, self.policy.parameters, ids.to(self.policy.device))
+
+    def _rewards(self, rollout: Rollout, logps: np.ndarray, ref_logps: np.ndarray | None) -> np.ndarray:
+        prompt = rollout.prompt
+        answers = AnswerSet(
+            prompt.text, rollout.completions, prompt.columns, logps, ref_logps, rollout.rewards
+        )
+        rewards, support = self.grader(answers).astype(np.float64), self.support
+        outside = support.is_known and ((rewards < support.low) | (rewards > support.high)).any()
+        if outside or (support.is_binary and not np.isin(rewards, [support.low, support.high]).all()):
+            raise GraderError(
+                f"Prompt {prompt.index}: expected rewards in [{support.low}, {support.high}]; got {rewards.min()} to "
+                f"{rewards.max()}. Give the true range with --reward_range."
+            )
+        return rewards
+
+    # --- what a run says of its answers ---------------------------------------------------------------------
+
+    def answer_summary(self, rows: pd.DataFrame) -> dict[str, Any]:
+        """Counts of prompts and answers, and the answers that were cut, from the kept rows."""
+        measured = measured_rows(rows)
+        summary: dict[str, Any] = {
+            "prompts": {"total": len(rows), "measured": len(measured)}
+            | {f: int(rows[f].sum()) for f in FLAGS},
+            "answers": int(measured["answers"].sum()) if len(measured) else 0,
+        }
+        if len(measured):
+            summary["cut"] = cut_answers(list(measured["finished"]), list(measured["rewards"]))
+        return summary
+
+    def notes(self, summary: Mapping[str, Any]) -> list[str]:
+        """What the reader of the numbers should know of policy, engine and answers."""
+        notes = [*self.policy.notes, *self.engine.notes]
+        if self.config.rollouts is not None:
+            notes.append("Answers come from a file: std and gradient are the policy's only if it drew them.")
+        elif not self.sampling.is_exact:
+            notes.append(
+                "Answers were drawn with temperature, top-k or top-p, so not from the policy itself: std and gradient "
+                "are those under the sampled distribution (what a trainer with these settings follows)."
+            )
+        cut = summary.get("cut", {"count": 0})
+        if cut["count"]:
+            limit = "max_length" if self.config.rollouts else f"{self.config.max_completion_length} tokens"
+            notes.append(
+                f"{100 * cut['share']:.0f} % of the answers were cut at {limit}: their rewards are those of "
+                "beginnings, and their scores hold no end of sequence. Raise the limit if this share is large."
+            )
+        if not self.support.is_known:
+            notes.append(
+                "The rewards' range isn't known (--reward_range): certificates of ties and signal are left out."
+            )
+        return notes
+
+    def provenance(self, notes: Sequence[str], seconds: float) -> dict[str, Any]:
+        """What the numbers were computed from and on."""
+        own = {}
+        if self.config.model_name_or_path == EMBEDDED:  # not the place where this installation keeps it
+            own["model_name_or_path"] = EMBEDDED
+            if self.policy.description["adapter_name_or_path"] and self.config.adapter_name_or_path is None:
+                own["adapter_name_or_path"] = EMBEDDED
+        return environment() | dict(self.policy.description) | own | {
+            "resolution": self.engine.resolution, "metric": "sgd", "engine": self.config.engine, "seconds": seconds,
+            "reward": dataclasses.asdict(self.grader) | {"name": self.grader.name},  # pyright: ignore[reportArgumentType]
+            "sampling": None if self.config.rollouts else dataclasses.asdict(self.sampling), "notes": list(notes),
+        }  # fmt: skip

@@ -1,0 +1,244 @@
+"""The probe at every checkpoint of somebody's training run, and the onset of the coupled decrease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from rich.console import Console, RenderableType
+
+from entangle.analysis.curves import curve, onset, pair_onsets, with_changes
+from entangle.analysis.geometry import GEOMETRY_COLUMNS
+from entangle.analysis.predictions import is_scored
+from entangle.analysis.regimes import REGIMES
+from entangle.analysis.summary import share
+from entangle.commands.across import ACROSS, SIDES, run_across
+from entangle.commands.probe import ProbeResult, run_probe
+from entangle.config import AcrossConfig, ProbeConfig, SweepConfig
+from entangle.data import fingerprint as data_fingerprint
+from entangle.errors import ModelError, RunError
+from entangle.measure.inputs import load_pairs_of
+from entangle.runs.folder import RunFolder
+from entangle.runs.progress import Interrupted, notes_console
+from entangle.tables.probe import Shown
+from entangle.tables.sweep import sweep_table
+
+OPTIMIZER = "optimizer.pt"
+
+PREDICTED = (*GEOMETRY_COLUMNS, "cosine", "change_chosen", "change_rejected", "regime", "band", "slack")
+"""Columns of a pair that depend on the metric."""
+
+CURVE_OF_METRIC = (
+    "cosine",
+    "cosine_q25",
+    "cosine_q75",
+    "predicted_chosen",
+    "predicted_rejected",
+    *map(str, REGIMES),
+)
+"""Columns of the curve that depend on the metric."""
+
+
+@dataclass(frozen=True)
+class SweepResult(Shown):
+    """A finished sweep.
+
+    Args:
+        run: its folder, with a probe's run folder per checkpoint.
+        steps: one row per checkpoint and scored pair: the probe's numbers, the first loss's prediction, and the
+            changes of both log-probs since the start. What depends on the metric is SGD's, and as *_adamw AdamW's
+            where it was asked for and a checkpoint has its state.
+        curve: one row per checkpoint (see `entangle.analysis.curves.curve`), with *_adamw likewise; with `--across` also the
+            set as one pair: set_cosine, set_low and set_high (its band), set_rho (the first loss's), and set_chosen and
+            set_rejected with *_error (what the other pairs do to the mean log-probs over an epoch of these pairs under
+            that loss, to first order: nats per unit of learning rate / batch size).
+        summary: onset and start.
+    """
+
+    run: RunFolder
+    steps: pd.DataFrame
+    curve: pd.DataFrame
+    summary: dict[str, Any]
+
+    def renderable(self) -> RenderableType:
+        """The table as a rich object."""
+        return sweep_table(self.curve, self.summary)
+
+
+def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResult:
+    """Probe every checkpoint of a run that isn't probed yet, and put them side by side.
+
+    A log-prob's start is its value under the reference where there is one (DPO's reference is the policy that
+    training began from), else at the first checkpoint. Run again, the command probes what is new: checkpoints that
+    have been written since, or whose weights have changed.
+
+    Args:
+        config: the options.
+        console: where progress and notes go; standard error by default.
+
+    Raises:
+        UserError: there is no checkpoint, or an option, the data or a checkpoint can't be used.
+        Interrupted: Ctrl-C; what was finished is kept.
+    """
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    console = notes_console(console, is_shown=processes.is_main_process)
+    checkpoints = find_checkpoints(config.run)
+    data = data_fingerprint(load_pairs_of(config))
+    folder = RunFolder(config.run_path)
+    with processes.main_process_first():
+        folder.begin(config, {"data": data}, overwrite=config.overwrite and processes.is_main_process)
+    probes: dict[str, dict[int, ProbeResult]] = {metric: {} for metric in config.metrics}
+    for number, (step, checkpoint) in enumerate(checkpoints.items(), 1):
+        for metric, done in probes.items():
+            if metric == "adamw" and not (checkpoint / OPTIMIZER).is_file():
+                continue
+            probe = config.probe_of(checkpoint, metric)
+            if not is_probed(probe, checkpoint, data):
+                at = f"Checkpoint {number} of {len(checkpoints)}, {metric.upper()}: {checkpoint}"
+                console.print(at, markup=False)
+                try:
+                    run_probe(probe, console)
+                except ModelError as error:
+                    if metric == "sgd":
+                        raise
+                    console.print(f"Note: left out. {error}", markup=False)
+                    continue
+                except Interrupted as stop:
+                    raise Interrupted(
+                        f"Stopped at checkpoint {number} of {len(checkpoints)}; what is finished is kept. Go on with: "
+                        f"{folder.resume_command}"
+                    ) from stop
+            done[step] = ProbeResult.load(probe.run_path)
+            if config.across and metric == "sgd":
+                if processes.is_main_process and not has_set(done[step]):
+                    run_across(AcrossConfig(run=str(probe.run_path), plots=False), console)
+                processes.wait_for_everyone()
+    result = _collect(folder, probes, config.across)
+    if processes.is_main_process:
+        _write(result, config)
+    processes.wait_for_everyone()
+    return result
+
+
+def find_checkpoints(run: str | Path) -> dict[int, Path]:
+    """Checkpoints of a run by step, in order: folders checkpoint-N with a model or an adapter.
+
+    Raises:
+        RunError: there is none.
+    """
+    found = {
+        int(number): path
+        for path in Path(run).glob("checkpoint-*")
+        if (number := path.name.removeprefix("checkpoint-")).isdecimal()
+        and any((path / name).is_file() for name in ("adapter_config.json", "config.json"))
+    }
+    if not found:
+        raise RunError(
+            f"Expected checkpoint-* folders (each with config.json or adapter_config.json) in {run or '(nothing)'}; "
+            "found none. Give the output_dir of a training run that has saved some (save_steps)."
+        )
+    return dict(sorted(found.items()))
+
+
+def is_probed(probe: ProbeConfig, checkpoint: Path, data: str) -> bool:
+    """Whether a checkpoint's probe is finished, of these options and data, and newer than the checkpoint's weights.
+
+    It answers without loading a model; where it says no, the probe itself decides by hashes what is to be done.
+    """
+    run = RunFolder(probe.run_path)
+    if not run.is_complete or run.changed_options(probe):
+        return False
+    written = (run.path / "summary.json").stat().st_mtime
+    files = [*checkpoint.rglob("*.safetensors"), *checkpoint.glob(OPTIMIZER)]
+    is_newer = all(file.stat().st_mtime < written for file in files)
+    return is_newer and run.read_json("identity.json").get("data") == data
+
+
+def has_set(probe: ProbeResult) -> bool:
+    """Whether all pairs of a probe are measured against each other, under all of its losses, and since it was made."""
+    file, made = probe.run.path / ACROSS, probe.run.path / "summary.json"
+    if not file.is_file() or file.stat().st_mtime < made.stat().st_mtime:
+        return False
+    measured = probe.run.read_json(ACROSS)
+    of_losses = [measured["losses"].get(loss, {}).get("chosen", {}) for loss in probe.summary["regimes"]]
+    is_whole = measured["pairs"] == probe.summary["pairs"]["scored"]
+    return is_whole and all("others" in chosen for chosen in of_losses)
+
+
+def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], across: bool) -> SweepResult:
+    probes = by_metric["sgd"]
+    loss = next(iter(next(iter(probes.values())).summary["regimes"]), None)
+    if loss is None:
+        raise RunError(f"No pair could be scored at any checkpoint; see the flags in {folder.path}.")
+    rows = pd.concat([_rows(step, probe, loss) for step, probe in probes.items()], ignore_index=True)
+    first = rows[rows["step"] == min(probes)]
+    provenance = next(iter(probes.values())).run.read_json("provenance.json")
+    has_reference = bool(first["ref_logps_chosen"].notna().all()) and provenance["reference"] != "self"
+    start = first
+    if has_reference:
+        start = first[["index"]].assign(
+            logps_chosen=first["ref_logps_chosen"], logps_rejected=first["ref_logps_rejected"]
+        )
+    steps = with_changes(rows, start)
+    points, pairs = curve(steps), pair_onsets(steps)
+    if adamw := by_metric.get("adamw"):
+        other = with_changes(
+            pd.concat([_rows(step, probe, loss) for step, probe in adamw.items()], ignore_index=True), start
+        )
+        steps = steps.merge(_suffixed(other, ["step", "index"], PREDICTED), on=["step", "index"], how="left")
+        points = points.merge(_suffixed(curve(other), ["step"], CURVE_OF_METRIC), on="step", how="left")
+    if across:
+        points = points.merge(
+            pd.DataFrame([_set(step, probe, loss) for step, probe in probes.items()]), on="step"
+        )
+    summary = {
+        "loss": loss,
+        "start": f"reference ({provenance['reference']})" if has_reference else f"checkpoint-{min(probes)}",
+        "checkpoints": list(probes),
+        "onset": onset(points),
+        "fallen_pairs": share(int(pairs.notna().sum()), len(pairs)),
+        "pair_onsets": {str(step): share(int((pairs <= step).sum()), len(pairs)) for step in probes},
+    }
+    return SweepResult(folder, steps, points, summary)
+
+
+def _set(step: int, probe: ProbeResult, loss: str) -> dict[str, Any]:
+    """The set as one pair at a checkpoint, and what its pairs do to each other under a loss."""
+    measured = probe.run.read_json(ACROSS)
+    block, own = measured["set"], measured["losses"][loss]
+    low, high = block["band"]  # JSON has neither NaN nor infinity: null
+    has_band = block["cosine"] is not None
+    return {
+        "step": step, "set_cosine": block["cosine"] if has_band else np.nan, "set_low": low if has_band else np.nan,
+        "set_high": np.nan if not has_band else np.inf if high is None else high, 
+        "set_rho": np.inf if own["rho"] is None else own["rho"],
+        **{f"set_{side}": own[side]["others"] for side in SIDES},
+        **{f"set_{side}_error": own[side]["others_error"] for side in SIDES},
+    }  # fmt: skip
+
+
+def _rows(step: int, probe: ProbeResult, loss: str) -> pd.DataFrame:
+    predictions = probe.predictions[probe.predictions["loss"] == loss]
+    scored = probe.pairs[is_scored(probe.pairs)].merge(predictions, on="index")
+    return scored.assign(step=step)
+
+
+def _suffixed(table: pd.DataFrame, keys: list[str], columns: Sequence[str]) -> pd.DataFrame:
+    """The columns that depend on the metric, renamed to *_adamw, beside the keys."""
+    return table[keys].join(table[list(columns)].add_suffix("_adamw"))
+
+
+def _write(result: SweepResult, config: SweepConfig) -> None:
+    result.run.write_table("steps.parquet", result.steps)
+    result.run.write_table("curve.parquet", result.curve)
+    result.run.write_json("summary.json", result.summary)
+    if config.plots:
+        from entangle.figures.curves import trajectory, write
+
+        write(trajectory(result.curve, result.summary["onset"]), result.run.path / "sweep.png")

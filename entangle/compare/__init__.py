@@ -1,6 +1,0 @@
-"""Losses, settings and seeds side by side: trained from one start, judged on the same held-back pairs and posts."""
-
-from entangle.compare.cells import Cell, cells_of
-from entangle.compare.run import CompareResult, run_compare
-
-__all__ = ["Cell", "CompareResult", "cells_of", "run_compare"]

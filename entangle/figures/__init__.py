@@ -1,0 +1,1 @@
+"""Frames to axes: figures of what was measured."""

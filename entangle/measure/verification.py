@@ -1,0 +1,234 @@
+"""Predictions against real steps: take one SGD step on a pair's loss and measure both log-probs again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.predictions import geometry_of, logps_of
+from entangle.analysis.regimes import predict
+from entangle.data import TokenizedPair
+from entangle.models import Policy
+from entangle.scores import row_logps, token_logps
+from entangle.scores.rows import RowBatch
+from losses import PairLogps, PreferenceLoss
+
+STEP = 0.02
+"""Predicted change, in nats, of the response that moves more: small enough for first order to rule, large enough
+for the second-order remainder (about STEP squared) to stand above the rounding of a log-prob."""
+
+STEP_COLUMNS = [
+    "index",
+    "loss",
+    "response",
+    "learning_rate",
+    "predicted",
+    "measured",
+    "measured_half",
+    "floor",
+]
+
+
+def measure_steps(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: RowBatch, loss: PreferenceLoss,
+    reference: Tensor | None, rates: Sequence[float],
+) -> Tensor:  # fmt: skip
+    """Changes of both log-probs, `(rates, 2)` nats, by one step of `torch.optim.SGD` on one pair's loss.
+
+    Every step starts from the same parameters, which are restored bit for bit afterwards, their gradients too.
+
+    Args:
+        model: the policy, in eval mode.
+        parameters: the probed parameters, those that the step moves.
+        batch: one pair, two rows.
+        loss: the loss stepped on.
+        reference: `(2,)` reference log-probs, or None.
+        rates: learning rates.
+    """
+    saved = {name: p.detach().clone() for name, p in parameters.items()}
+    grads = {name: p.grad for name, p in parameters.items()}
+    try:
+        for p in parameters.values():
+            p.grad = None
+        before = token_logps(model, batch).sum(1, dtype=torch.float64)
+        loss.per_pair(pair_logps(batch, before, reference)).mean().backward()
+        changes = []
+        for rate in rates:
+            torch.optim.SGD(parameters.values(), lr=rate).step()
+            changes.append(row_logps(model, batch) - before.detach())
+            _copy(saved, parameters)
+        return torch.stack(changes)
+    finally:
+        _copy(saved, parameters)
+        for name, p in parameters.items():
+            p.grad = grads[name]
+
+
+@torch.no_grad()
+def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, p in parameters.items():
+        p.copy_(values[name])
+
+
+def pair_logps(batch: RowBatch, logps: Tensor, reference: Tensor | None) -> PairLogps:
+    """Row log-probs `(2n,)` of a batch of pairs as what a loss reads."""
+    chosen, rejected = logps.chunk(2)
+    chosen_length, rejected_length = batch.lengths.to(logps).chunk(2)
+    ref_chosen, ref_rejected = (None, None) if reference is None else reference.to(logps).chunk(2)
+    return PairLogps(chosen, rejected, chosen_length, rejected_length, ref_chosen, ref_rejected)
+
+
+def verify_pair(
+    measure: Callable[[Sequence[float]], Tensor], predicted: tuple[float, float], floor: tuple[float, float],
+    step: float = STEP,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One row per response: predicted and measured change of a full and of a half step, in nats.
+
+    Args:
+        measure: learning rates -> measured changes `(rates, 2)`.
+        predicted: first-order changes per unit learning rate.
+        floor: sizes per unit learning rate below which the arithmetic can't tell a sign.
+        step: predicted change of the response that moves more; sets the learning rate.
+    """
+    rate = step / max(abs(value) for value in predicted)
+    full, half = measure([rate, rate / 2]).tolist()
+    return [
+        {
+            "response": response, "learning_rate": rate, "predicted": rate * predicted[i], "measured": full[i],
+            "measured_half": half[i], "floor": rate * floor[i] + step * step,
+        }
+        for i, response in enumerate(("chosen", "rejected"))
+    ]  # fmt: skip
+
+
+def summarise_verification(steps: pd.DataFrame) -> dict[str, Any]:
+    """`summarise_steps` per loss, and over all of them under `all`."""
+    by_loss = {str(loss): summarise_steps(rows) for loss, rows in steps.groupby("loss", sort=False)}
+    return by_loss | {"all": summarise_steps(steps)}
+
+
+def summarise_steps(rows: pd.DataFrame) -> dict[str, Any]:
+    """Sign agreement, slope and R^2 of measured on predicted change, and the error's ratio on halving the step.
+
+    Signs are compared where the predicted change stands above the noise floor: what the arithmetic can tell, plus
+    step^2 nats for second order. `error_ratio` is the root mean square error of the full steps over that of the
+    half steps: 4 for a prediction that is exact to first order.
+    """
+    if rows.empty:
+        return {"pairs": 0, "steps": 0}
+    predicted, measured = rows["predicted"].to_numpy(), rows["measured"].to_numpy()
+    told = np.abs(predicted) > rows["floor"].to_numpy()
+    agree = np.sign(predicted[told]) == np.sign(measured[told])
+    slope = float(predicted @ measured / (predicted @ predicted))
+    residual, spread = measured - slope * predicted, measured - measured.mean()
+    error, half_error = measured - predicted, rows["measured_half"].to_numpy() - predicted / 2
+    return {
+        "pairs": int(rows["index"].nunique()), "steps": len(rows) // 2, "signs_compared": int(told.sum()),
+        "signs_agree": int(agree.sum()), "sign_agreement": float(agree.mean()) if told.any() else float("nan"),
+        "slope": slope, "r_squared": float(1 - (residual @ residual) / (spread @ spread)),
+        "error_ratio": float(np.linalg.norm(error) / np.linalg.norm(half_error)), "step_nats": STEP,
+    }  # fmt: skip
+
+
+def sample_indices(indices: Sequence[int], count: int, seed: int = 0) -> list[int]:
+    """`count` of the pairs, drawn without replacement, in dataset order."""
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(len(indices), size=min(count, len(indices)), replace=False)
+    return [indices[i] for i in sorted(chosen)]
+
+
+def verify_losses(
+    policy: Policy, pairs: Mapping[int, TokenizedPair], rows: pd.DataFrame, predictions: pd.DataFrame,
+    losses: Sequence[PreferenceLoss], count: int, resolution: float, advance: Callable[[int], None],
+) -> pd.DataFrame:  # fmt: skip
+    """Real SGD steps for `count` pairs and every loss: one row per pair, loss and response.
+
+    A batch-coupled loss sees the pair alone, in the prediction and in the step. A pair on which a loss does
+    nothing (both incentives 0) takes no step.
+
+    Args:
+        policy: the policy; its parameters are left as they were.
+        pairs: the tokenised pairs by dataset index.
+        rows: the probe's rows of the pairs.
+        predictions: its rows of predictions, which say which pairs were scored.
+        losses: the losses to step on.
+        count: number of pairs.
+        resolution: relative error of the geometry.
+        advance: told of every finished pair and loss.
+    """
+    indices = sample_indices(sorted(predictions["index"].unique().tolist()), count)
+    by_index = rows.set_index("index")
+    found: list[dict[str, Any]] = []
+    with _in_float64(policy.model):
+        for index in indices:
+            row = by_index.loc[[index]]
+            batch = policy.collate([pairs[index]])
+            reference = policy.reference.logps(batch, [pairs[index]])
+            for loss in losses:
+                steps = _verify_one(
+                    policy, batch, reference, loss, geometry_of(row, resolution), logps_of(row)
+                )
+                found += [{"index": index, "loss": loss.label} | step for step in steps]
+                advance(1)
+    return pd.DataFrame(found, columns=STEP_COLUMNS)
+
+
+@contextmanager
+def _in_float64(model: nn.Module) -> Iterator[None]:
+    """Within: float32 weights as float64, the same function without its rounding. Exact both ways.
+
+    Weights of another precision stay as they are: rounding them up would make another function of a 16-bit model.
+    """
+    dtypes = {p.dtype for p in model.parameters()}
+    if dtypes != {torch.float32}:
+        yield
+        return
+    model.double()
+    try:
+        with KeepFloat64():
+            yield
+    finally:
+        model.float()
+
+
+class KeepFloat64(TorchFunctionMode):
+    """Leaves float64 tensors as they are where a model asks for float32.
+
+    Norms of transformers compute in float32 whatever they are given; their rounding (1e-6 nats of a log-prob)
+    would drown the second-order error that halving a step measures.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func in (torch.Tensor.to, torch.Tensor.float) and args[0].dtype == torch.float64:
+            if (
+                func is torch.Tensor.float
+                or args[1:] == (torch.float32,)
+                or options == {"dtype": torch.float32}
+            ):
+                return args[0]
+        return func(*args, **options)
+
+
+def _verify_one(
+    policy: Policy, batch: RowBatch, reference: Tensor | None, loss: PreferenceLoss, geometry: PairGeometry,
+    logps: PairLogps,
+) -> list[dict[str, Any]]:  # fmt: skip
+    prediction = predict(geometry, loss.coefficients(logps))
+    predicted = prediction.chosen_change.item(), prediction.rejected_change.item()
+    if not any(predicted):
+        return []
+    floor = prediction.chosen_floor.item(), prediction.rejected_floor.item()
+    return verify_pair(
+        lambda rates: measure_steps(policy.model, policy.parameters, batch, loss, reference, rates),
+        predicted,
+        floor,
+    )

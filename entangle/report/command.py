@@ -1,0 +1,52 @@
+"""`entangle report`: finished run folders as one HTML page, or their figures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from entangle.commands.whatif import what_if
+from entangle.config import ReportConfig
+from entangle.report.source import Source, WhatIfTables, read_source
+
+
+def run_report(config: ReportConfig) -> list[Path]:
+    """Write what the options ask for.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: a run isn't there or isn't finished, a library is missing, or the output can't be written.
+    """
+    sources = load_sources(config.runs)
+    if config.format == "html":
+        from entangle.report import write_page
+
+        return [write_page(sources, config.output_path)]
+    from entangle.report.files import write_figures
+
+    return write_figures(sources, config.output_path, config.format)
+
+
+def load_sources(runs: Sequence[str | Path]) -> list[Source]:
+    """Read run folders; a probe without a what-if is given one, on its rows alone.
+
+    Raises:
+        RunError: a folder holds no finished run.
+    """
+    sources = [_with_what_if(read_source(run), run) for run in runs]
+    names = [source.name for source in sources]
+    folders = [Path(run).resolve().parent.name for run in runs]
+    return [
+        replace(source, name=f"{folder}/{source.name}") if names.count(source.name) > 1 else source
+        for source, folder in zip(sources, folders, strict=True)
+    ]
+
+
+def _with_what_if(source: Source, run: str | Path) -> Source:
+    if source.pairs is None or source.what_if is not None or source.scored.empty:
+        return source
+    result = what_if(run)
+    return replace(source, what_if=WhatIfTables(result.settings, result.curves, result.summary))

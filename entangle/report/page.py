@@ -1,0 +1,227 @@
+"""One self-contained HTML file from one or several runs. Text from data is untrusted: escaped wherever it goes.
+
+Nothing is loaded from elsewhere: a content security policy forbids the network, and of scripts it allows only those of
+the page, by their hashes. Needs entangle[report].
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from entangle.analysis.regimes import REGIMES
+from entangle.analysis.wording import SENTENCES
+from entangle.errors import RunError, UserError
+from entangle.figures.probe import COLOURS
+from entangle.report.blocks import Figure, Prose, Section, Table
+from entangle.report.charts import MARKS, spoken
+from entangle.report.glossary import definition_key, glossary
+from entangle.report.rows import COLUMNS, INFINITE, extra_columns, pair_rows
+from entangle.report.sections import has_pairs, sections
+from entangle.report.source import Source
+from entangle.report.verdict import verdict
+from entangle.tables.probe import count_line, model_name
+from entangle.version import __version__
+
+LARGEST = 14_000_000
+"""Bytes that a page may have, about; what doesn't fit of the pairs is sampled, and the page says so."""
+
+
+def write_page(sources: Sequence[Source], path: str | Path) -> Path:
+    """Write the page of some runs to `path`, whole or not at all.
+
+    Raises:
+        UserError: jinja2 or plotly isn't installed.
+        RunError: `path` can't be written.
+    """
+    target = Path(path)
+    text = render_page(sources)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunError(
+            f"Can't write {target}: {error.strerror or error}. Choose another --output."
+        ) from error
+    return target
+
+
+def render_page(sources: Sequence[Source]) -> str:
+    """The page as text.
+
+    Args:
+        sources: the runs, shown side by side in this order.
+
+    Raises:
+        UserError: jinja2 or plotly isn't installed.
+    """
+    environment, plotly = _environment(), _plotly()
+    shown = sections(sources)
+    drawn = {
+        f"{section.key}-{run}-{place}": block
+        for section in shown
+        for run, blocks in section.columns.items()
+        for place, block in enumerate(blocks)
+        if isinstance(block, Figure)
+    }
+    figures = {
+        key: {"data": block.data, "layout": block.layout, "live": block.live, "run": int(key.split("-")[1])}
+        for key, block in drawn.items()
+    }
+    left = LARGEST - len(plotly) - len(json.dumps(figures))
+    runs = [_run(source, left // len(sources)) for source in sources]
+    content = {
+        "figures": figures, "runs": runs, "sentences": SENTENCES, "infinite": INFINITE,
+        "regimes": [
+            {"name": str(r), "text": spoken(r), "colour": COLOURS[r], "mark": MARKS.get(str(r), "x")} for r in REGIMES
+        ],
+        "columns": [{"name": name, "text": text} for name, text, _ in COLUMNS],
+    }  # fmt: skip
+    script = _asset("report.js")
+    entries = glossary(extra["name"] for run in runs for extra in run["extra"])
+    facts, any_pairs = [_facts(source) for source in sources], any(map(has_pairs, sources))
+    return environment.get_template("page.html").render(
+        title=f"Gradient entanglement: {', '.join(source.name for source in sources)}", version=__version__,
+        policy=_policy([plotly, script]), css=_asset("report.css"), plotly=plotly, script=script,
+        content=safe_json(content), sections=shown,
+        glossary=entries if any_pairs else {key: entries[key] for key in entries if key in _terms(shown, facts)},
+        columns=COLUMNS,
+        runs=[
+            run | {"verdict": verdict(source), "facts": fact, "about": _about(source)}
+            for run, source, fact in zip(runs, sources, facts, strict=True)
+        ],
+        has_pairs=any_pairs,
+    )  # fmt: skip
+
+
+def _terms(shown: Sequence[Section], facts: Sequence[Sequence[tuple[str, str, str]]]) -> set[str]:
+    """Keys of the definitions that sections and facts refer to."""
+    blocks = [block for section in shown for column in section.columns.values() for block in column]
+    tables = [
+        block if isinstance(block, Table) else block.table for block in blocks if not isinstance(block, Prose)
+    ]
+    return {
+        *(key for section in shown for key in section.terms), *(key for row in facts for _, _, key in row),
+        *(heading.term for table in tables if table is not None for heading in table.head),
+    }  # fmt: skip
+
+
+def safe_json(content: Any) -> str:
+    r"""JSON for a script element: no character that HTML or an old parser could read as the end of it.
+
+    >>> safe_json("</script>&\u2028")
+    '"\\u003c/script\\u003e\\u0026\\u2028"'
+    """
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A content security policy: these scripts, the page's own styles and pictures, nothing else."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _environment() -> Any:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise _missing("jinja2") from error
+    environment = Environment(
+        loader=PackageLoader("entangle.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["spoken"] = spoken
+    return environment
+
+
+def _plotly() -> str:
+    """The library that plotly's wheel brings along, as it stands in a page: line ends as an HTML parser sees them."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise _missing("plotly") from error
+    return get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script")
+
+
+def _missing(package: str) -> UserError:
+    return UserError(f"The report needs {package}: pip install 'entangle[report]'.")
+
+
+def _asset(name: str) -> str:
+    return (resources.files("entangle.report") / "static" / name).read_text(encoding="utf-8")
+
+
+def _run(source: Source, budget: int) -> dict[str, Any]:
+    rows = pair_rows(source, budget) if has_pairs(source) else None
+    return {
+        "name": source.name, "pairs": rows,
+        "extra": [
+            {"name": name, "text": spoken(name), "term": definition_key(name)}
+            for name in ([] if rows is None else extra_columns(source.scored))
+        ],
+        "scope": _scope(source.provenance),
+    }  # fmt: skip
+
+
+def _scope(provenance: Mapping[str, Any]) -> str:
+    """Precision, parameters and metric in a few words: what every number of a run assumes."""
+    parts = []
+    if "score_dtype" in provenance:
+        parts.append(f"scores in {provenance['score_dtype']}")
+    if "probed_parameters" in provenance:
+        parts.append(f"{provenance['probed_parameters']:,} {provenance.get('probed_kind', '')} parameters")
+    if "metric" in provenance:
+        parts.append(f"{str(provenance['metric']).upper()} metric")
+    return ", ".join(parts)
+
+
+def _facts(source: Source) -> list[tuple[str, str, str]]:
+    """What was measured, on what, how exactly: (name, value, key of the definition)."""
+    known = source.provenance
+    facts = [("pairs", count_line(source.summary), "")] if source.pairs is not None else []
+    if "model_name_or_path" in known:
+        facts.append(("model", model_name(known), ""))
+    if "probed_parameters" in known:
+        facts.append(
+            ("parameters", f"{known['probed_parameters']:,} ({known.get('probed_kind', '?')})", "parameters")
+        )
+    for key, name, term in (
+        ("score_dtype", "precision", "precision"), ("metric", "metric", "metric"),
+        ("reference", "reference", "reference"),
+    ):  # fmt: skip
+        if key in known:
+            facts.append((name, str(known[key]).upper() if key == "metric" else str(known[key]), term))
+    return facts
+
+
+def _about(source: Source) -> list[tuple[str, str]]:
+    """Everything that the provenance says, as text."""
+    flat: list[tuple[str, str]] = []
+    for key, value in source.provenance.items():
+        if isinstance(value, Mapping):
+            flat += [(f"{key}: {name}", str(item)) for name, item in value.items()]
+        elif isinstance(value, list):
+            flat += [(key, str(item)) for item in value]
+        elif value is not None:
+            flat.append((key, str(value)))
+    return flat

@@ -1,0 +1,1 @@
+"""Summaries and rows to tables for the terminal."""

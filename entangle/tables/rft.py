@@ -1,0 +1,186 @@
+"""Tables of an `entangle rft` run for a terminal. Text from a data set is printed with markup switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from entangle.tables.probe import percent, snippet
+
+_MEANINGS = {
+    "reward_mean": "mean reward",
+    "reward_std": "std of the reward",
+    "grad_norm": "norm of the expected reward gradient",
+    "bound_trace": "std x sqrt(tr F), a bound on it",
+    "kl": "KL to the reference, nats",
+}
+
+
+def report(
+    summary: Mapping[str, Any], provenance: Mapping[str, Any], prompts: pd.DataFrame, worst: int = 3
+) -> RenderableType:
+    """All tables of a run."""
+    parts: list[RenderableType] = [heading(summary, provenance)]
+    if "prevalence" not in summary:
+        return Group(*parts, "No prompt could be measured.")
+    parts += [prevalence_table(summary), quantile_table(summary), gradient_table(summary)]
+    if "trl" in summary:
+        parts.append(trl_lines(summary))
+    parts.append(prompt_table(prompts, summary, worst))
+    return Group(*parts)
+
+
+def heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
+    """Prompts and answers counted, and what the numbers are of."""
+    counts = dict(summary["prompts"])
+    total, measured = counts.pop("total"), counts.pop("measured")
+    flags = "".join(f"; {count} {flag.replace('_', '-')}" for flag, count in counts.items() if count)
+    names = [provenance["model_name_or_path"], provenance["adapter_name_or_path"]]
+    text = Text(f"{total} prompts, {measured} measured with {summary['answers']} answers{flags}", "bold")
+    text.append(
+        f"\n{' + '.join(Path(name).name for name in names if name)}, {provenance['probed_parameters']:,} "
+        f"{provenance['probed_kind']} parameters, scores in {provenance['score_dtype']}, reward "
+        f"{provenance['reward']['name']}, reference {provenance['reference']}\n",
+        style="not bold",
+    )
+    return text
+
+
+def prevalence_table(summary: Mapping[str, Any]) -> Table:
+    """Shares of prompts with a small std, split by mean reward."""
+    limits, cells = summary["thresholds"], summary["prevalence"]
+    small, low = f"std < {limits['std']:.3g}", f"mean < {limits['mean']:.3g}"
+    table = Table(title="Share of prompts, % [95 % interval]", title_justify="left")
+    for column in ("prompts with", "Wilson", "bootstrap"):
+        table.add_column(column, justify="left" if column == "prompts with" else "right")
+    for name, label in {
+        "small": f"small std ({small})", "small_low": f"small std and low mean ({low}): no signal where it is needed",
+        "small_high": "small std and high mean: solved",
+    }.items():  # fmt: skip
+        cell = cells[name]
+        bootstrap = f"[{100 * cell['bootstrap_low']:.0f}-{100 * cell['bootstrap_high']:.0f}]"
+        table.add_row(label, percent(cell), bootstrap, style="red" if name == "small_low" else None)
+    table.add_row("all answers tied", percent(summary["tied"]), "")
+    caption = "the std is the empirical one of the sampled answers"
+    if summary.get("true_prevalence_low") is not None:
+        caption += f"; truly small in at least {100 * summary['true_prevalence_low']:.0f} % of prompts"
+    table.caption = caption
+    return table
+
+
+def quantile_table(summary: Mapping[str, Any]) -> Table:
+    """Distribution of rewards and gradients over prompts."""
+    table = Table(title="Distribution over the prompts", title_justify="left")
+    table.add_column("quantile")
+    for quantile in summary["quantiles"]["reward_mean"]:
+        table.add_column(f"{100 * float(quantile):.0f} %", justify="right")
+    for name, meaning in _MEANINGS.items():
+        table.add_row(meaning, *(_number(value) for value in summary["quantiles"][name].values()))
+    return table
+
+
+def gradient_table(summary: Mapping[str, Any]) -> Table:
+    """How far the gradient follows the std, and how tight each bound is."""
+    gradient, setting = summary["gradient"], summary["setting"]
+    table = Table(title="Expected reward gradient", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rho = gradient["std_rank_correlation"]
+    table.add_row(
+        "rank correlation of std and gradient norm",
+        f"{_number(rho['rho'])} [{_number(rho['low'])}, {_number(rho['high'])}]",
+    )
+    table.add_row("prompts whose gradient is above two errors, %", percent(gradient["above_two_errors"]))
+    table.add_row(
+        "root mean square of the gradient norm over prompts (+- error)",
+        f"{_number(gradient['rms_norm'])} +- {_number(gradient['rms_norm_error'])}",
+    )
+    table.add_row(
+        "share of signal in one group's squared RLOO gradient", _number(gradient["signal_in_one_group"])
+    )
+    kl = summary["kl_gradient"]
+    for name, label in {
+        "mean_sq": "mean squared norm of KL's gradient",
+        "reward_product": "mean <reward, KL gradient>",
+    }.items():
+        if kl[name] is not None and kl[name] == kl[name]:
+            table.add_row(f"{label} (+- error)", f"{_number(kl[name])} +- {_number(kl[name + '_error'])}")
+    labels = {
+        "bound_fisher": "std x sqrt(largest eigenvalue of F)",
+        "bound_trace": "std x sqrt(tr F)",
+        "bound_length": "std x gamma x sqrt(L)",
+        "bound_paper": "6 L gamma R^(1/3) std^(2/3), the paper's form",
+    }
+    knows_gamma = setting["gamma"] is not None and setting["gamma"] == setting["gamma"]
+    for name, label in labels.items():
+        if knows_gamma or "gamma" not in label:
+            table.add_row(
+                f"that root mean square / the one of {label}", _number(gradient["share_of_bound"][name])
+            )
+    if knows_gamma:
+        table.caption = (
+            f"gamma {setting['gamma']:.3g} is a lower estimate; L = {setting['max_length']} tokens"
+        )
+    return table
+
+
+def trl_lines(summary: Mapping[str, Any]) -> Text:
+    """TRL's own metrics beside ours, and why they differ."""
+    trl, size = summary["trl"], summary["setting"]["group_size"]
+    text = Text("TRL's metrics on the same rewards\n", "bold")
+    text.append(
+        f"reward_std {trl['reward_std']:.4g} (within a prompt: {summary['within_prompt_std']:.4g}), "
+        f"frac_reward_zero_std {trl['frac_reward_zero_std']:.4g}; with groups of {size} a group ties with probability "
+        f"{_number(summary['dead_probability'])}\n",
+        style="not bold",
+    )
+    text.append(trl["explanation"] + "\n", style="dim not bold")
+    return text
+
+
+def prompt_table(prompts: pd.DataFrame, summary: Mapping[str, Any], count: int) -> Table | Text:
+    """The prompts of the harmful cell, smallest std first."""
+    limits = summary["thresholds"]
+    cell = prompts[(prompts["reward_std"] < limits["std"]) & (prompts["reward_mean"] < limits["mean"])]
+    if cell.empty:
+        return Text("No prompt has a small std and a low mean.", style="green")
+    table = Table(
+        title=f"Prompts without signal: {min(count, len(cell))} of {len(cell)}", title_justify="left"
+    )
+    for column in ("prompt", "mean", "std", "std up to", "gradient"):
+        table.add_column(column, justify="right")
+    table.add_column("text")
+    for row in cell.nsmallest(count, "reward_std").to_dict("records"):
+        numbers = (row["reward_mean"], row["reward_std"], row["reward_std_high"], row["grad_norm"])
+        table.add_row(
+            str(row["index"]), *map(_number, numbers), Text(snippet(str(row.get("prompt", "")), 60))
+        )
+    return table
+
+
+def change_table(summary: Mapping[str, Any]) -> Table:
+    """Change of the mean reward by initial std."""
+    table = Table(title=f"Change of the reward of {summary['prompts']} prompts", title_justify="left")
+    for column in ("initial std", "prompts", "mean change [95 %]", "mean |change|"):
+        table.add_column(column, justify="right")
+    for group in summary["groups"]:
+        table.add_row(
+            f"{_number(group['std_low'])} to {_number(group['std_high'])}", str(group["prompts"]),
+            f"{group['change']:+.3g} [{group['low']:+.3g}, {group['high']:+.3g}]", _number(group["absolute_change"]),
+        )  # fmt: skip
+    rho = summary["std_and_change"]
+    table.caption = (
+        f"rank correlation of initial std and change: {_number(rho['rho'])} [{_number(rho['low'])}, "
+        f"{_number(rho['high'])}]; one prompt's change has an error of about {_number(summary['typical_error'])}"
+    )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3g}"

@@ -1,0 +1,102 @@
+"""The sweep's table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from entangle.analysis.curves import Z
+from entangle.tables.probe import percent
+
+
+def sweep_table(points: pd.DataFrame, summary: Mapping[str, Any]) -> RenderableType:
+    """One row per checkpoint, and a sentence on the onset.
+
+    Args:
+        points: rows of `entangle.analysis.curves.curve`.
+        summary: the sweep's summary.
+    """
+    table = _table(f"Change since the start, by checkpoint ({summary['loss']})")
+    for column in (
+        "step", "chosen,\nnats", "rejected,\nnats", "both\nfell, %", "margin\ngrew, %", "cosine", "predicted\n(SGD), %",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    has_adamw = "cosine_adamw" in points
+    if has_adamw:
+        table.add_column("predicted\n(AdamW), %", justify="right")
+    for row in points.to_dict("records"):
+        table.add_row(
+            str(row["step"]), mean(row, "moved_chosen"), mean(row, "moved_rejected"),
+            f"{100 * row['both_fell']:.0f}", f"{100 * row['accuracy']:.0f}", f"{row['cosine']:.2f}", _regimes(row, ""),
+            *([_regimes(row, "_adamw")] if has_adamw else []),
+        )  # fmt: skip
+    table.caption = (
+        f"{span(points['pairs'])} pairs, ± {Z} standard errors over them; start: {summary['start']}. Predicted for one "
+        "step on each pair alone: ideal/both up/both down; cosine in the plain (SGD) metric."
+    )
+    parts = [table, Text(verdict(summary))]
+    if "set_cosine" in points:
+        heads, rows = set_rows(points)
+        parts.insert(1, below := _table(SET_TITLE.format(**summary)))
+        for head in heads:
+            below.add_column(head, justify="right")
+        for row in rows:
+            below.add_row(*row)
+        below.caption = SET_CAPTION
+    return Group(*parts)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+SET_TITLE = "All pairs as one, by mean scores ({loss})"
+SET_CAPTION = (
+    "Outside the band the mean log-probs move together: both fall if rho is below it. Others: what all other pairs do "
+    f"to the mean log-prob over an epoch of these pairs, nats per learning rate / batch size, ± {Z} standard errors."
+)
+
+
+def set_rows(points: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the set's course: cosine of mean scores, its band, and what the others do to the means."""
+    heads = ["step", "cosine", "ideal for rho between", "rho", "others on chosen", "others on rejected"]
+    rows = []
+    for row in points.to_dict("records"):
+        low, high = row["set_low"], row["set_high"]
+        band = f"{low:.3g} and {high:.3g}" if low < high else "none"
+        rows.append([
+            str(row["step"]), "" if low != low else f"{row['set_cosine']:.3f}", "" if low != low else band,
+            f"{row['set_rho']:.3g}",
+            *(f"{row[f'set_{side}']:+.0f} ± {Z * row[f'set_{side}_error']:.0f}" for side in ("chosen", "rejected")),
+        ])  # fmt: skip
+    return heads, rows
+
+
+def _regimes(row: Mapping[Any, Any], suffix: str) -> str:
+    shares = [row[name + suffix] for name in ("ideal", "both_up", "both_down")]
+    return "" if shares[0] != shares[0] else "/".join(f"{100 * share:.0f}" for share in shares)
+
+
+def span(numbers: pd.Series) -> str:
+    """`32`, or `30 to 32` where they differ."""
+    low, high = numbers.min(), numbers.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def mean(row: Mapping[Any, Any], name: str) -> str:
+    """`-1.25 ± 0.31`: a mean and `Z` of its standard errors."""
+    return f"{row[name]:+.2f} ± {Z * row[f'{name}_error']:.2f}"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """When the coupled decrease began, in words."""
+    fallen = f"Both log-probs of {percent(summary['fallen_pairs'])} % of the pairs are below their start at the end."
+    if summary["onset"] is None:
+        return f"No coupled decrease of the means at the last checkpoint. {fallen}"
+    return f"Both means are below their start for good from step {summary['onset']} on. {fallen}"

@@ -1,5 +1,0 @@
-"""What if: other losses and settings on a finished probe's rows, without the model."""
-
-from entangle.whatif.judge import WhatIf, run_whatif, what_if
-
-__all__ = ["WhatIf", "run_whatif", "what_if"]
