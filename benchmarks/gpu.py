@@ -90,8 +90,8 @@ def compare(
                 if device.startswith("cuda"):
                     found[name]["peak_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
                 assert block is not None
-                chosen_sq, rejected_sq, inner = block.double().cpu().unbind(1)
-                found[name]["cosines"] = (inner / (chosen_sq * rejected_sq).sqrt()).tolist()
+                sq_chosen, sq_rejected, inner = block.double().cpu().unbind(1)
+                found[name]["cosines"] = (inner / (sq_chosen * sq_rejected).sqrt()).tolist()
                 advance(1)
     return found
 

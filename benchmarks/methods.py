@@ -300,7 +300,7 @@ def _block(chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Tensor:
 
 
 def _columns(geometry: PairGeometry) -> Tensor:
-    return torch.stack([geometry.chosen_sq, geometry.rejected_sq, geometry.inner], 1)
+    return torch.stack([geometry.sq_chosen, geometry.sq_rejected, geometry.inner], 1)
 
 
 def _forget(parameters: Parameters) -> None:

@@ -131,7 +131,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """Train losses x settings x seeds from one start, and judge them on the same held-back pairs and posts."""
+    """Train losses x settings x seeds from one start, and judge them on the same held-out pairs and posts."""
 
     def run(config: Any, notes: Any) -> Any:
         from entangle.commands.compare import run_compare

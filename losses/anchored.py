@@ -61,7 +61,7 @@ class DPOP(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the penalised margin, `(B,)`; the penalty's gradient is 0 at its kink."""
-        shortfall = F.relu(-logps.chosen_logratio)
+        shortfall = F.relu(-logps.logratio_chosen)
         return -F.logsigmoid(self.beta * (logps.logratio_margin - self.penalty * shortfall))
 
 
@@ -91,7 +91,7 @@ class DPOShift(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the shifted margin, `(B,)`."""
-        return -F.logsigmoid(self.beta * (logps.chosen_logratio - self.shift * logps.rejected_logratio))
+        return -F.logsigmoid(self.beta * (logps.logratio_chosen - self.shift * logps.logratio_rejected))
 
 
 @register
@@ -123,7 +123,7 @@ class MaPPO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the margin with a shift per pair, `(B,)`."""
         gap = self.score_gap if logps.score_gap is None else logps.score_gap.clamp(0, 1)
-        return -F.logsigmoid(self.beta * (logps.chosen_logratio - gap * logps.rejected_logratio))
+        return -F.logsigmoid(self.beta * (logps.logratio_chosen - gap * logps.logratio_rejected))
 
 
 @register
@@ -152,7 +152,7 @@ class MinorDPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss with the rejected side rectified, `(B,)`."""
-        return -F.logsigmoid(self.beta * (logps.chosen_logratio - F.relu(logps.rejected_logratio)))
+        return -F.logsigmoid(self.beta * (logps.logratio_chosen - F.relu(logps.logratio_rejected)))
 
 
 @register
@@ -184,7 +184,7 @@ class BPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the weaker of the two sides, `(B,)`."""
-        weaker = torch.minimum(logps.chosen_logratio, -self.gap_adaptor * logps.rejected_logratio)
+        weaker = torch.minimum(logps.logratio_chosen, -self.gap_adaptor * logps.logratio_rejected)
         return -F.logsigmoid(self.beta * weaker)
 
 
@@ -215,7 +215,7 @@ class CalDPO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss plus the two calibration terms, `(B,)`."""
         target = 1 / (2 * self.beta)
-        calibration = (logps.chosen_logratio - target) ** 2 + (logps.rejected_logratio + target) ** 2
+        calibration = (logps.logratio_chosen - target) ** 2 + (logps.logratio_rejected + target) ** 2
         return -F.logsigmoid(logps.logratio_margin) + calibration / 2
 
 
@@ -382,7 +382,7 @@ class CPOIPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Squared distance of the averaged policy margin from its target plus the weighted NLL, `(B,)`."""
-        margin = logps.chosen_mean - logps.rejected_mean
+        margin = logps.mean_chosen - logps.mean_rejected
         return (margin - 1 / (2 * self.tau)) ** 2 - self.nll_weight * logps.chosen
 
 

@@ -1,13 +1,13 @@
 """What a preference loss is: a function of a pair's log-probs, with its two incentives.
 
 Everything that a loss reads from the model is in `PairLogps` (six numbers per pair) or, for token-weighted
-losses, in `TokenLogps`. Everything that a loss says about the next step is in its `Coefficients`:
+losses, in `TokenLogps`. Everything that a loss says about the next step is in its `Incentives`:
 
     chosen   d_w = -d loss / d log pi(chosen)      positive: "push the chosen response up"
     rejected d_l = +d loss / d log pi(rejected)    positive: "push the rejected response down"
 
 so that grad loss = -(d_w grad log pi(chosen) - d_l grad log pi(rejected)) for every loss here (Yuan et al.,
-arXiv 2410.13828, section 3, without assuming their form of the loss). Coefficients come from autograd over
+arXiv 2410.13828, section 3, without assuming their form of the loss). Incentives come from autograd over
 `PreferenceLoss.per_pair`: a loss states its formula once.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 __all__ = [
     "CATALOGUE",
-    "Coefficients",
+    "Incentives",
     "MissingReference",
     "MissingTokens",
     "PairLogps",
@@ -62,8 +62,8 @@ class PairLogps:
     Args:
         chosen: log pi(chosen | prompt), summed over the scored completion tokens.
         rejected: the same for the rejected response.
-        chosen_length: number of scored tokens of the chosen response (end-of-sequence included if scored).
-        rejected_length: the same for the rejected response.
+        length_chosen: number of scored tokens of the chosen response (end-of-sequence included if scored).
+        length_rejected: the same for the rejected response.
         ref_chosen: log-prob of the chosen response under the reference policy; None without a reference.
         ref_rejected: the same for the rejected response.
         score_gap: a judge's score of the chosen minus that of the rejected response, in the judge's units;
@@ -76,8 +76,8 @@ class PairLogps:
 
     chosen: Tensor
     rejected: Tensor
-    chosen_length: Tensor
-    rejected_length: Tensor
+    length_chosen: Tensor
+    length_rejected: Tensor
     ref_chosen: Tensor | None = None
     ref_rejected: Tensor | None = None
     score_gap: Tensor | None = None
@@ -102,19 +102,19 @@ class PairLogps:
         return self.ref_chosen is not None
 
     @property
-    def chosen_logratio(self) -> Tensor:
+    def logratio_chosen(self) -> Tensor:
         """r_w = log pi(chosen) - log pi_ref(chosen), `(B,)`, nats."""
         return self.chosen - self._reference(self.ref_chosen)
 
     @property
-    def rejected_logratio(self) -> Tensor:
+    def logratio_rejected(self) -> Tensor:
         """r_l = log pi(rejected) - log pi_ref(rejected), `(B,)`, nats."""
         return self.rejected - self._reference(self.ref_rejected)
 
     @property
     def logratio_margin(self) -> Tensor:
         """D = r_w - r_l, the margin of DPO before beta, `(B,)`, nats."""
-        return self.chosen_logratio - self.rejected_logratio
+        return self.logratio_chosen - self.logratio_rejected
 
     @property
     def policy_margin(self) -> Tensor:
@@ -122,14 +122,14 @@ class PairLogps:
         return self.chosen - self.rejected
 
     @property
-    def chosen_mean(self) -> Tensor:
+    def mean_chosen(self) -> Tensor:
         """Mean log pi(chosen) per scored token, `(B,)`, nats per token."""
-        return self.chosen / self.chosen_length
+        return self.chosen / self.length_chosen
 
     @property
-    def rejected_mean(self) -> Tensor:
+    def mean_rejected(self) -> Tensor:
         """Mean log pi(rejected) per scored token, `(B,)`, nats per token."""
-        return self.rejected / self.rejected_length
+        return self.rejected / self.length_rejected
 
     @property
     def by_token(self) -> TokenLogps:
@@ -165,14 +165,14 @@ class TokenLogps:
     Args:
         chosen: log pi(token t | prompt, tokens before it) of the chosen response, `(B, T)`.
         rejected: the same for the rejected response, `(B, U)`.
-        chosen_mask: 1 (True) on scored tokens, `(B, T)`.
-        rejected_mask: the same for the rejected response.
+        mask_chosen: 1 (True) on scored tokens, `(B, T)`.
+        mask_rejected: the same for the rejected response.
         ref_chosen: log-probs under the reference policy, `(B, T)`; None without a reference.
         ref_rejected: the same for the rejected response.
-        chosen_log_collision: ln sum_v pi(v)^2 of the policy's next-token distribution, `(B, T)`; for WPO.
-        rejected_log_collision: the same for the rejected response.
-        chosen_kl: KL(ref || pi) of the next-token distributions, `(B, T)`, nats; for TDPO.
-        rejected_kl: the same for the rejected response.
+        log_collision_chosen: ln sum_v pi(v)^2 of the policy's next-token distribution, `(B, T)`; for WPO.
+        log_collision_rejected: the same for the rejected response.
+        kl_chosen: KL(ref || pi) of the next-token distributions, `(B, T)`, nats; for TDPO.
+        kl_rejected: the same for the rejected response.
 
     Raises:
         ValueError: the fields of one side differ in shape, or the two sides in B.
@@ -180,14 +180,14 @@ class TokenLogps:
 
     chosen: Tensor
     rejected: Tensor
-    chosen_mask: Tensor
-    rejected_mask: Tensor
+    mask_chosen: Tensor
+    mask_rejected: Tensor
     ref_chosen: Tensor | None = None
     ref_rejected: Tensor | None = None
-    chosen_log_collision: Tensor | None = None
-    rejected_log_collision: Tensor | None = None
-    chosen_kl: Tensor | None = None
-    rejected_kl: Tensor | None = None
+    log_collision_chosen: Tensor | None = None
+    log_collision_rejected: Tensor | None = None
+    kl_chosen: Tensor | None = None
+    kl_rejected: Tensor | None = None
 
     def __post_init__(self) -> None:
         for side, shape in (("chosen", self.chosen.shape), ("rejected", self.rejected.shape)):
@@ -196,7 +196,7 @@ class TokenLogps:
             shapes = {name: tuple(value.shape) for name, value in columns.items()}
             if len(set(shapes.values())) != 1 or len(shape) != 2:
                 raise ValueError(f"TokenLogps fields of one side must share one shape (B, T); got {shapes}.")
-            mask = columns.pop(f"{side}_mask").bool()
+            mask = columns.pop(f"mask_{side}").bool()
             for name, value in columns.items():  # also keeps a NaN in the padding from reaching a gradient
                 object.__setattr__(self, name, torch.where(mask, value, 0.0))
         if len(self.chosen) != len(self.rejected):
@@ -210,8 +210,8 @@ class TokenLogps:
         return PairLogps(
             chosen=self.chosen.sum(1),
             rejected=self.rejected.sum(1),
-            chosen_length=self.chosen_mask.sum(1),
-            rejected_length=self.rejected_mask.sum(1),
+            length_chosen=self.mask_chosen.sum(1),
+            length_rejected=self.mask_rejected.sum(1),
             ref_chosen=None if self.ref_chosen is None else self.ref_chosen.sum(1),
             ref_rejected=None if self.ref_rejected is None else self.ref_rejected.sum(1),
             score_gap=score_gap,
@@ -232,7 +232,7 @@ class TokenLogps:
 
 
 @dataclass(frozen=True)
-class Coefficients:
+class Incentives:
     """Incentives of one loss for a batch of pairs, `(B,)` each, in loss units per nat.
 
     For a token-weighted loss they are `(B, T)`: one incentive per scored token (0 at padding).
@@ -282,7 +282,7 @@ class PreferenceLoss(ABC):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Loss of each pair, `(B,)`. The batch loss is its mean."""
 
-    def coefficients(self, logps: PairLogps) -> Coefficients:
+    def incentives(self, logps: PairLogps) -> Incentives:
         """Incentives d_w = -dL/dw and d_l = +dL/dl of L = sum of `per_pair`, each `(B,)`, by autograd.
 
         `(B, T)` and `(B, U)` for a loss that reads tokens; 0 at masked positions. The batch loss is a mean,
@@ -295,9 +295,9 @@ class PreferenceLoss(ABC):
         with torch.enable_grad():
             total = self.per_pair(_moved(logps, chosen, rejected)).sum()
         if not total.requires_grad:  # no pair acts on the policy
-            return Coefficients(torch.zeros_like(chosen), torch.zeros_like(rejected))
+            return Incentives(torch.zeros_like(chosen), torch.zeros_like(rejected))
         grads = torch.autograd.grad(total, (chosen, rejected), allow_unused=True, materialize_grads=True)
-        return Coefficients(chosen=0.0 - grads[0], rejected=grads[1])  # 0 - x: no negative zeros
+        return Incentives(chosen=0.0 - grads[0], rejected=grads[1])  # 0 - x: no negative zeros
 
     @property
     def config(self) -> dict[str, Any]:

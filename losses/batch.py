@@ -55,8 +55,8 @@ class KTO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Value lost on both responses against the reference point, `(B,)`."""
         point = _batch_logratio(logps).clamp(min=0) if self.reference_point is None else self.reference_point
-        chosen = torch.sigmoid(self.beta * (point - logps.chosen_logratio))
-        rejected = torch.sigmoid(self.beta * (logps.rejected_logratio - point))
+        chosen = torch.sigmoid(self.beta * (point - logps.logratio_chosen))
+        rejected = torch.sigmoid(self.beta * (logps.logratio_rejected - point))
         return self.desirable_weight * chosen + self.undesirable_weight * rejected
 
 
@@ -91,8 +91,8 @@ class BCO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Sum of two shifted binary cross-entropies, `(B,)`."""
         shift = self.beta * _batch_logratio(logps) if self.shift is None else self.shift
-        chosen = self.beta * logps.chosen_logratio - shift
-        rejected = shift - self.beta * logps.rejected_logratio
+        chosen = self.beta * logps.logratio_chosen - shift
+        rejected = shift - self.beta * logps.logratio_rejected
         return -F.logsigmoid(chosen) - F.logsigmoid(rejected)
 
 
@@ -160,7 +160,7 @@ class AOTUnpaired(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of each chosen log-ratio over the rejected one of its rank, `(B,)`."""
-        chosen, rejected = logps.chosen_logratio, logps.rejected_logratio
+        chosen, rejected = logps.logratio_chosen, logps.logratio_rejected
         return _smoothed_logistic(self.beta * (chosen - _same_rank(chosen, rejected)), self.label_smoothing)
 
 
@@ -231,11 +231,11 @@ class AlphaDPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the averaged margin over its own target, `(B,)`."""
-        chosen, rejected = logps.chosen_logratio.detach(), logps.rejected_logratio.detach()
-        gap = chosen / logps.chosen_length - rejected / logps.rejected_length
+        chosen, rejected = logps.logratio_chosen.detach(), logps.logratio_rejected.detach()
+        gap = chosen / logps.length_chosen - rejected / logps.length_rejected
         spread = gap.std(unbiased=False).clamp(min=1e-6)
         target = self.gamma_beta_ratio + self.alpha * (gap - gap.mean()) / spread
-        return -F.logsigmoid(self.beta * (logps.chosen_mean - logps.rejected_mean - target))
+        return -F.logsigmoid(self.beta * (logps.mean_chosen - logps.mean_rejected - target))
 
 
 @register
@@ -258,11 +258,11 @@ class SFTBatch(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """NLL over the batch's mean chosen length, `(B,)`."""
-        return -logps.chosen * len(logps.chosen) / logps.chosen_length.sum()
+        return -logps.chosen * len(logps.chosen) / logps.length_chosen.sum()
 
 
 def _batch_logratio(logps: PairLogps) -> Tensor:
-    return torch.cat([logps.chosen_logratio, logps.rejected_logratio]).detach().mean()
+    return torch.cat([logps.logratio_chosen, logps.logratio_rejected]).detach().mean()
 
 
 def _same_rank(values: Tensor, others: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class FDPOForwardKL(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of S(r_w) - S(r_l) = e^(-r_l) - e^(-r_w), `(B,)`."""
-        margin = capped_expm1(-logps.rejected_logratio) - capped_expm1(-logps.chosen_logratio)
+        margin = capped_expm1(-logps.logratio_rejected) - capped_expm1(-logps.logratio_chosen)
         return -F.logsigmoid(self.beta * margin)
 
 
@@ -69,7 +69,7 @@ class FDPOJS(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of S(r_w) - S(r_l), `(B,)`."""
-        margin = F.logsigmoid(logps.chosen_logratio) - F.logsigmoid(logps.rejected_logratio)
+        margin = F.logsigmoid(logps.logratio_chosen) - F.logsigmoid(logps.logratio_rejected)
         return -F.logsigmoid(self.beta * margin)
 
 
@@ -101,7 +101,7 @@ class FDPOAlpha(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of S(r_w) - S(r_l), `(B,)`."""
-        margin = self._link(logps.chosen_logratio) - self._link(logps.rejected_logratio)
+        margin = self._link(logps.logratio_chosen) - self._link(logps.logratio_rejected)
         return -F.logsigmoid(self.beta * margin)
 
     def _link(self, logratio: Tensor) -> Tensor:
@@ -134,6 +134,6 @@ class ChiPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of S(r_w) - S(r_l), `(B,)`."""
-        chosen, rejected = logps.chosen_logratio, logps.rejected_logratio
+        chosen, rejected = logps.logratio_chosen, logps.logratio_rejected
         margin = (chosen - rejected) + (capped_exp(chosen) - capped_exp(rejected))
         return -F.logsigmoid(self.beta * margin)

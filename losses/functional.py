@@ -21,8 +21,8 @@ class PlainLoss(Protocol):
         policy_rejected_logps: Tensor,
         reference_chosen_logps: Tensor | None = None,
         reference_rejected_logps: Tensor | None = None,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
+        lengths_chosen: Tensor | None = None,
+        lengths_rejected: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One batch."""
         ...
@@ -58,22 +58,22 @@ def as_function(loss: PreferenceLoss) -> PlainLoss:
         policy_rejected_logps: Tensor,
         reference_chosen_logps: Tensor | None = None,
         reference_rejected_logps: Tensor | None = None,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
+        lengths_chosen: Tensor | None = None,
+        lengths_rejected: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if loss.needs_lengths and (chosen_lengths is None or rejected_lengths is None):
-            raise ValueError(f"{loss.label} reads chosen_lengths and rejected_lengths; expected both.")
+        if loss.needs_lengths and (lengths_chosen is None or lengths_rejected is None):
+            raise ValueError(f"{loss.label} reads lengths_chosen and lengths_rejected; expected both.")
         ones = torch.ones_like(policy_chosen_logps)
         logps = PairLogps(
             chosen=policy_chosen_logps,
             rejected=policy_rejected_logps,
-            chosen_length=ones if chosen_lengths is None else chosen_lengths,
-            rejected_length=ones if rejected_lengths is None else rejected_lengths,
+            length_chosen=ones if lengths_chosen is None else lengths_chosen,
+            length_rejected=ones if lengths_rejected is None else lengths_rejected,
             ref_chosen=reference_chosen_logps,
             ref_rejected=reference_rejected_logps,
         )
-        chosen = logps.chosen_logratio if logps.has_reference else logps.chosen
-        rejected = logps.rejected_logratio if logps.has_reference else logps.rejected
+        chosen = logps.logratio_chosen if logps.has_reference else logps.chosen
+        rejected = logps.logratio_rejected if logps.has_reference else logps.rejected
         return loss.per_pair(logps), beta * chosen.detach(), beta * rejected.detach()
 
     return function

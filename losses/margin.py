@@ -293,7 +293,7 @@ class RDPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the length-shifted margin, `(B,)`."""
-        excess = (logps.chosen_length - logps.rejected_length).to(logps.chosen.dtype)
+        excess = (logps.length_chosen - logps.length_rejected).to(logps.chosen.dtype)
         return -F.logsigmoid(self.beta * logps.logratio_margin + self.alpha * excess)
 
 

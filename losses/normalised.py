@@ -169,7 +169,7 @@ class ORPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """NLL per token plus the weighted odds term, `(B,)`."""
-        chosen, rejected = logps.chosen_mean, logps.rejected_mean
+        chosen, rejected = logps.mean_chosen, logps.mean_rejected
         log_odds = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
         return -chosen - self.odds_weight * F.logsigmoid(log_odds)
 
@@ -206,7 +206,7 @@ class AlphaPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the reshaped margin over gamma, `(B,)`."""
-        margin = self._reward(logps.chosen_mean) - self._reward(logps.rejected_mean)
+        margin = self._reward(logps.mean_chosen) - self._reward(logps.mean_rejected)
         return -F.logsigmoid(self.beta * margin - self.gamma)
 
     def _reward(self, mean: Tensor) -> Tensor:
@@ -270,8 +270,8 @@ class RRHF(PreferenceLoss):
 
 
 def _mean_logratio_margin(logps: PairLogps) -> Tensor:
-    return logps.chosen_logratio / logps.chosen_length - logps.rejected_logratio / logps.rejected_length
+    return logps.logratio_chosen / logps.length_chosen - logps.logratio_rejected / logps.length_rejected
 
 
 def _mean_policy_margin(logps: PairLogps) -> Tensor:
-    return logps.chosen_mean - logps.rejected_mean
+    return logps.mean_chosen - logps.mean_rejected

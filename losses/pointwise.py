@@ -56,7 +56,7 @@ class BCOPair(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Sum of two binary cross-entropies, `(B,)`."""
-        chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
+        chosen, rejected = self.beta * logps.logratio_chosen, self.beta * logps.logratio_rejected
         return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 
@@ -85,7 +85,7 @@ class NCAPair(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """The chosen response against noise, both responses as noise, `(B,)`."""
-        chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
+        chosen, rejected = self.beta * logps.logratio_chosen, self.beta * logps.logratio_rejected
         return -F.logsigmoid(chosen) - (F.logsigmoid(-chosen) + F.logsigmoid(-rejected)) / 2
 
 
@@ -114,7 +114,7 @@ class APOZero(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Chosen up and rejected down, `(B,)`; s(-x) for 1 - s(x) keeps the digits at large margins."""
-        chosen, rejected = self.beta * logps.chosen_logratio, self.beta * logps.rejected_logratio
+        chosen, rejected = self.beta * logps.logratio_chosen, self.beta * logps.logratio_rejected
         return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
 
 
@@ -144,7 +144,7 @@ class APODown(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Both down, the rejected one more, `(B,)`."""
-        chosen, margin = self.beta * logps.chosen_logratio, self.beta * logps.logratio_margin
+        chosen, margin = self.beta * logps.logratio_chosen, self.beta * logps.logratio_margin
         return torch.sigmoid(chosen) + torch.sigmoid(-margin)
 
 
@@ -175,7 +175,7 @@ class SPPOHard(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Squared distances of both log-ratios from their targets, `(B,)`."""
         target = 1 / (2 * self.beta)
-        return (logps.chosen_logratio - target) ** 2 + (logps.rejected_logratio + target) ** 2
+        return (logps.logratio_chosen - target) ** 2 + (logps.logratio_rejected + target) ** 2
 
 
 @register
@@ -193,7 +193,7 @@ class BCE(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Sum of two binary cross-entropies, `(B,)`."""
-        return -F.logsigmoid(logps.chosen_logratio) - F.logsigmoid(-logps.rejected_logratio)
+        return -F.logsigmoid(logps.logratio_chosen) - F.logsigmoid(-logps.logratio_rejected)
 
 
 @register
@@ -212,7 +212,7 @@ class LSIF(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Chosen ratio up, squared rejected ratio down, `(B,)`."""
-        return capped_exp(2 * logps.rejected_logratio) / 2 - capped_exp(logps.chosen_logratio)
+        return capped_exp(2 * logps.logratio_rejected) / 2 - capped_exp(logps.logratio_chosen)
 
 
 @register
@@ -231,7 +231,7 @@ class UKL(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """NLL of the chosen response plus the rejected one's ratio, `(B,)`."""
-        return capped_exp(logps.rejected_logratio) - logps.chosen
+        return capped_exp(logps.logratio_rejected) - logps.chosen
 
 
 @register
@@ -251,12 +251,12 @@ class DDRO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """NLL ratio of the chosen response plus a barrier at r_l = ln 2, `(B,)`."""
-        rate = capped_exp(logps.rejected_logratio)
+        rate = capped_exp(logps.logratio_rejected)
         edge = 2 - 1e-6
         within = rate < edge
         barrier = -torch.log(2 - torch.where(within, rate, 0.0))
         beyond = (rate - edge) / 1e-6 - math.log(1e-6)
-        return 2 * math.log(2) - logps.chosen_logratio + torch.where(within, barrier, beyond)
+        return 2 * math.log(2) - logps.logratio_chosen + torch.where(within, barrier, beyond)
 
 
 @register
@@ -283,7 +283,7 @@ class NPO(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Unlearning the rejected response, `(B,)`."""
-        return -2 / self.beta * F.logsigmoid(-self.beta * logps.rejected_logratio)
+        return -2 / self.beta * F.logsigmoid(-self.beta * logps.logratio_rejected)
 
 
 @register
@@ -305,7 +305,7 @@ class Unlikelihood(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Minus the log-probability of not saying the rejected response, per token, `(B,)`."""
-        return -log1mexp(logps.rejected_mean)
+        return -log1mexp(logps.mean_rejected)
 
 
 @register
@@ -326,7 +326,7 @@ class SFT(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """NLL per chosen token, `(B,)`."""
-        return -logps.chosen_mean
+        return -logps.mean_chosen
 
 
 @register

@@ -49,10 +49,10 @@ class LDDPO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the reweighted margin, `(B,)`."""
         tokens = logps.by_token
-        chosen_ratio, rejected_ratio = _token_logratios(tokens)
-        public = torch.minimum(tokens.chosen_mask.sum(1), tokens.rejected_mask.sum(1))
-        chosen = self._weigh(chosen_ratio, tokens.chosen_mask, public).sum(1)
-        rejected = self._weigh(rejected_ratio, tokens.rejected_mask, public).sum(1)
+        ratio_chosen, ratio_rejected = _token_logratios(tokens)
+        public = torch.minimum(tokens.mask_chosen.sum(1), tokens.mask_rejected.sum(1))
+        chosen = self._weigh(ratio_chosen, tokens.mask_chosen, public).sum(1)
+        rejected = self._weigh(ratio_rejected, tokens.mask_rejected, public).sum(1)
         return -F.logsigmoid(self.beta * (chosen - rejected))
 
     def _weigh(self, values: Tensor, mask: Tensor, public: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ class TDPO1(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the KL-shifted margin, `(B,)`."""
         margin = _token_margin(logps.by_token)
-        chosen_kl, rejected_kl = _sequence_kl(logps.by_token)
-        return -F.logsigmoid(self.beta * (margin - (rejected_kl - chosen_kl)))
+        kl_chosen, kl_rejected = _sequence_kl(logps.by_token)
+        return -F.logsigmoid(self.beta * (margin - (kl_rejected - kl_chosen)))
 
 
 @register
@@ -117,8 +117,8 @@ class TDPO2(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the KL-shifted margin, `(B,)`."""
         margin = _token_margin(logps.by_token)
-        chosen_kl, rejected_kl = _sequence_kl(logps.by_token)
-        return -F.logsigmoid(self.beta * (margin - self.alpha * (rejected_kl - chosen_kl.detach())))
+        kl_chosen, kl_rejected = _sequence_kl(logps.by_token)
+        return -F.logsigmoid(self.beta * (margin - self.alpha * (kl_rejected - kl_chosen.detach())))
 
 
 @register
@@ -147,11 +147,11 @@ class TIDPO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the weighted-mean margin, `(B,)`."""
         tokens = logps.by_token
-        chosen_ratio, rejected_ratio = _token_logratios(tokens)
+        ratio_chosen, ratio_rejected = _token_logratios(tokens)
         doubt = -torch.expm1(tokens.chosen.detach())
-        chosen = (doubt * chosen_ratio).sum(1) / doubt.sum(1).clamp(min=1e-8)
+        chosen = (doubt * ratio_chosen).sum(1) / doubt.sum(1).clamp(min=1e-8)
         doubt = -torch.expm1(tokens.rejected.detach())
-        rejected = (doubt * rejected_ratio).sum(1) / doubt.sum(1).clamp(min=1e-8)
+        rejected = (doubt * ratio_rejected).sum(1) / doubt.sum(1).clamp(min=1e-8)
         return -F.logsigmoid(self.beta * (chosen - rejected))
 
 
@@ -185,9 +185,9 @@ class WPO(PreferenceLoss):
     def per_pair(self, logps: PairLogps) -> Tensor:
         """DPO's loss times the pair's detached weight, `(B,)`."""
         tokens = logps.by_token
-        chosen = (tokens.chosen - tokens.statistic("chosen_log_collision")).sum(1)
-        rejected = (tokens.rejected - tokens.statistic("rejected_log_collision")).sum(1)
-        log_weight = chosen / tokens.chosen_mask.sum(1) + rejected / tokens.rejected_mask.sum(1)
+        chosen = (tokens.chosen - tokens.statistic("log_collision_chosen")).sum(1)
+        rejected = (tokens.rejected - tokens.statistic("log_collision_rejected")).sum(1)
+        log_weight = chosen / tokens.mask_chosen.sum(1) + rejected / tokens.mask_rejected.sum(1)
         weight = log_weight.detach().clamp(max=min(60.0, math.log(self.max_weight))).exp()
         return -weight * F.logsigmoid(self.beta * _token_margin(tokens))
 
@@ -202,4 +202,4 @@ def _token_margin(tokens: TokenLogps) -> Tensor:
 
 
 def _sequence_kl(tokens: TokenLogps) -> tuple[Tensor, Tensor]:
-    return tokens.statistic("chosen_kl").sum(1), tokens.statistic("rejected_kl").sum(1)
+    return tokens.statistic("kl_chosen").sum(1), tokens.statistic("kl_rejected").sum(1)

@@ -41,10 +41,10 @@ class Numbers:
             batch,
             w=batch.chosen,
             l=batch.rejected,
-            rw=batch.chosen_logratio,
-            rl=batch.rejected_logratio,
-            nw=batch.chosen_length.double(),
-            nl=batch.rejected_length.double(),
+            rw=batch.logratio_chosen,
+            rl=batch.logratio_rejected,
+            nw=batch.length_chosen.double(),
+            nl=batch.length_rejected.double(),
         )
 
     @property
@@ -375,7 +375,7 @@ form("sft_batch")(lambda h, n: (torch.full_like(n.w, len(n.w)) / n.nw.sum(), n.z
 
 
 def _masks(n: Numbers) -> Pair:
-    return n.batch.by_token.chosen_mask.double(), n.batch.by_token.rejected_mask.double()
+    return n.batch.by_token.mask_chosen.double(), n.batch.by_token.mask_rejected.double()
 
 
 def _ratios(n: Numbers) -> Pair:
@@ -398,7 +398,7 @@ def _ld_dpo(h: Any, n: Numbers) -> Pair:
 
 def _sequence_kl(n: Numbers) -> Pair:
     tokens = n.batch.by_token
-    return tokens.statistic("chosen_kl").sum(1), tokens.statistic("rejected_kl").sum(1)
+    return tokens.statistic("kl_chosen").sum(1), tokens.statistic("kl_rejected").sum(1)
 
 
 @form("tdpo1")
@@ -425,8 +425,8 @@ def _tidpo(h: Any, n: Numbers) -> Pair:
 @form("wpo")
 def _wpo(h: Any, n: Numbers) -> Pair:
     tokens = n.batch.by_token
-    chosen = (tokens.chosen - tokens.statistic("chosen_log_collision")).sum(1) / n.nw
-    rejected = (tokens.rejected - tokens.statistic("rejected_log_collision")).sum(1) / n.nl
+    chosen = (tokens.chosen - tokens.statistic("log_collision_chosen")).sum(1) / n.nw
+    rejected = (tokens.rejected - tokens.statistic("log_collision_rejected")).sum(1) / n.nl
     weight = (chosen.exp() * rejected.exp()).clamp(max=h.max_weight)
     return _spread(weight * h.beta * s(-h.beta * n.D), _masks(n))
 

@@ -55,12 +55,12 @@ def pairs_of(
     return pd.DataFrame({
         "index": range(count), "prompt_hash": [f"{i:08x}" for i in range(count)], "kind": "synthetic",
         "prompt_length": 10, "truncated": False, "identical": False, "dropped": False, "empty": False,
-        "chosen_sq": geometry.chosen_sq, "rejected_sq": geometry.rejected_sq, "inner": geometry.inner,
-        "chosen_gap": geometry.chosen_gap, "rejected_gap": geometry.rejected_gap,
+        "sq_chosen": geometry.sq_chosen, "sq_rejected": geometry.sq_rejected, "inner": geometry.inner,
+        "gap_chosen": geometry.gap_chosen, "gap_rejected": geometry.gap_rejected,
         "logps_chosen": logps[0].double(), "logps_rejected": logps[1].double(),
         "ref_logps_chosen": reference[0].double(), "ref_logps_rejected": reference[1].double(),
         "cosine": geometry.cosine, "band_lower": lower, "band_upper": upper,
-        "chosen_length": lengths[0], "rejected_length": lengths[1], "non_finite": False,
+        "length_chosen": lengths[0], "length_rejected": lengths[1], "non_finite": False,
     })  # fmt: skip
 
 

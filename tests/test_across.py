@@ -70,7 +70,7 @@ def test_parts_are_sums_over_the_gram_matrix(options, result):
         rows = result.rows[result.rows["loss"] == loss].set_index("index")
         assert tuple(rows.index) == SCORED
         own = result.probe.predictions.query("loss == @loss").set_index("index").loc[list(SCORED)]
-        d_w, d_l = own["coefficient_chosen"].to_numpy(), own["coefficient_rejected"].to_numpy()
+        d_w, d_l = own["incentive_chosen"].to_numpy(), own["incentive_rejected"].to_numpy()
         for k, side in enumerate(SIDES):
             by_chosen, by_rejected = gram[k * n : (k + 1) * n, :n] * d_w, -gram[k * n : (k + 1) * n, n:] * d_l
             at_home = np.diag(by_chosen), np.diag(by_rejected)
@@ -99,7 +99,7 @@ def test_a_real_step_on_all_pairs_confirms_it(options, result, loss):
     with KeepFloat64():
         before = row_logps(policy.model, batch)
     own = result.probe.predictions.query("loss == @loss").set_index("index").loc[list(SCORED)]
-    push = np.concatenate([own["coefficient_chosen"], -own["coefficient_rejected"]]) / n
+    push = np.concatenate([own["incentive_chosen"], -own["incentive_rejected"]]) / n
     scores = make_engine(policy.model, policy.parameters, "autograd").scores(batch)
     with torch.no_grad():
         for name, parameter in policy.parameters.items():
@@ -143,14 +143,14 @@ def test_the_set_is_estimated_without_bias_and_its_errors_are_the_jackknifes():
     found, everyone = block(torch.arange(n)), torch.arange(n)
     apart = ~torch.eye(n, dtype=torch.bool)
     for name, products in (
-        ("chosen_sq", chosen @ chosen.T), ("inner", chosen @ rejected.T), ("rejected_sq", rejected @ rejected.T),
+        ("sq_chosen", chosen @ chosen.T), ("inner", chosen @ rejected.T), ("sq_rejected", rejected @ rejected.T),
     ):  # fmt: skip
         assert found[name] == pytest.approx(float(products[apart].mean()))
         left_out = np.array([block(everyone[everyone != i])[name] for i in range(n)])
         jackknife = ((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()) ** 0.5
         assert found[f"{name}_error"] == pytest.approx(jackknife, rel=0.05)
     assert found["band"] == pytest.approx(
-        [found["inner"] / found["chosen_sq"], found["rejected_sq"] / found["inner"]]
+        [found["inner"] / found["sq_chosen"], found["sq_rejected"] / found["inner"]]
     )
 
 
@@ -179,7 +179,7 @@ def test_errors_of_a_loss_are_the_jackknifes(side: str):
 def test_a_set_without_a_common_direction_has_no_band():
     own = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]).double()
     block = set_block(own, torch.zeros(2, 2, 2).double())
-    assert block["chosen_sq"] < 0 and np.isnan(block["band"]).all() and np.isnan(block["cosine"])
+    assert block["sq_chosen"] < 0 and np.isnan(block["band"]).all() and np.isnan(block["cosine"])
 
 
 def test_command_writes_and_says_what_it_found(options, capsys):

@@ -168,7 +168,7 @@ def test_what_stays_is_written_as_it_was_in_every_format(suffix, policy, files, 
     for i, row in zip(kept, after, strict=True):
         assert isinstance(row["entangle_cosine"], str if suffix == "csv" else float)
         assert float(row["entangle_cosine"]) == rows.loc[i, "cosine"]
-        longer = rows.loc[i, "rejected_length"] > rows.loc[i, "chosen_length"]
+        longer = rows.loc[i, "length_rejected"] > rows.loc[i, "length_chosen"]
         assert float(row["weight"]) == (0.5 if longer else 1.0)
     assert [pair.chosen for pair in load_pairs(out)] == [load_pairs(files[suffix])[i].chosen for i in kept]
 

@@ -44,8 +44,8 @@ def mean_loss(model: nn.Module, batch: RowBatch, reference: Tensor, loss: Prefer
 
 def signed_incentives(model: nn.Module, batch: RowBatch, reference: Tensor, loss: PreferenceLoss) -> Tensor:
     """The vector u = (d_w, -d_l) / N, `(2N,)`, in the order of the rows."""
-    coefficients = loss.coefficients(pair_logps(batch, row_logps(model, batch), reference))
-    return torch.cat([coefficients.chosen, -coefficients.rejected]) / PAIRS
+    incentives = loss.incentives(pair_logps(batch, row_logps(model, batch), reference))
+    return torch.cat([incentives.chosen, -incentives.rejected]) / PAIRS
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)

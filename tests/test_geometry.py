@@ -25,8 +25,8 @@ def test_one_softmax_token_has_the_closed_form():
     theta = torch.tensor([1.0, 0.5, -0.2, 2.0, 0.0], dtype=torch.float64)
     block = values(geometry(one_token(0), one_token(1), theta))
     expected = {
-        "chosen_sq": 0.9597101895, "rejected_sq": 1.1172906105, "inner": 0.0385004000,
-        "chosen_gap": 0.9212097895, "rejected_gap": 1.0787902105,
+        "sq_chosen": 0.9597101895, "sq_rejected": 1.1172906105, "inner": 0.0385004000,
+        "gap_chosen": 0.9212097895, "gap_rejected": 1.0787902105,
     }  # fmt: skip
     assert block == pytest.approx(expected, abs=1e-9)
 
@@ -51,7 +51,7 @@ def test_hundred_prefix_tokens_leave_a_band_of_two_percent():
 
 
 @pytest.mark.parametrize(
-    ("suffix", "chosen_sq", "rejected_sq", "inner", "chosen_gap"),
+    ("suffix", "sq_chosen", "sq_rejected", "inner", "gap_chosen"),
     [
         (3, 0.68, 3.38, 0.22, 0.46),
         (4, 0.82, 5.62, 0.78, 0.04),
@@ -59,11 +59,11 @@ def test_hundred_prefix_tokens_leave_a_band_of_two_percent():
         (8, 1.78, 20.98, 4.62, -2.84),
     ],
 )
-def test_shared_suffix_has_the_closed_form(suffix, chosen_sq, rejected_sq, inner, chosen_gap):
+def test_shared_suffix_has_the_closed_form(suffix, sq_chosen, sq_rejected, inner, gap_chosen):
     """T3, p = .9, q = .6: A = 1/2 + 2 T^2 (1-p)^2, c = -1/2 + 2 T^2 (1-p)(1-q)."""
     theta = torch.zeros(4, dtype=torch.float64)
     block = geometry(shared_suffix(0, suffix, 0.9), shared_suffix(1, suffix, 0.6), theta)
-    expected = [chosen_sq, rejected_sq, inner, chosen_gap, rejected_sq - inner]
+    expected = [sq_chosen, sq_rejected, inner, gap_chosen, sq_rejected - inner]
     assert list(values(block).values()) == pytest.approx(expected, abs=1e-9)
 
 
@@ -86,7 +86,7 @@ def test_band_is_centred_on_the_norm_ratio_with_half_width_minus_log_cosine():
 
 def test_cauchy_schwarz_keeps_the_band_open_unless_parallel():
     block = random_block()
-    assert (block.inner**2 <= block.chosen_sq * block.rejected_sq * (1 + 1e-12)).all()
+    assert (block.inner**2 <= block.sq_chosen * block.sq_rejected * (1 + 1e-12)).all()
     assert not block.is_parallel.any()
     scores = torch.randn(20, 5, dtype=torch.float64)
     assert PairGeometry.from_scores(scores, 3 * scores).is_parallel.all()
@@ -101,8 +101,8 @@ def test_band_is_unbounded_where_the_inner_product_is_negative():
 def test_identical_scores_have_no_gap():
     scores = torch.randn(4, 7, dtype=torch.float64)
     block = PairGeometry.from_scores(scores, scores)
-    assert (block.chosen_gap == 0).all() and (block.rejected_gap == 0).all()
-    assert_close(block.chosen_sq, block.inner)
+    assert (block.gap_chosen == 0).all() and (block.gap_rejected == 0).all()
+    assert_close(block.sq_chosen, block.inner)
 
 
 def test_disjoint_parameter_blocks_are_orthogonal():
@@ -117,7 +117,7 @@ def test_scaling_the_parameters_changes_no_ratio():
         PairGeometry.from_scores(chosen, rejected),
         PairGeometry.from_scores(7 * chosen, 7 * rejected),
     )
-    assert_close(scaled.chosen_sq, 49 * block.chosen_sq)
+    assert_close(scaled.sq_chosen, 49 * block.sq_chosen)
     assert_close(scaled.cosine, block.cosine)
     assert_close(scaled.norm_ratio, block.norm_ratio)
     order = torch.randperm(6)
@@ -131,9 +131,9 @@ def test_difference_form_keeps_the_sign_that_float32_subtraction_loses():
     rejected = chosen + 1e-4 * torch.randn(2_000_000, generator=generator)
     exact = (chosen.double() * (chosen.double() - rejected.double())).sum().item()
     block = PairGeometry.from_scores(chosen[None], rejected[None])
-    assert block.chosen_gap.item() == pytest.approx(exact, rel=1e-9)
+    assert block.gap_chosen.item() == pytest.approx(exact, rel=1e-9)
     subtracted = (torch.dot(chosen, chosen) - torch.dot(chosen, rejected)).item()
-    assert abs(subtracted - exact) > 100 * abs(block.chosen_gap.item() - exact)
+    assert abs(subtracted - exact) > 100 * abs(block.gap_chosen.item() - exact)
 
 
 def test_fields_of_different_shape_are_refused():

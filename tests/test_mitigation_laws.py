@@ -30,7 +30,7 @@ from entangle.analysis.mitigations import (
 )
 from entangle.errors import ConfigError
 from entangle.training.virtual_adamw import VirtualAdamW
-from losses import Coefficients
+from losses import Incentives
 from tests import tiny
 
 PAIRS = 200
@@ -47,16 +47,16 @@ def scores() -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def incentives(equal: bool) -> Coefficients:
+def incentives(equal: bool) -> Incentives:
     """Positive incentives of very different sizes."""
     generator = torch.Generator().manual_seed(2)
     chosen = torch.rand(PAIRS, generator=generator, dtype=torch.float64) + 0.01
-    return Coefficients(
+    return Incentives(
         chosen, chosen if equal else 3 * torch.rand(PAIRS, generator=generator, dtype=torch.float64) + 0.01
     )
 
 
-def changes(factors: tuple[Tensor, Tensor], d: Coefficients) -> tuple[Tensor, Tensor]:
+def changes(factors: tuple[Tensor, Tensor], d: Incentives) -> tuple[Tensor, Tensor]:
     """(dw, dl) of each pair's own step of size 1 along a_w d_w g_w - a_l d_l g_l."""
     g_w, g_l = scores()
     step = (factors[0] * d.chosen)[:, None] * g_w - (factors[1] * d.rejected)[:, None] * g_l
@@ -65,7 +65,7 @@ def changes(factors: tuple[Tensor, Tensor], d: Coefficients) -> tuple[Tensor, Te
 
 def test_pairwise_normalised_gradients_make_every_pair_ideal():
     geometry, d = PairGeometry.from_scores(*scores()), incentives(equal=True)
-    norms = geometry.chosen_sq.sqrt(), geometry.rejected_sq.sqrt()
+    norms = geometry.sq_chosen.sqrt(), geometry.sq_rejected.sqrt()
     chosen, rejected = changes(PairwiseNormalised().factors(d, *norms, {}), d)
     apart = 1 - geometry.cosine
     torch.testing.assert_close(chosen, d.chosen * norms[0] * apart, rtol=1e-10, atol=1e-12)
@@ -77,11 +77,11 @@ def test_pairwise_normalised_gradients_make_every_pair_ideal():
 
 def test_reward_calibration_makes_every_pair_ideal_whatever_the_loss():
     geometry, d = PairGeometry.from_scores(*scores()), incentives(equal=False)
-    norms = geometry.chosen_sq.sqrt(), geometry.rejected_sq.sqrt()
+    norms = geometry.sq_chosen.sqrt(), geometry.sq_rejected.sqrt()
     a_w, a_l = RewardCalibration().factors(d, *norms, {})
     torch.testing.assert_close(a_w * d.chosen * a_l * d.rejected, d.chosen * d.rejected)
     torch.testing.assert_close(a_w * d.chosen / (a_l * d.rejected), geometry.norm_ratio)
-    size = (d.chosen * d.rejected).sqrt() * (geometry.chosen_sq * geometry.rejected_sq) ** 0.25
+    size = (d.chosen * d.rejected).sqrt() * (geometry.sq_chosen * geometry.sq_rejected) ** 0.25
     size = size * (1 - geometry.cosine)
     chosen, rejected = changes((a_w, a_l), d)
     torch.testing.assert_close(chosen, size * norms[0], rtol=1e-9, atol=1e-12)
@@ -89,7 +89,7 @@ def test_reward_calibration_makes_every_pair_ideal_whatever_the_loss():
 
 
 def test_reward_calibration_leaves_pairs_without_a_ratio_alone():
-    d = Coefficients(torch.tensor([0.0, -1.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0]))
+    d = Incentives(torch.tensor([0.0, -1.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0]))
     norms = torch.tensor([1.0, 1.0, 1.0, 0.0, 4.0]), torch.ones(5)
     for norm in ("pair", "ema"):
         a_w, a_l = RewardCalibration(norms=norm).factors(d, *norms, {})
@@ -99,7 +99,7 @@ def test_reward_calibration_leaves_pairs_without_a_ratio_alone():
 
 def test_moving_average_of_logs_of_batch_means():
     rule, state = RewardCalibration(norms="ema", decay=0.9), {}
-    ones = Coefficients(torch.ones(2), torch.ones(2))
+    ones = Incentives(torch.ones(2), torch.ones(2))
     expected = None
     for mean in (2.0, 8.0, 3.0):
         log_ratio = np.log(mean)

@@ -23,7 +23,7 @@ HALF = RESOLUTION[torch.bfloat16]
 def at_log_ratio(ratio: float) -> pd.DataFrame:
     """One pair of a log-prob of -100 whose chosen response stands `ratio` above its reference."""
     rows = synthetic_pairs()[:1].copy()
-    numbers = {"chosen_sq": 10.0, "rejected_sq": 10.0, "inner": 2.0, "chosen_gap": 8.0, "rejected_gap": 8.0}
+    numbers = {"sq_chosen": 10.0, "sq_rejected": 10.0, "inner": 2.0, "gap_chosen": 8.0, "gap_rejected": 8.0}
     logps = {"logps_chosen": -100.0, "logps_rejected": -90.0, "ref_logps_rejected": -90.0}
     return rows.assign(**numbers, **logps, ref_logps_chosen=-100.0 - ratio)
 

@@ -49,7 +49,7 @@ def test_rows_equal_the_oracle_pair_by_pair(inputs, tmp_path):
         batch = policy.collate([tokenize_pair(policy.tokenizer, pair, 64)])
         expected = oracle.pairs(batch)
         row = rows.set_index("index").loc[pair.index]
-        scale = float((expected.geometry.chosen_sq * expected.geometry.rejected_sq).sqrt())
+        scale = float((expected.geometry.sq_chosen * expected.geometry.sq_rejected).sqrt())
         for name in GEOMETRY_COLUMNS:
             assert row[name] == pytest.approx(getattr(expected.geometry, name).item(), abs=1e-9 * scale)
         assert [row["logps_chosen"], row["logps_rejected"]] == pytest.approx(
@@ -111,7 +111,7 @@ def test_numbers_depend_neither_on_batches_nor_on_the_engine(inputs, tmp_path, c
     """In float64, so that nothing but a mistake can make a difference of 1e-9."""
     first = probe(options(inputs, tmp_path / "a", dtype="float64"))
     second = probe(options(inputs, tmp_path / "b", dtype="float64", **changes))
-    scale = np.sqrt(first.pairs["chosen_sq"] * first.pairs["rejected_sq"])
+    scale = np.sqrt(first.pairs["sq_chosen"] * first.pairs["sq_rejected"])
     for name in GEOMETRY_COLUMNS:
         assert (np.abs(first.pairs[name] - second.pairs[name]) <= 1e-9 * scale).all()
     assert first.predictions["regime"].equals(second.predictions["regime"])

@@ -31,7 +31,7 @@ def batch_of(policy: Policy):
 
 
 def error(found: PairScores, expected: PairScores) -> float:
-    scale = (expected.geometry.chosen_sq * expected.geometry.rejected_sq).sqrt()
+    scale = (expected.geometry.sq_chosen * expected.geometry.sq_rejected).sqrt()
     return float(((found.geometry.inner - expected.geometry.inner).abs() / scale).max())
 
 

@@ -19,7 +19,7 @@ from entangle.analysis.regimes import (
     critical_shift,
     predict,
 )
-from losses import DPO, Coefficients, PairLogps
+from losses import DPO, Incentives, PairLogps
 from tests.toys import LogProb, geometry, one_token, score, shared_prefix, shared_suffix
 
 ZERO = torch.zeros(4, dtype=torch.float64)
@@ -30,8 +30,8 @@ def blocks(pairs: int = 4000) -> PairGeometry:
     return PairGeometry.from_scores(chosen * torch.rand(pairs, 1) * 3, rejected)
 
 
-def incentives(chosen: float | Tensor, rejected: float | Tensor, pairs: int) -> Coefficients:
-    return Coefficients(*(torch.as_tensor(v, dtype=torch.float64).expand(pairs) for v in (chosen, rejected)))
+def incentives(chosen: float | Tensor, rejected: float | Tensor, pairs: int) -> Incentives:
+    return Incentives(*(torch.as_tensor(v, dtype=torch.float64).expand(pairs) for v in (chosen, rejected)))
 
 
 def one_pair(block: PairGeometry, chosen: float = 1.0, rejected: float = 1.0) -> Regime:
@@ -51,7 +51,7 @@ IMPOSSIBLE = {
 def test_no_pair_lands_in_the_quadrant_against_its_incentives(signs: tuple[int, int]):
     block = blocks()
     sizes = torch.rand(2, len(block.inner), dtype=torch.float64) + 0.01
-    seen = set(predict(block, Coefficients(signs[0] * sizes[0], signs[1] * sizes[1])).regimes)
+    seen = set(predict(block, Incentives(signs[0] * sizes[0], signs[1] * sizes[1])).regimes)
     assert not seen & IMPOSSIBLE[signs]
     possible = set(REGIMES) - IMPOSSIBLE[signs] - {Regime.DEGENERATE}
     assert possible <= seen or signs == (0, 0)
@@ -60,22 +60,22 @@ def test_no_pair_lands_in_the_quadrant_against_its_incentives(signs: tuple[int, 
 def test_weighted_changes_sum_to_the_squared_gradient_of_the_loss():
     chosen, rejected = torch.randn(2, 300, 3, dtype=torch.float64)
     d_w, d_l = torch.randn(2, 300, dtype=torch.float64)
-    prediction = predict(PairGeometry.from_scores(chosen, rejected), Coefficients(d_w, d_l))
+    prediction = predict(PairGeometry.from_scores(chosen, rejected), Incentives(d_w, d_l))
     gradient = d_w[:, None] * chosen - d_l[:, None] * rejected
-    assert_close(d_w * prediction.chosen_change - d_l * prediction.rejected_change, (gradient**2).sum(1))
+    assert_close(d_w * prediction.change_chosen - d_l * prediction.change_rejected, (gradient**2).sum(1))
 
 
 def test_changes_are_the_gram_matrix_times_the_incentives():
     block, d = blocks(100), torch.randn(2, 100, dtype=torch.float64)
-    prediction = predict(block, Coefficients(*d))
-    assert_close(prediction.chosen_change, d[0] * block.chosen_sq - d[1] * block.inner)
-    assert_close(prediction.rejected_change, d[0] * block.inner - d[1] * block.rejected_sq)
+    prediction = predict(block, Incentives(*d))
+    assert_close(prediction.change_chosen, d[0] * block.sq_chosen - d[1] * block.inner)
+    assert_close(prediction.change_rejected, d[0] * block.inner - d[1] * block.sq_rejected)
 
 
 def test_equal_incentives_never_shrink_the_margin():
     block = blocks(300)
     margin = predict(block, incentives(0.7, 0.7, 300)).margin_change
-    assert_close(margin, 0.7 * (block.chosen_sq + block.rejected_sq - 2 * block.inner))
+    assert_close(margin, 0.7 * (block.sq_chosen + block.sq_rejected - 2 * block.inner))
     assert (margin >= 0).all()
 
 
@@ -92,9 +92,9 @@ def test_three_ways_to_the_regime_agree(sign: int):
     block = blocks()
     block = block[block.inner > 0]
     sizes = torch.rand(2, len(block.inner), dtype=torch.float64) * 2 + 0.01
-    coefficients = Coefficients(sign * sizes[0], sign * sizes[1])
-    regimes = predict(block, coefficients).regimes
-    tau, slack = band_coordinate(block, coefficients)
+    incentives = Incentives(sign * sizes[0], sign * sizes[1])
+    regimes = predict(block, incentives).regimes
+    tau, slack = band_coordinate(block, incentives)
     lower, upper = block.critical_ratio
     rho = sizes[0] / sizes[1]
     names = {
@@ -120,15 +120,15 @@ def test_band_coordinate_is_undefined_where_it_has_no_meaning():
 def test_exchanging_the_responses_exchanges_the_changes():
     chosen, rejected = torch.randn(2, 60, 4, dtype=torch.float64)
     d_w, d_l = torch.randn(2, 60, dtype=torch.float64)
-    there = predict(PairGeometry.from_scores(chosen, rejected), Coefficients(d_w, d_l))
-    back = predict(PairGeometry.from_scores(rejected, chosen), Coefficients(-d_l, -d_w))
-    assert_close(there.chosen_change, back.rejected_change)
-    assert_close(there.rejected_change, back.chosen_change)
+    there = predict(PairGeometry.from_scores(chosen, rejected), Incentives(d_w, d_l))
+    back = predict(PairGeometry.from_scores(rejected, chosen), Incentives(-d_l, -d_w))
+    assert_close(there.change_chosen, back.change_rejected)
+    assert_close(there.change_rejected, back.change_chosen)
 
 
 def test_scaling_both_incentives_changes_no_regime():
     block, d = blocks(300), torch.randn(2, 300, dtype=torch.float64)
-    assert predict(block, Coefficients(*d)).regimes == predict(block, Coefficients(*(1e6 * d))).regimes
+    assert predict(block, Incentives(*d)).regimes == predict(block, Incentives(*(1e6 * d))).regimes
 
 
 def test_identical_responses_are_degenerate_for_equal_incentives():
@@ -187,7 +187,7 @@ def test_a_real_step_goes_where_the_prediction_says_with_second_order_error(chos
     """Error of the prediction falls by 4 when the step is halved; the signs agree."""
     logps = chosen(theta)[None], rejected(theta)[None]
     length = torch.ones(1, dtype=torch.float64)
-    d = DPO(beta=1.0).coefficients(PairLogps(*logps, length, length, *logps))
+    d = DPO(beta=1.0).incentives(PairLogps(*logps, length, length, *logps))
     prediction = predict(geometry(chosen, rejected, theta), d)
     direction = d.chosen * score(chosen, theta) - d.rejected * score(rejected, theta)
 
@@ -196,7 +196,7 @@ def test_a_real_step_goes_where_the_prediction_says_with_second_order_error(chos
         assert math.copysign(1, measured) == math.copysign(1, change.item())
         return measured - rate * change.item()
 
-    for logp, change in ((chosen, prediction.chosen_change), (rejected, prediction.rejected_change)):
+    for logp, change in ((chosen, prediction.change_chosen), (rejected, prediction.change_rejected)):
         assert 3.8 < error(1e-3, logp, change) / error(5e-4, logp, change) < 4.2
 
 

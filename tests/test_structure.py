@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"geometry", "ledger", "rows", "config", "catalogue", "runs", "provenance", "rewards", "progress"},
     {"doctor", "mitigation", "regimes", "scores", "data", "shards"},
     {"models", "predictions", "gamma"},
-    {"curves", "inputs", "summary", "knobs", "verify", "rollouts", "graders"},
+    {"curves", "inputs", "summary", "knobs", "verify", "rollouts", "reward functions"},
     {"diagnostics", "modules", "signals"},
     {"report"},
     {"probe", "whatif"},

@@ -74,9 +74,9 @@ def test_tokens_sum_to_the_probes_numbers(run, dtype):
     sums = result.tokens.groupby(["index", "side"]).sum(numeric_only=True)
     for row in probe.pairs[probe.pairs["index"] != 3].to_dict("records"):
         chosen, rejected = sums.loc[(row["index"], "chosen")], sums.loc[(row["index"], "rejected")]
-        scale = np.sqrt(row["chosen_sq"] * row["rejected_sq"])
-        assert chosen["along_chosen"] == pytest.approx(row["chosen_sq"], rel=1e-5)
-        assert rejected["along_rejected"] == pytest.approx(row["rejected_sq"], rel=1e-5)
+        scale = np.sqrt(row["sq_chosen"] * row["sq_rejected"])
+        assert chosen["along_chosen"] == pytest.approx(row["sq_chosen"], rel=1e-5)
+        assert rejected["along_rejected"] == pytest.approx(row["sq_rejected"], rel=1e-5)
         assert [chosen["along_rejected"], rejected["along_chosen"]] == pytest.approx(
             [row["inner"]] * 2, abs=1e-5 * scale
         )

@@ -26,7 +26,7 @@ from entangle.analysis.hyperparameters import (
     smallest_change,
 )
 from entangle.analysis.hyperparameters import Path as KnobPath
-from entangle.analysis.predictions import coefficients_of, is_scored, logps_of, predict_losses
+from entangle.analysis.predictions import incentives_of, is_scored, logps_of, predict_losses
 from entangle.analysis.regimes import REGIMES, critical_addition, critical_shift, predict
 from entangle.analysis.summary import wilson
 from entangle.cli import main
@@ -36,7 +36,7 @@ from entangle.commands.whatif.choice import token_requirements
 from entangle.commands.whatif.grid import apply_grid
 from entangle.errors import ConfigError, RunError
 from entangle.runs.folder import RunFolder
-from losses import CATALOGUE, CPO, DPO, DPOP, IPO, KTO, WPO, Coefficients, DPOShift, SigmoidNorm, build
+from losses import CATALOGUE, CPO, DPO, DPOP, IPO, KTO, WPO, DPOShift, Incentives, SigmoidNorm, build
 from tests.run_folders import pairs_of, synthetic_pairs, synthetic_run, with_flag
 
 FLOAT32 = RESOLUTION[torch.float32]
@@ -49,8 +49,8 @@ def one_block(resolution: float = FLOAT32) -> PairGeometry:
     return PairGeometry(one, 8.5 * one, 1.5 * one, -0.5 * one, 7 * one, resolution=resolution)
 
 
-def constant(chosen: float, rejected: float, pairs: int = 1) -> Coefficients:
-    return Coefficients(
+def constant(chosen: float, rejected: float, pairs: int = 1) -> Incentives:
+    return Incentives(
         *(torch.full((pairs,), float(value), dtype=torch.float64) for value in (chosen, rejected))
     )
 
@@ -94,12 +94,12 @@ def test_intervals_are_the_closed_forms_where_those_hold():
     block = dataclasses.replace(PairGeometry.from_scores(chosen, rejected), resolution=0.0)
     base = torch.rand(400, dtype=torch.float64) + 0.1
     ones, zeros = torch.ones_like(base), torch.zeros_like(base)
-    found = ideal_interval(block, KnobPath(Coefficients(base, base), Coefficients(ones, zeros)))
+    found = ideal_interval(block, KnobPath(Incentives(base, base), Incentives(ones, zeros)))
     unbound = block.inner <= 0  # the interval is then cut at 0 by the other response instead
     for got, expected in zip(found, critical_addition(block, base), strict=True):
         assert_close(got[~unbound], expected[~unbound], rtol=1e-9, atol=1e-12)
     assert torch.isposinf(found[1][unbound]).all()
-    found = ideal_interval(block, KnobPath(Coefficients(ones, zeros), Coefficients(zeros, ones)))
+    found = ideal_interval(block, KnobPath(Incentives(ones, zeros), Incentives(zeros, ones)))
     for got, expected in zip(found, critical_shift(block), strict=True):
         assert_close(got[~unbound], expected[~unbound], rtol=1e-9, atol=1e-12)
     assert (found[0][unbound] <= 0).all() and torch.isposinf(found[1][unbound]).all()
@@ -113,8 +113,8 @@ def test_intervals_hold_the_tolerance_and_any_signs(signs: tuple[int, int], reso
     block = dataclasses.replace(PairGeometry.from_scores(chosen, rejected), resolution=resolution)
     fixed, slope = torch.rand(2, 2, 60, dtype=torch.float64) + 0.05
     path = KnobPath(
-        Coefficients(signs[0] * fixed[0], signs[1] * fixed[1]),
-        Coefficients(slope[0], -slope[1] * torch.rand(60)),
+        Incentives(signs[0] * fixed[0], signs[1] * fixed[1]),
+        Incentives(slope[0], -slope[1] * torch.rand(60)),
     )
     lower, upper = ideal_interval(block, path)
     seen = 0
@@ -130,7 +130,7 @@ def test_intervals_hold_the_tolerance_and_any_signs(signs: tuple[int, int], reso
 def test_intervals_agree_with_a_scan_of_the_real_losses(name: str, at_reference: bool):
     """For every knob and pair: ideal under the loss at a setting iff the setting is within the interval."""
     pairs = synthetic_pairs(50, norm_ratio=1.7, at_reference=at_reference)
-    pairs.loc[::3, "rejected_length"] = pairs["chosen_length"]  # the length exponent doesn't act on these
+    pairs.loc[::3, "length_rejected"] = pairs["length_chosen"]  # the length exponent doesn't act on these
     knob, base = KNOBS[name], DPO(beta=0.2)
     critical = what_if(pairs, ["dpo"], base=base, knobs=[name]).critical
     lower, upper = (critical[f"{name}_{side}"].to_numpy() for side in ("lower", "upper"))
@@ -151,7 +151,7 @@ def test_the_nll_knob_works_from_any_base(base: str):
     pairs, loss = synthetic_pairs(40, norm_ratio=1.5), build(parse_loss(base))
     critical = what_if(pairs, ["dpo"], base=loss, knobs=["nll_sum"]).critical
     lower, upper = critical["nll_sum_lower"].to_numpy(), critical["nll_sum_upper"].to_numpy()
-    size = float(coefficients_of(loss, logps_of(pairs), 8).rejected.abs().median())
+    size = float(incentives_of(loss, logps_of(pairs), 8).rejected.abs().median())
     for x in size * np.linspace(0, 4, 9):
         assert (ideal_under(pairs, KNOBS["nll_sum"].loss(loss, x)) == ((lower < x) & (x < upper))).all()
 
@@ -160,7 +160,7 @@ def test_every_knob_starts_at_the_loss_it_says():
     logps = logps_of(synthetic_pairs(20))
     for knob in KNOBS.values():
         found, expected = (
-            coefficients_of(loss, logps, 8) for loss in (knob.loss(DPO(), knob.start), knob.origin(DPO()))
+            incentives_of(loss, logps, 8) for loss in (knob.loss(DPO(), knob.start), knob.origin(DPO()))
         )
         assert_close(found.chosen, expected.chosen)
         assert_close(found.rejected, expected.rejected)
@@ -173,8 +173,8 @@ def test_partly_normalised_ends_in_two_losses_of_the_catalogue():
     assert_close(
         PartlyNormalised(0.3, 0.0, False).per_pair(logps), CPO(beta=0.3, nll_weight=0.0).per_pair(logps)
     )
-    found = coefficients_of(PartlyNormalised(0.1, 0.5), logps, 8)
-    assert_close(found.chosen / found.rejected, (logps.rejected_length / logps.chosen_length).sqrt())
+    found = incentives_of(PartlyNormalised(0.1, 0.5), logps, 8)
+    assert_close(found.chosen / found.rejected, (logps.length_rejected / logps.length_chosen).sqrt())
 
 
 # The smallest change
@@ -381,8 +381,8 @@ def test_a_wrong_grid_is_refused_with_what_is_known(grid, words: str):
 def test_batches_evaluated_together_are_those_evaluated_one_by_one(name: str):
     """19 pairs in batches of 8: two whole ones at once, and the rest."""
     logps, loss = logps_of(synthetic_pairs(19)), build(name)
-    found = coefficients_of(loss, logps, 8)
-    parts = [loss.coefficients(logps[start : start + 8]) for start in (0, 8, 16)]
+    found = incentives_of(loss, logps, 8)
+    parts = [loss.incentives(logps[start : start + 8]) for start in (0, 8, 16)]
     assert_close(found.chosen, torch.cat([part.chosen for part in parts]))
     assert_close(found.rejected, torch.cat([part.rejected for part in parts]))
 
@@ -420,14 +420,14 @@ def test_token_weighted_losses_are_refused_by_name_with_what_to_record():
     refused = what_if(synthetic_pairs(20)).summary["refused"]
     for name in (name for name in CATALOGUE if build(name).needs_tokens):
         assert any(sentence.startswith(name) for sentence in refused)
-    assert any("chosen_log_collision" in sentence for sentence in refused if sentence.startswith("wpo"))
-    assert any("rejected_kl" in sentence for sentence in refused if sentence.startswith("tdpo1"))
+    assert any("log_collision_chosen" in sentence for sentence in refused if sentence.startswith("wpo"))
+    assert any("kl_rejected" in sentence for sentence in refused if sentence.startswith("tdpo1"))
     with pytest.raises(ConfigError, match="wpo weighs tokens"):
         what_if(synthetic_pairs(20), ["dpo", "wpo"])
 
 
 def test_requirements_of_a_token_weighted_loss_are_asked_of_the_loss():
-    expected = {"chosen_log_collision", "rejected_log_collision", "ref_chosen", "ref_rejected"}
+    expected = {"log_collision_chosen", "log_collision_rejected", "ref_chosen", "ref_rejected"}
     assert set(token_requirements(WPO())) == expected
 
 

@@ -3,8 +3,8 @@
 A score is the gradient of a response's summed log-prob in the probed parameters. With g_w, g_l the scores of
 chosen and rejected:
 
-    chosen_sq A = |g_w|^2   rejected_sq B = |g_l|^2   inner c = <g_w, g_l>
-    chosen_gap A - c = <g_w, g_w - g_l>               rejected_gap B - c = <g_l, g_l - g_w>
+    sq_chosen A = |g_w|^2   sq_rejected B = |g_l|^2   inner c = <g_w, g_l>
+    gap_chosen A - c = <g_w, g_w - g_l>               gap_rejected B - c = <g_l, g_l - g_w>
 
 The gaps are inputs, not derived: for nearly parallel scores `A - c` by subtraction loses every digit.
 The block doesn't depend on the loss, so one of them answers for every loss.
@@ -35,22 +35,22 @@ class PairGeometry:
     """Gram blocks of a batch of pairs; every field `(B,)`, float64, units 1/parameter^2.
 
     Args:
-        chosen_sq: A = |g_w|^2.
-        rejected_sq: B = |g_l|^2.
+        sq_chosen: A = |g_w|^2.
+        sq_rejected: B = |g_l|^2.
         inner: c = <g_w, g_l>.
-        chosen_gap: A - c, computed as <g_w, g_w - g_l>.
-        rejected_gap: B - c, computed as <g_l, g_l - g_w>.
+        gap_chosen: A - c, computed as <g_w, g_w - g_l>.
+        gap_rejected: B - c, computed as <g_l, g_l - g_w>.
         resolution: relative error of the dot products (see `RESOLUTION`); signs below it are not believed.
 
     Raises:
         ValueError: the fields don't share one shape `(B,)`.
     """
 
-    chosen_sq: Tensor
-    rejected_sq: Tensor
+    sq_chosen: Tensor
+    sq_rejected: Tensor
     inner: Tensor
-    chosen_gap: Tensor
-    rejected_gap: Tensor
+    gap_chosen: Tensor
+    gap_rejected: Tensor
     resolution: float = RESOLUTION[torch.float32]
 
     def __post_init__(self) -> None:
@@ -67,23 +67,23 @@ class PairGeometry:
         chosen, rejected = chosen.double(), rejected.double()
         difference = chosen - rejected
         return cls(
-            chosen_sq=(chosen * chosen).sum(-1),
-            rejected_sq=(rejected * rejected).sum(-1),
+            sq_chosen=(chosen * chosen).sum(-1),
+            sq_rejected=(rejected * rejected).sum(-1),
             inner=(chosen * rejected).sum(-1),
-            chosen_gap=(chosen * difference).sum(-1),
-            rejected_gap=-(rejected * difference).sum(-1),
+            gap_chosen=(chosen * difference).sum(-1),
+            gap_rejected=-(rejected * difference).sum(-1),
             resolution=resolution,
         )
 
     @property
     def cosine(self) -> Tensor:
         """Cos = c / sqrt(A B), in [-1, 1]; NaN where a score is zero."""
-        return (self.inner / (self.chosen_sq * self.rejected_sq).sqrt()).clamp(-1.0, 1.0)
+        return (self.inner / (self.sq_chosen * self.sq_rejected).sqrt()).clamp(-1.0, 1.0)
 
     @property
     def norm_ratio(self) -> Tensor:
         """r* = |g_l| / |g_w| = sqrt(B / A): the incentive ratio at the centre of the ideal band."""
-        return (self.rejected_sq / self.chosen_sq).sqrt()
+        return (self.sq_rejected / self.sq_chosen).sqrt()
 
     @property
     def log_band(self) -> tuple[Tensor, Tensor]:
@@ -92,8 +92,8 @@ class PairGeometry:
         (-inf, inf) where c <= 0. Formed from the gaps, so it keeps its digits when cos is close to 1. Law: it
         is centred on ln r* and its half-width is -ln cos; empty iff cos = 1 (arXiv 2604.18239's band).
         """
-        lower = torch.log1p(-self.chosen_gap / self.chosen_sq)
-        upper = -torch.log1p(-self.rejected_gap / self.rejected_sq)
+        lower = torch.log1p(-self.gap_chosen / self.sq_chosen)
+        upper = -torch.log1p(-self.gap_rejected / self.sq_rejected)
         infinite = torch.full_like(lower, torch.inf)
         positive = self.inner > 0
         return torch.where(positive, lower, -infinite), torch.where(positive, upper, infinite)

@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entangle.analysis.geometry import PairGeometry
-from entangle.analysis.predictions import coefficients_of
+from entangle.analysis.predictions import incentives_of
 from entangle.analysis.regimes import predict
 from losses import (
     CPO,
     DPO,
     DPOP,
     SFT,
-    Coefficients,
     DPOShift,
+    Incentives,
     PairLogps,
     PreferenceLoss,
     SFTBatch,
@@ -50,14 +50,14 @@ class Path:
         log_growth: None where x is the setting itself; else `(B,)` with x = exp(setting * log_growth).
     """
 
-    fixed: Coefficients
-    slope: Coefficients
+    fixed: Incentives
+    slope: Incentives
     log_growth: Tensor | None = None
 
-    def at(self, setting: float) -> Coefficients:
+    def at(self, setting: float) -> Incentives:
         """The incentives at one setting."""
         x = setting if self.log_growth is None else (setting * self.log_growth).exp()
-        return Coefficients(
+        return Incentives(
             self.fixed.chosen + x * self.slope.chosen, self.fixed.rejected + x * self.slope.rejected
         )
 
@@ -95,16 +95,16 @@ def ideal_interval(geometry: PairGeometry, path: Path) -> tuple[Tensor, Tensor]:
     return torch.where(empty, torch.nan, lower), torch.where(empty, torch.nan, upper)
 
 
-def _half_lines(geometry: PairGeometry, incentives: Coefficients) -> Tensor:
+def _half_lines(geometry: PairGeometry, incentives: Incentives) -> Tensor:
     """The eight linear functions of the incentives that are all positive iff a pair is ideal, `(8, B)`."""
     d_w, d_l = incentives.chosen.double(), incentives.rejected.double()
-    prediction = predict(geometry, Coefficients(d_w, d_l))
-    norms, t = (geometry.chosen_sq * geometry.rejected_sq).sqrt(), geometry.resolution
+    prediction = predict(geometry, Incentives(d_w, d_l))
+    norms, t = (geometry.sq_chosen * geometry.sq_rejected).sqrt(), geometry.resolution
     rows = []
     for sign_w, sign_l in itertools.product((1, -1), repeat=2):
-        rows.append(prediction.chosen_change - t * (sign_w * d_w * geometry.chosen_sq + sign_l * d_l * norms))
+        rows.append(prediction.change_chosen - t * (sign_w * d_w * geometry.sq_chosen + sign_l * d_l * norms))
         rows.append(
-            -prediction.rejected_change - t * (sign_w * d_w * norms + sign_l * d_l * geometry.rejected_sq)
+            -prediction.change_rejected - t * (sign_w * d_w * norms + sign_l * d_l * geometry.sq_rejected)
         )
     return torch.stack(rows)
 
@@ -152,9 +152,9 @@ class PartlyNormalised(PreferenceLoss):
 
     def per_pair(self, logps: PairLogps) -> Tensor:
         """Logistic loss of the partly normalised margin, `(B,)`."""
-        chosen = logps.chosen_logratio if self.against_reference else logps.chosen
-        rejected = logps.rejected_logratio if self.against_reference else logps.rejected
-        margin = chosen / logps.chosen_length**self.exponent - rejected / logps.rejected_length**self.exponent
+        chosen = logps.logratio_chosen if self.against_reference else logps.chosen
+        rejected = logps.logratio_rejected if self.against_reference else logps.rejected
+        margin = chosen / logps.length_chosen**self.exponent - rejected / logps.length_rejected**self.exponent
         return -F.logsigmoid(self.beta * margin)
 
 
@@ -196,7 +196,7 @@ def _nll(name: str, unit: str, term: PreferenceLoss) -> Knob:
         origin=lambda base: base,
         loss=lambda base, setting: WithSFT(base, alpha=setting, sft=term),
         path=lambda base, logps, size: Path(
-            coefficients_of(base, logps, size), coefficients_of(term, logps, size)
+            incentives_of(base, logps, size), incentives_of(term, logps, size)
         ),
     )  # fmt: skip
 
@@ -212,18 +212,18 @@ def _dpo(base: PreferenceLoss) -> DPO:
 
 def _dpop_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
     ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
-    return Path(Coefficients(ones, ones), Coefficients((logps.chosen_logratio < 0).to(ones), zeros))
+    return Path(Incentives(ones, ones), Incentives((logps.logratio_chosen < 0).to(ones), zeros))
 
 
 def _shift_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
     ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
-    return Path(Coefficients(ones, zeros), Coefficients(zeros, ones))
+    return Path(Incentives(ones, zeros), Incentives(zeros, ones))
 
 
 def _length_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
     ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
-    growth = (logps.rejected_length / logps.chosen_length).log()
-    return Path(Coefficients(zeros, ones), Coefficients(ones, zeros), log_growth=growth)
+    growth = (logps.length_rejected / logps.length_chosen).log()
+    return Path(Incentives(zeros, ones), Incentives(ones, zeros), log_growth=growth)
 
 
 KNOBS: dict[str, Knob] = {

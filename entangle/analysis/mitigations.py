@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from entangle.errors import ConfigError
-from losses import Coefficients
+from losses import Incentives
 
 MITIGATIONS: dict[str, type[Mitigation]] = {}
 """Every mitigation by name."""
@@ -107,15 +107,15 @@ class Rescaling(Mitigation, ABC):
 
     @abstractmethod
     def factors(
-        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float],
+        self, incentives: Incentives, norm_chosen: Tensor, norm_rejected: Tensor, state: dict[str, float],
         total: Total = identity,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(a_w, a_l), `(B,)` each: the step takes a_w d_w and a_l d_l.
 
         Args:
             incentives: d_w and d_l, `(B,)` each.
-            chosen_norm: |g_w|, `(B,)`.
-            rejected_norm: |g_l|, `(B,)`.
+            norm_chosen: |g_w|, `(B,)`.
+            norm_rejected: |g_l|, `(B,)`.
             state: what is carried from batch to batch; changed in place.
             total: sum over the processes that share the batch; each of them calls.
         """
@@ -134,11 +134,11 @@ class PairwiseNormalised(Rescaling):
     source: ClassVar = "arXiv 2410.13828, proposed there as a direction; the formula is ours"
 
     def factors(
-        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float],
+        self, incentives: Incentives, norm_chosen: Tensor, norm_rejected: Tensor, state: dict[str, float],
         total: Total = identity,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(1/|g_w|, 1/|g_l|)."""
-        return _inverse(chosen_norm), _inverse(rejected_norm)
+        return _inverse(norm_chosen), _inverse(norm_rejected)
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,11 @@ class RewardCalibration(Rescaling):
             )
 
     def factors(
-        self, incentives: Coefficients, chosen_norm: Tensor, rejected_norm: Tensor, state: dict[str, float],
+        self, incentives: Incentives, norm_chosen: Tensor, norm_rejected: Tensor, state: dict[str, float],
         total: Total = identity,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(a, 1/a), and 1 for a pair without a ratio."""
-        columns = torch.stack([incentives.chosen, incentives.rejected, chosen_norm, rejected_norm]).double()
+        columns = torch.stack([incentives.chosen, incentives.rejected, norm_chosen, norm_rejected]).double()
         usable = (columns > 0).all(0) & columns.isfinite().all(0)
         if self.norms == "pair":
             log_ratio = _log_ratio(columns.where(usable, 1.0))
@@ -188,8 +188,8 @@ class RewardCalibration(Rescaling):
 
 def _log_ratio(columns: Tensor) -> Tensor:
     """Ln r* - ln rho from d_w, d_l, |g_w|, |g_l|."""
-    chosen, rejected, chosen_norm, rejected_norm = columns.log()
-    return rejected_norm - chosen_norm - chosen + rejected
+    chosen, rejected, norm_chosen, norm_rejected = columns.log()
+    return norm_rejected - norm_chosen - chosen + rejected
 
 
 def _inverse(norm: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.func import grad, vmap
 from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry, logp_resolution
 from entangle.analysis.regimes import REGIMES, Regime, predict
 from entangle.errors import ConfigError
-from losses import Coefficients, PairLogps, PreferenceLoss
+from losses import Incentives, PairLogps, PreferenceLoss
 
 FLAGS = ("truncated", "identical", "dropped", "empty", "non_finite")
 """Columns of a pair that say what is wrong with it."""
@@ -44,25 +44,25 @@ def logps_of(pairs: pd.DataFrame) -> PairLogps:
     return PairLogps(
         chosen=_column(pairs, "logps_chosen"),
         rejected=_column(pairs, "logps_rejected"),
-        chosen_length=_column(pairs, "chosen_length"),
-        rejected_length=_column(pairs, "rejected_length"),
+        length_chosen=_column(pairs, "length_chosen"),
+        length_rejected=_column(pairs, "length_rejected"),
         ref_chosen=_column(pairs, "ref_logps_chosen") if has_reference else None,
         ref_rejected=_column(pairs, "ref_logps_rejected") if has_reference else None,
     )
 
 
-def coefficients_of(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> Coefficients:
+def incentives_of(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> Incentives:
     """A loss's incentives; a batch-coupled loss sees consecutive batches of `batch_size` pairs."""
     if not loss.is_batch_coupled:
-        return loss.coefficients(logps)
+        return loss.incentives(logps)
     whole = len(logps.chosen) // batch_size * batch_size
     parts = [_whole_batches(loss, logps[:whole], batch_size)] if whole else []
     if whole < len(logps.chosen) or not parts:
-        parts.append(loss.coefficients(logps[whole:]))
-    return Coefficients(torch.cat([p.chosen for p in parts]), torch.cat([p.rejected for p in parts]))
+        parts.append(loss.incentives(logps[whole:]))
+    return Incentives(torch.cat([p.chosen for p in parts]), torch.cat([p.rejected for p in parts]))
 
 
-def _whole_batches(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> Coefficients:
+def _whole_batches(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> Incentives:
     """Incentives of a batch-coupled loss on pairs that divide into batches: all batches at once (vmap)."""
     columns = {f.name: getattr(logps, f.name) for f in fields(logps)}
     batches = {name: c.view(-1, batch_size) for name, c in columns.items() if isinstance(c, Tensor)}
@@ -73,7 +73,7 @@ def _whole_batches(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> C
         return loss.per_pair(PairLogps(chosen, rejected, **batch)).sum()
 
     by_chosen, by_rejected = vmap(grad(total, argnums=(0, 1)))(chosen, rejected, batches)
-    return Coefficients(0.0 - by_chosen.flatten(), by_rejected.flatten())  # 0 - x: no negative zeros
+    return Incentives(0.0 - by_chosen.flatten(), by_rejected.flatten())  # 0 - x: no negative zeros
 
 
 def check_labels(losses: Sequence[PreferenceLoss]) -> None:
@@ -105,7 +105,7 @@ def predict_losses(
 ) -> pd.DataFrame:
     """One row per scored pair and loss, in the order of `losses`, then of `pairs`.
 
-    Columns: index, loss, coefficient_chosen and coefficient_rejected (d_w, d_l per nat), change_chosen and
+    Columns: index, loss, incentive_chosen and incentive_rejected (d_w, d_l per nat), change_chosen and
     change_rejected (first-order change of the log-prob in nats per unit of SGD learning rate on the pair's own
     loss), regime (`degenerate` where the arithmetic can't tell), band (tau), slack.
 
@@ -123,17 +123,17 @@ def predict_losses(
 def _predict_one(
     loss: PreferenceLoss, scored: pd.DataFrame, geometry: PairGeometry, logps: PairLogps, batch_size: int
 ) -> pd.DataFrame:
-    coefficients = coefficients_of(loss, logps, batch_size)
-    prediction = predict(geometry, coefficients)
+    incentives = incentives_of(loss, logps, batch_size)
+    prediction = predict(geometry, incentives)
     codes = believed_codes(loss, geometry, logps, batch_size, prediction.regime_codes)
     return pd.DataFrame(
         {
             "index": scored["index"].to_numpy(),
             "loss": loss.label,
-            "coefficient_chosen": coefficients.chosen.numpy(),
-            "coefficient_rejected": coefficients.rejected.numpy(),
-            "change_chosen": prediction.chosen_change.numpy(),
-            "change_rejected": prediction.rejected_change.numpy(),
+            "incentive_chosen": incentives.chosen.numpy(),
+            "incentive_rejected": incentives.rejected.numpy(),
+            "change_chosen": prediction.change_chosen.numpy(),
+            "change_rejected": prediction.change_rejected.numpy(),
             "regime": [str(REGIMES[code]) for code in codes.tolist()],
             "band": prediction.band.numpy(),
             "slack": prediction.slack.numpy(),
@@ -146,7 +146,7 @@ def believed_codes(
 ) -> Tensor:
     """Regimes `codes` (indices into `REGIMES`), `degenerate` where the log-probs' own error could change one."""
     for ends in _ends_of_error(logps, geometry.resolution):
-        there = predict(geometry, coefficients_of(loss, ends, batch_size)).regime_codes
+        there = predict(geometry, incentives_of(loss, ends, batch_size)).regime_codes
         codes = torch.where(there == codes, codes, REGIMES.index(Regime.DEGENERATE))
     return codes
 

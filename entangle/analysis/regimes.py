@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from entangle.analysis.geometry import PairGeometry
-from losses import Coefficients
+from losses import Incentives
 
 
 class Regime(StrEnum):
@@ -37,32 +37,32 @@ class Prediction:
     """First-order effect of one SGD step on each pair's own loss; every field `(B,)`.
 
     Args:
-        chosen_change: change of the chosen log-prob per unit learning rate, nats.
-        rejected_change: the same for the rejected response.
-        chosen_floor: size below which the sign of `chosen_change` isn't believed.
-        rejected_floor: the same for the rejected response.
+        change_chosen: change of the chosen log-prob per unit learning rate, nats.
+        change_rejected: the same for the rejected response.
+        floor_chosen: size below which the sign of `change_chosen` isn't believed.
+        floor_rejected: the same for the rejected response.
         band: band coordinate tau (see `band_coordinate`).
         slack: distance of ln rho to the nearer edge of the ideal band (negative: outside).
     """
 
-    chosen_change: Tensor
-    rejected_change: Tensor
-    chosen_floor: Tensor
-    rejected_floor: Tensor
+    change_chosen: Tensor
+    change_rejected: Tensor
+    floor_chosen: Tensor
+    floor_rejected: Tensor
     band: Tensor
     slack: Tensor
 
     @property
     def margin_change(self) -> Tensor:
         """Change of log pi(chosen) - log pi(rejected) per unit learning rate, nats. Can be negative."""
-        return self.chosen_change - self.rejected_change
+        return self.change_chosen - self.change_rejected
 
     @property
     def regime_codes(self) -> Tensor:
         """`(B,)` int64 indices into `REGIMES`; a non-finite change is `degenerate`."""
-        up, down = self.chosen_change > 0, self.rejected_change < 0
-        known = (self.chosen_change.abs() > self.chosen_floor) & (
-            self.rejected_change.abs() > self.rejected_floor
+        up, down = self.change_chosen > 0, self.change_rejected < 0
+        known = (self.change_chosen.abs() > self.floor_chosen) & (
+            self.change_rejected.abs() > self.floor_rejected
         )
         codes = torch.where(up, torch.where(down, 0, 1), torch.where(down, 2, 3))
         return torch.where(known, codes, 4)
@@ -73,7 +73,7 @@ class Prediction:
         return [REGIMES[code] for code in self.regime_codes.tolist()]
 
 
-def predict(geometry: PairGeometry, coefficients: Coefficients) -> Prediction:
+def predict(geometry: PairGeometry, incentives: Incentives) -> Prediction:
     """First-order changes, regime and band coordinate of every pair under one loss.
 
     The changes are formed from the gaps, d_w A - d_l c = (d_w - d_l) A + d_l (A - c), which keeps the digits
@@ -81,25 +81,25 @@ def predict(geometry: PairGeometry, coefficients: Coefficients) -> Prediction:
     it is itself: a change counts as zero within resolution * (|d_w| A + |d_l| sqrt(AB)), respectively
     resolution * (|d_w| sqrt(AB) + |d_l| B).
 
-    Laws: d_w * chosen_change - d_l * rejected_change = |grad loss|^2 >= 0, so with both incentives positive
+    Laws: d_w * change_chosen - d_l * change_rejected = |grad loss|^2 >= 0, so with both incentives positive
     no pair is `inverted`; scaling both incentives changes no regime.
     """
-    d_w, d_l = coefficients.chosen.double(), coefficients.rejected.double()
+    d_w, d_l = incentives.chosen.double(), incentives.rejected.double()
     excess = d_w - d_l
-    norms = (geometry.chosen_sq * geometry.rejected_sq).sqrt()
+    norms = (geometry.sq_chosen * geometry.sq_rejected).sqrt()
     norms = torch.where(geometry.is_finite, norms, torch.nan)  # so that no sign is believed
-    band, slack = band_coordinate(geometry, coefficients)
+    band, slack = band_coordinate(geometry, incentives)
     return Prediction(
-        chosen_change=excess * geometry.chosen_sq + d_l * geometry.chosen_gap,
-        rejected_change=excess * geometry.rejected_sq - d_w * geometry.rejected_gap,
-        chosen_floor=geometry.resolution * (d_w.abs() * geometry.chosen_sq + d_l.abs() * norms),
-        rejected_floor=geometry.resolution * (d_w.abs() * norms + d_l.abs() * geometry.rejected_sq),
+        change_chosen=excess * geometry.sq_chosen + d_l * geometry.gap_chosen,
+        change_rejected=excess * geometry.sq_rejected - d_w * geometry.gap_rejected,
+        floor_chosen=geometry.resolution * (d_w.abs() * geometry.sq_chosen + d_l.abs() * norms),
+        floor_rejected=geometry.resolution * (d_w.abs() * norms + d_l.abs() * geometry.sq_rejected),
         band=band,
         slack=slack,
     )
 
 
-def band_coordinate(geometry: PairGeometry, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+def band_coordinate(geometry: PairGeometry, incentives: Incentives) -> tuple[Tensor, Tensor]:
     """Where a loss stands in a pair's ideal band: (tau, slack), each `(B,)`.
 
     tau = ln(rho / r*) / (-ln cos) with rho = d_w / d_l: |tau| < 1 ideal, tau < -1 both_down, tau > 1 both_up
@@ -107,7 +107,7 @@ def band_coordinate(geometry: PairGeometry, coefficients: Coefficients) -> tuple
     NaN where undefined: incentives of different sign or zero; tau also where cos <= 0 (the band is unbounded,
     slack is then +inf) or the band is narrower than the arithmetic.
     """
-    rho = coefficients.chosen.double() / coefficients.rejected.double()
+    rho = incentives.chosen.double() / incentives.rejected.double()
     log_rho = torch.where(rho > 0, rho, torch.nan).log()
     lower, upper = geometry.log_band
     tau = (2 * log_rho - lower - upper) / (upper - lower)

@@ -35,16 +35,16 @@ def wilson(
 def derived(pairs: pd.DataFrame) -> pd.DataFrame:
     """Quantities of a pair's geometry that people read, by column of the rows.
 
-    cosine = c / sqrt(AB); norm_ratio r* = |g_l| / |g_w|; chosen_ratio = c / A and rejected_ratio = c / B (DPO is
+    cosine = c / sqrt(AB); norm_ratio r* = |g_l| / |g_w|; ratio_chosen = c / A and ratio_rejected = c / B (DPO is
     ideal iff both are below 1); length_ratio = rejected tokens / chosen tokens.
     """
     return pd.DataFrame(
         {
             "cosine": pairs["cosine"],
-            "norm_ratio": np.sqrt(pairs["rejected_sq"] / pairs["chosen_sq"]),
-            "chosen_ratio": pairs["inner"] / pairs["chosen_sq"],
-            "rejected_ratio": pairs["inner"] / pairs["rejected_sq"],
-            "length_ratio": pairs["rejected_length"] / pairs["chosen_length"],
+            "norm_ratio": np.sqrt(pairs["sq_rejected"] / pairs["sq_chosen"]),
+            "ratio_chosen": pairs["inner"] / pairs["sq_chosen"],
+            "ratio_rejected": pairs["inner"] / pairs["sq_rejected"],
+            "length_ratio": pairs["length_rejected"] / pairs["length_chosen"],
         }
     )
 
@@ -108,5 +108,5 @@ def regime_shares(predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, fl
 def _incentive_ratios(predictions: pd.DataFrame) -> dict[str, float]:
     """Median of rho = d_w / d_l per loss; infinite where nothing pushes the rejected response."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = predictions["coefficient_chosen"] / predictions["coefficient_rejected"]
+        ratios = predictions["incentive_chosen"] / predictions["incentive_rejected"]
     return {str(loss): float(rows.median()) for loss, rows in ratios.groupby(predictions["loss"], sort=False)}

@@ -15,9 +15,9 @@ _HAPPENS = {
     "identical": "Chosen and rejected are the same text: no loss can separate them.",
     Regime.IDEAL: "Under {loss} the chosen rises and the rejected falls.",
     Regime.BOTH_DOWN: "Under {loss} both fall: pushing the rejected response down drags the chosen one along "
-    "(their gradients' product is {chosen_ratio:.2f} of the chosen's own square).",
+    "(their gradients' product is {ratio_chosen:.2f} of the chosen's own square).",
     Regime.BOTH_UP: "Under {loss} both rise: pulling the chosen response up lifts the rejected one "
-    "(their gradients' product is {rejected_ratio:.2f} of the rejected's own square).",
+    "(their gradients' product is {ratio_rejected:.2f} of the rejected's own square).",
     Regime.INVERTED: "Under {loss} the chosen falls and the rejected rises: its incentives point the wrong way here.",
     Regime.DEGENERATE: "Under {loss} a change is too small for its sign to be told in this precision.",
 }
@@ -43,9 +43,9 @@ SENTENCES: tuple[str, ...] = tuple(
 def sentence_codes(rows: pd.DataFrame) -> np.ndarray:
     """Which of `SENTENCES` holds, for every row of pairs merged with predictions, `(n,)` int."""
     happens, helps = list(_HAPPENS), list(_HELPS)
-    d_w, d_l = rows["coefficient_chosen"], rows["coefficient_rejected"]
+    d_w, d_l = rows["incentive_chosen"], rows["incentive_rejected"]
     with np.errstate(all="ignore"):
-        lower, upper, rho = rows["inner"] / rows["chosen_sq"], rows["rejected_sq"] / rows["inner"], d_w / d_l
+        lower, upper, rho = rows["inner"] / rows["sq_chosen"], rows["sq_rejected"] / rows["inner"], d_w / d_l
         narrow = np.log(upper / lower) < _NARROW
     entangled = rows["regime"].isin([Regime.BOTH_DOWN, Regime.BOTH_UP]) & (rows["inner"] > 0)
     cases = [
@@ -75,11 +75,11 @@ def explain(pair: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
     """
     row = {**pair, **prediction}
     sentence = SENTENCES[int(sentence_codes(pd.DataFrame([row]))[0])]
-    d_w, d_l = row["coefficient_chosen"], row["coefficient_rejected"]
+    d_w, d_l = row["incentive_chosen"], row["incentive_rejected"]
     return sentence.format(
         loss=row["loss"], d_w=d_w, d_l=d_l, rho=_ratio(d_w, d_l),
-        chosen_ratio=_ratio(row["inner"], row["chosen_sq"]), lower=_ratio(row["inner"], row["chosen_sq"]),
-        rejected_ratio=_ratio(row["inner"], row["rejected_sq"]), upper=_ratio(row["rejected_sq"], row["inner"]),
+        ratio_chosen=_ratio(row["inner"], row["sq_chosen"]), lower=_ratio(row["inner"], row["sq_chosen"]),
+        ratio_rejected=_ratio(row["inner"], row["sq_rejected"]), upper=_ratio(row["sq_rejected"], row["inner"]),
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ class AcrossResult(tables.Shown):
         rows: one row per pair and loss: index, loss, `PARTS` of both sides as <part>_<side> (nats; own and partner of
             the pair's own loss, pull and push means over the other pairs), epoch_<side> (their sum over an epoch, nats
             per unit of learning rate / batch size), regime (alone) and epoch_regime.
-        summary: `pairs` (N), `epoch_pairs`, `set` (chosen_sq, inner, rejected_sq: U with standard errors; cosine,
+        summary: `pairs` (N), `epoch_pairs`, `set` (sq_chosen, inner, sq_rejected: U with standard errors; cosine,
             norm_ratio, band; alone: the means of A, c and B), and `losses`: by side the means of the
             parts over an epoch, of their sum (change, error) and of what the others do (others, others_error); the
             regime of the means, shares of pairs.
@@ -113,7 +113,7 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
         found = gram_products(engine, batches, weights, metric=metric, advance=advance)
     products = _by_pair(found, order, [len(batch) for batch in passes])
     geometry = geometry_of(numbers, float(probe.run.read_json("provenance.json")["resolution"]))
-    block = torch.stack([geometry.chosen_sq, geometry.inner, geometry.rejected_sq])
+    block = torch.stack([geometry.sq_chosen, geometry.inner, geometry.sq_rejected])
     size = config.epoch_pairs or len(numbers)
     measured = [
         Across(label, *push[label], block, products[..., [2 * k, 2 * k + 1]], products[..., -2:], size)
@@ -236,16 +236,16 @@ def set_block(block: Tensor, mean: Tensor) -> dict[str, Any]:
     )  # (3, N): pair i's mean product with the others
     second = (n * mean[:, [0, 1, 1], [0, 0, 1]].T - block) / (n - 1)
     value, error = first.mean(1), (first + second).std(1) / n**0.5
-    chosen_sq, inner, rejected_sq = value.tolist()
-    names = ("chosen_sq", "inner", "rejected_sq")
-    is_known = chosen_sq > 0 and rejected_sq > 0
+    sq_chosen, inner, sq_rejected = value.tolist()
+    names = ("sq_chosen", "inner", "sq_rejected")
+    is_known = sq_chosen > 0 and sq_rejected > 0
     return {
         **dict(zip(names, value.tolist(), strict=True)),
         **{f"{name}_error": e for name, e in zip(names, error.tolist(), strict=True)},
         "alone": dict(zip(names, block.mean(1).tolist(), strict=True)),
-        "cosine": inner / (chosen_sq * rejected_sq) ** 0.5 if is_known else float("nan"),
-        "norm_ratio": (rejected_sq / chosen_sq) ** 0.5 if is_known else float("nan"),
-        "band": [max(0.0, inner / chosen_sq), rejected_sq / inner if inner > 0 else float("inf")]
+        "cosine": inner / (sq_chosen * sq_rejected) ** 0.5 if is_known else float("nan"),
+        "norm_ratio": (sq_rejected / sq_chosen) ** 0.5 if is_known else float("nan"),
+        "band": [max(0.0, inner / sq_chosen), sq_rejected / inner if inner > 0 else float("inf")]
         if is_known
         else [float("nan")] * 2,
     }
@@ -293,7 +293,7 @@ def _passes(pairs: Sequence[TokenizedPair], batch_size: int | None, most: int) -
 def _incentives(probe: ProbeResult, label: str, numbers: pd.DataFrame) -> tuple[Tensor, Tensor]:
     """d_w and d_l of the pairs under a loss, `(N,)` float64 each."""
     own = probe.predictions[probe.predictions["loss"] == label].set_index("index").loc[numbers["index"]]
-    chosen, rejected = (torch.tensor(own[f"coefficient_{side}"].to_numpy(float)) for side in SIDES)
+    chosen, rejected = (torch.tensor(own[f"incentive_{side}"].to_numpy(float)) for side in SIDES)
     return chosen, rejected
 
 

@@ -120,7 +120,7 @@ def run_filter(config: FilterConfig) -> FilterResult:
 def pair_table(probe: ProbeResult, pairs: Sequence[PreferencePair], loss: str) -> pd.DataFrame:
     """Everything a rule can ask about, one row per probed pair, by its index in the data set.
 
-    The run's columns, the derived ones (norm_ratio, chosen_ratio, rejected_ratio, length_ratio), the predictions under
+    The run's columns, the derived ones (norm_ratio, ratio_chosen, ratio_rejected, length_ratio), the predictions under
     `loss`, `text_distance`, and the flags duplicate_prompt and duplicate_pair (the same stood earlier in the data).
     """
     rows = probe.pairs.set_index("index")

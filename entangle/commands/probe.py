@@ -62,7 +62,7 @@ NUMBERS = (
 """Columns of a pair that are numbers from the model."""
 
 ROW_COLUMNS = (
-    *NUMBERS, *FLAGS, "index", "prompt_hash", "prompt_length", "chosen_length", "rejected_length",
+    *NUMBERS, *FLAGS, "index", "prompt_hash", "prompt_length", "length_chosen", "length_rejected",
     *columns_of(["all"]),
 )  # fmt: skip
 """Columns of a run folder's pairs; a column of the data set with such a name is stored as data_<name>."""
@@ -409,11 +409,11 @@ def number_columns(done: Pass) -> dict[str, Tensor]:
     ref_chosen, ref_rejected = _same_if_untold(ref_chosen, chosen), _same_if_untold(ref_rejected, rejected)
     numbers |= {"ref_logps_chosen": ref_chosen, "ref_logps_rejected": ref_rejected}
     finite = torch.stack([v for k, v in numbers.items() if reference is not None or not k.startswith("ref_")])
-    chosen_length, rejected_length = done.rows.lengths.cpu().chunk(2)
+    length_chosen, length_rejected = done.rows.lengths.cpu().chunk(2)
     lower, upper = geometry.critical_ratio
     return numbers | {
-        "cosine": geometry.cosine, "band_lower": lower, "band_upper": upper, "chosen_length": chosen_length,
-        "rejected_length": rejected_length, "non_finite": ~finite.isfinite().all(0),
+        "cosine": geometry.cosine, "band_lower": lower, "band_upper": upper, "length_chosen": length_chosen,
+        "length_rejected": length_rejected, "non_finite": ~finite.isfinite().all(0),
     }  # fmt: skip
 
 
@@ -429,7 +429,7 @@ def _same_if_untold(reference: Tensor, logps: Tensor) -> Tensor:
 
 def _unscored_row(pair: TokenizedPair) -> dict[str, Any]:
     """A pair that can't be scored: it keeps its row, with empty numbers and the flag that says why."""
-    lengths = {"chosen_length": len(pair.chosen_ids), "rejected_length": len(pair.rejected_ids)}
+    lengths = {"length_chosen": len(pair.chosen_ids), "length_rejected": len(pair.rejected_ids)}
     return _description(pair) | dict.fromkeys(NUMBERS, float("nan")) | lengths | {"non_finite": False}
 
 

@@ -54,7 +54,7 @@ class SweepResult(Shown):
         steps: one row per checkpoint and scored pair: the probe's numbers, the first loss's prediction, and the
             changes of both log-probs since the start. What depends on the metric is SGD's, and as *_adamw AdamW's
             where it was asked for and a checkpoint has its state.
-        curve: one row per checkpoint (see `entangle.analysis.curves.curve`), with *_adamw likewise; with `--across` also the
+        curve: one row per checkpoint (see `analysis.curves.curve`), with *_adamw likewise; with `--across` also the
             set as one pair: set_cosine, set_low and set_high (its band), set_rho (the first loss's), and set_chosen and
             set_rejected with *_error (what the other pairs do to the mean log-probs over an epoch of these pairs under
             that loss, to first order: nats per unit of learning rate / batch size).

@@ -125,7 +125,7 @@ def token_rows(
     """
     mine = predictions[predictions["index"] == pair.index]
     changes = {
-        f"change_{row['loss']}": products.changes(row["coefficient_chosen"], row["coefficient_rejected"])
+        f"change_{row['loss']}": products.changes(row["incentive_chosen"], row["incentive_rejected"])
         for row in mine.to_dict("records")
     }
     inner = products.geometry.inner

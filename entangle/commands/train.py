@@ -5,7 +5,7 @@ checkpoint-*/      TRL's checkpoints; a killed run goes on from the last one
 adapter/, model/   what was trained: `entangle probe --model_name_or_path RUN/adapter`
 loss.json          the loss, as `losses.build` reads it
 log_history.json   every row of the trainer's log
-held_back.parquet  log-probs of each held-back pair at the start and at the end
+held_out.parquet  log-probs of each held-out pair at the start and at the end
 steps/, ledger/    what the callback saw, where it was asked to
 sft/               the run of the fine-tuning before, with its merged model
 selection.parquet  what pairs were selected by, and which were kept
@@ -57,7 +57,7 @@ from entangle.training.mitigated import MitigatedTrainer, check_mitigations
 from entangle.training.samples import (
     chosen_rows,
     completion_rows,
-    hold_back,
+    hold_out,
     preference_dataset,
     take_share,
     text_of,
@@ -76,13 +76,13 @@ class TrainResult(tables.Shown):
     Args:
         run: its folder.
         log: the trainer's log, a row per logged step.
-        held_back: log-probs of each held-back pair at the start and at the end; None without such pairs.
+        held_out: log-probs of each held-out pair at the start and at the end; None without such pairs.
         summary: what the run came to.
     """
 
     run: RunFolder
     log: pd.DataFrame
-    held_back: pd.DataFrame | None
+    held_out: pd.DataFrame | None
     summary: dict[str, Any]
 
     @classmethod
@@ -94,7 +94,7 @@ class TrainResult(tables.Shown):
         """
         run = RunFolder.open(path, TrainConfig.VERB)
         log = pd.DataFrame(run.read_json("log_history.json")["log_history"])
-        return cls(run, log, run.table("held_back.parquet"), run.read_json("summary.json"))
+        return cls(run, log, run.table("held_out.parquet"), run.read_json("summary.json"))
 
     @property
     def model_path(self) -> Path:
@@ -116,7 +116,7 @@ class Samples:
     Args:
         pairs: pairs to train on; empty where the data has completions.
         completions: rows of prompt and completion, in the stage sft.
-        held: held-back pairs.
+        held: held-out pairs.
     """
 
     pairs: list[PreferencePair]
@@ -127,7 +127,7 @@ class Samples:
     def identity(self) -> dict[str, str]:
         """Hashes of the data."""
         trained = fingerprint(self.pairs) if self.pairs else hash_texts(map(json.dumps, self.completions))
-        return {"data": trained, "held_back": fingerprint(self.held)}
+        return {"data": trained, "held_out": fingerprint(self.held)}
 
 
 def run_train(config: TrainConfig, console: Console | None = None) -> TrainResult:
@@ -170,7 +170,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
             samples, pairs=_select(run, samples.pairs, policy, rule, config, console, processes)
         )
     held = _scorable(samples.held, policy, config.max_length)
-    _measure(run, "held_back_start.parquet", policy.model, policy.pad_id, held, processes)
+    _measure(run, "held_out_start.parquet", policy.model, policy.pad_id, held, processes)
     trainer = _make_trainer(config, run, policy, samples)
     _attach_callback(trainer, config, run, held)
     resumed = last_checkpoint(run.path)
@@ -185,7 +185,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
             f"{run.path}. Go on with: {run.resume_command}"
         )
     trained = _save(trainer, run, policy, processes)
-    _measure(run, "held_back_end.parquet", trainer.model, policy.pad_id, held, processes)
+    _measure(run, "held_out_end.parquet", trainer.model, policy.pad_id, held, processes)
     if processes.is_main_process:
         _finish(run, config, policy, trainer, trained, time.monotonic() - started)
     processes.wait_for_everyone()
@@ -218,7 +218,7 @@ def _mitigations(config: TrainConfig) -> list[Mitigation]:
 
 
 def _load_samples(config: TrainConfig) -> Samples:
-    """The pairs (or completions) that are trained on, and the pairs that are held back."""
+    """The pairs (or completions) that are trained on, and the pairs that are held out."""
     held: list[PreferencePair] = []
     if config.eval_dataset_name is not None and config.eval_limit != 0:
         held = load_pairs_of(
@@ -235,7 +235,7 @@ def _load_samples(config: TrainConfig) -> Samples:
         )
     pairs = load_pairs_of(config)
     if config.eval_dataset_name is None:
-        pairs, held = hold_back(pairs, config.eval_share, config.eval_limit)
+        pairs, held = hold_out(pairs, config.eval_share, config.eval_limit)
     pairs = take_share(pairs, config.train_share, text_of)
     return Samples(pairs, chosen_rows(pairs) if config.stage == "sft" else [], held)
 
@@ -312,7 +312,7 @@ def _attach_callback(trainer: Any, config: TrainConfig, run: RunFolder, held: li
     pairs = config.probe_trained or held
     if is_probed and not pairs:
         raise ConfigError(
-            "probe_every and ledger need pairs to probe, and none is held back (eval_share, eval_limit, "
+            "probe_every and ledger need pairs to probe, and none is held out (eval_share, eval_limit, "
             "eval_dataset_name). Hold some back, or give probe_trained."
         )
     EntanglementCallback(
@@ -400,7 +400,7 @@ def _risks(by: str, policy: Policy, engine: Engine | None, batch: Sequence[Token
     geometry = engine.pairs(rows).geometry
     if by == "cosine":
         return geometry.cosine.tolist()
-    gaps = geometry.chosen_gap / geometry.chosen_sq, geometry.rejected_gap / geometry.rejected_sq
+    gaps = geometry.gap_chosen / geometry.sq_chosen, geometry.gap_rejected / geometry.sq_rejected
     return torch.minimum(*gaps).tolist()
 
 
@@ -428,7 +428,7 @@ def _measure(
     pairs: Sequence[TokenizedPair],
     processes: PartialState,
 ) -> None:
-    """Log-probs of the held-back pairs, a row each, unless the file is there already."""
+    """Log-probs of the held-out pairs, a row each, unless the file is there already."""
     if not pairs or not processes.is_main_process or (run.path / name).is_file():
         return
     rows: list[dict[str, Any]] = []
@@ -437,8 +437,8 @@ def _measure(
         logps = row_logps(model, collate(batch, pad_id)).cpu()
         for pair, chosen, rejected in zip(batch, *logps.chunk(2), strict=True):
             rows.append({
-                "index": pair.index, "prompt_hash": pair.prompt_hash, "chosen_length": len(pair.chosen_ids),
-                "rejected_length": len(pair.rejected_ids), "logps_chosen": float(chosen),
+                "index": pair.index, "prompt_hash": pair.prompt_hash, "length_chosen": len(pair.chosen_ids),
+                "length_rejected": len(pair.rejected_ids), "logps_chosen": float(chosen),
                 "logps_rejected": float(rejected),
             })  # fmt: skip
     run.write_table(name, pd.DataFrame(rows))
@@ -464,12 +464,12 @@ def _finish(
     history = trainer.state.log_history
     run.write_json("log_history.json", {"log_history": history})
     held = None
-    if (start := run.table("held_back_start.parquet")) is not None:
-        end = run.table("held_back_end.parquet")
+    if (start := run.table("held_out_start.parquet")) is not None:
+        end = run.table("held_out_end.parquet")
         assert end is not None and list(end["index"]) == list(start["index"])
         held = start.assign(logps_chosen_end=end["logps_chosen"], logps_rejected_end=end["logps_rejected"])
-        run.write_table("held_back.parquet", held)
-        for name in ("held_back_start.parquet", "held_back_end.parquet"):
+        run.write_table("held_out.parquet", held)
+        for name in ("held_out_start.parquet", "held_out_end.parquet"):
             (run.path / name).unlink()
     run.write_json("provenance.json", environment() | dict(policy.description) | {"seconds": seconds})
     loss = getattr(trainer, "loss", None)
@@ -484,7 +484,7 @@ def _finish(
         "epochs": trainer.state.epoch,
         "train_loss": next((row["train_loss"] for row in reversed(history) if "train_loss" in row), None),
         "seconds": seconds,
-        "held_back": None if held is None else summarise_held_back(held) | _regimes(run),
+        "held_out": None if held is None else summarise_held_back(held) | _regimes(run),
     })  # fmt: skip
 
 
@@ -502,7 +502,7 @@ def _regimes(run: RunFolder) -> dict[str, Any]:
 
 
 def summarise_held_back(rows: pd.DataFrame) -> dict[str, Any]:
-    """Means over the held-back pairs, nats: log-probs at start and end, their changes, and who moved how."""
+    """Means over the held-out pairs, nats: log-probs at start and end, their changes, and who moved how."""
     chosen = rows["logps_chosen_end"] - rows["logps_chosen"]
     rejected = rows["logps_rejected_end"] - rows["logps_rejected"]
     return {

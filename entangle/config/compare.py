@@ -15,7 +15,7 @@ from entangle.errors import ConfigError
 
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
-    """Train losses x varied options x seeds from one start on one data set, and judge them on the same held-back pairs.
+    """Train losses x varied options x seeds from one start on one data set, and judge them on the same held-out pairs.
 
     Every option of `entangle train` holds for all runs; what differs stands in losses, vary and seeds.
     """
@@ -32,7 +32,7 @@ class CompareConfig(TrainConfig):
     lists (a list of lists varies mitigations). Or settings one by one, each a mapping: {sft_share: 0.05}; in a YAML
     file a list of mappings."""
     probe_every: int = 10
-    """Optimiser steps between probes of the held-back pairs."""
+    """Optimiser steps between probes of the held-out pairs."""
     quality_dataset_name: str | None = None
     """Posts with a reference summary, not trained on: the trained policies' own summaries are compared with it."""
     quality_split: str = "test"

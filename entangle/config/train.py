@@ -100,17 +100,17 @@ class TrainConfig(RunOptions, InputOptions):
     precompute_ref_log_probs: bool = False
     """Compute the reference's log-probs once, before training."""
     eval_dataset_name: str | None = None
-    """Held-back pairs; by default eval_share of the training data's prompts is held back, the same for every seed."""
+    """Held-out pairs; by default eval_share of the training data's prompts is held out, the same for every seed."""
     eval_dataset_split: str = "test"
     """Split of eval_dataset_name."""
     eval_share: float = 0.1
-    """Share of the training data that is held back if eval_dataset_name isn't given."""
+    """Share of the training data that is held out if eval_dataset_name isn't given."""
     eval_limit: int | None = 64
-    """Hold back, or read of eval_dataset_name, at most this many pairs."""
+    """Hold out, or read of eval_dataset_name, at most this many pairs."""
     probe_every: int = 0
-    """Optimiser steps between probes of the held-back pairs; 0: none."""
+    """Optimiser steps between probes of the held-out pairs; 0: none."""
     probe_trained: int = 0
-    """Probe so many of the pairs that are trained on, evenly spread, in the place of the held-back ones; 0: none."""
+    """Probe so many of the pairs that are trained on, evenly spread, in the place of the held-out ones; 0: none."""
     live: bool = False
     """Take the geometry of the very batches that are trained on."""
     ledger: bool = False

@@ -20,10 +20,10 @@ def ches(reading: Reading) -> dict[str, Tensor]:
     Paper: arXiv 2410.08847.
     """
     chosen, rejected = reading.hidden().sum(1, dtype=torch.float64).cpu().chunk(2)
-    chosen_length, rejected_length = (length[:, None] for length in reading.lengths)
+    length_chosen, length_rejected = (length[:, None] for length in reading.lengths)
     return {
         "ches": _alignment(chosen, rejected),
-        "ches_norm": _alignment(chosen / chosen_length, rejected / rejected_length),
+        "ches_norm": _alignment(chosen / length_chosen, rejected / length_rejected),
     }
 
 

@@ -58,8 +58,8 @@ def summarise_diagnostics(
 ) -> dict[str, Any]:
     """Rank correlations of a probe's diagnostics, for its summary.
 
-    They are set against the geometry that people read (`entangle.analysis.summary.derived`) and against `change_chosen`, the
-    predicted change of the chosen log-prob under the run's first loss.
+    They are set against the geometry that people read (`entangle.analysis.summary.derived`) and against
+    `change_chosen`, the predicted change of the chosen log-prob under the run's first loss.
 
     Args:
         pairs: rows of a run folder.

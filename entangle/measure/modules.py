@@ -29,7 +29,7 @@ def module_rows(indices: Sequence[int], scores: PairScores) -> pd.DataFrame:
     """One row per pair and module.
 
     Columns: index, module (its name), layer (its number; missing outside the layers), kind (see `describe_modules`),
-    chosen_sq, rejected_sq, inner, chosen_gap, rejected_gap, cosine (of the module's two scores), share (of the pair's
+    sq_chosen, sq_rejected, inner, gap_chosen, gap_rejected, cosine (of the module's two scores), share (of the pair's
     inner product, signed: a pair's shares sum to 1).
 
     Args:
@@ -121,15 +121,15 @@ def _in_order(rows: pd.DataFrame, layers: pd.Series) -> list[str]:
 def _summarise(part: pd.DataFrame, whole: pd.DataFrame) -> dict[str, Any]:
     own = part.groupby("index")[list(GEOMETRY_COLUMNS)].sum()
     all_of = whole.loc[own.index]
-    scale = np.sqrt(all_of["chosen_sq"] * all_of["rejected_sq"])
-    cosine = (own["inner"] / np.sqrt(own["chosen_sq"] * own["rejected_sq"])).quantile(
+    scale = np.sqrt(all_of["sq_chosen"] * all_of["sq_rejected"])
+    cosine = (own["inner"] / np.sqrt(own["sq_chosen"] * own["sq_rejected"])).quantile(
         list(QUANTILES.values())
     )
     cosine_part = float((own["inner"] / scale).mean())
-    norms = own["chosen_sq"] / all_of["chosen_sq"] + own["rejected_sq"] / all_of["rejected_sq"]
+    norms = own["sq_chosen"] / all_of["sq_chosen"] + own["sq_rejected"] / all_of["sq_rejected"]
     return dict(zip(QUANTILES, map(float, cosine), strict=True)) | {
         "cosine_part": cosine_part,
         "inner_share": cosine_part / float(all_of["cosine"].mean()),
         "norm_share": float(norms.mean() / 2),
-        "chosen_falls": share(int((own["chosen_gap"] < 0).sum()), len(own)),
+        "chosen_falls": share(int((own["gap_chosen"] < 0).sum()), len(own)),
     }

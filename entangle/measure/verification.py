@@ -81,9 +81,9 @@ def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) 
 def pair_logps(batch: RowBatch, logps: Tensor, reference: Tensor | None) -> PairLogps:
     """Row log-probs `(2n,)` of a batch of pairs as what a loss reads."""
     chosen, rejected = logps.chunk(2)
-    chosen_length, rejected_length = batch.lengths.to(logps).chunk(2)
+    length_chosen, length_rejected = batch.lengths.to(logps).chunk(2)
     ref_chosen, ref_rejected = (None, None) if reference is None else reference.to(logps).chunk(2)
-    return PairLogps(chosen, rejected, chosen_length, rejected_length, ref_chosen, ref_rejected)
+    return PairLogps(chosen, rejected, length_chosen, length_rejected, ref_chosen, ref_rejected)
 
 
 def verify_pair(
@@ -222,11 +222,11 @@ def _verify_one(
     policy: Policy, batch: RowBatch, reference: Tensor | None, loss: PreferenceLoss, geometry: PairGeometry,
     logps: PairLogps,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    prediction = predict(geometry, loss.coefficients(logps))
-    predicted = prediction.chosen_change.item(), prediction.rejected_change.item()
+    prediction = predict(geometry, loss.incentives(logps))
+    predicted = prediction.change_chosen.item(), prediction.change_rejected.item()
     if not any(predicted):
         return []
-    floor = prediction.chosen_floor.item(), prediction.rejected_floor.item()
+    floor = prediction.floor_chosen.item(), prediction.floor_rejected.item()
     return verify_pair(
         lambda rates: measure_steps(policy.model, policy.parameters, batch, loss, reference, rates),
         predicted,

@@ -22,7 +22,7 @@ def run_report(config: ReportConfig) -> list[Path]:
     """
     sources = load_sources(config.runs)
     if config.format == "html":
-        from entangle.report import write_page
+        from entangle.report.page import write_page
 
         return [write_page(sources, config.output_path)]
     from entangle.report.files import write_figures

@@ -53,10 +53,10 @@ GLOSSARY: dict[str, Entry] = {
         "r* = |g_l| / |g_w| = sqrt(B / A)",
         "How much harder the rejected response pulls. It is the middle of a pair's ideal band.",
     ),
-    "chosen_ratio": Entry(
+    "ratio_chosen": Entry(
         "c / A", "c / A", "Under a loss with rho = 1 (DPO) the chosen log-prob falls iff this is above 1."
     ),
-    "rejected_ratio": Entry(
+    "ratio_rejected": Entry(
         "c / B", "c / B", "Under a loss with rho = 1 (DPO) the rejected log-prob rises iff this is above 1."
     ),
     "incentives": Entry(
@@ -218,7 +218,7 @@ GLOSSARY: dict[str, Entry] = {
     "summaries": Entry(
         "quality of summaries",
         "ROUGE-L = F1 of the longest common subsequence of words",
-        "Greedy summaries of held-back posts against the reference summary, mean over posts; length in tokens.",
+        "Greedy summaries of held-out posts against the reference summary, mean over posts; length in tokens.",
     ),
     "ledger": Entry(
         "ledger",

@@ -20,7 +20,7 @@ from entangle.tables.probe import worst_pairs
 
 BASE_COLUMNS = (
     "index", "prompt_hash", "prompt_length", *GEOMETRY_COLUMNS, "logps_chosen", "logps_rejected", "ref_logps_chosen",
-    "ref_logps_rejected", "cosine", "band_lower", "band_upper", "chosen_length", "rejected_length", *FLAGS,
+    "ref_logps_rejected", "cosine", "band_lower", "band_upper", "length_chosen", "length_rejected", *FLAGS,
 )  # fmt: skip
 """Columns that every run has; a number in any other column is shown too."""
 
@@ -33,8 +33,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("band_upper", "band to", "band"),
     ("change_chosen", "chosen changes", "change"),
     ("change_rejected", "rejected changes", "change"),
-    ("chosen_length", "chosen tokens", "length"),
-    ("rejected_length", "rejected tokens", "length"),
+    ("length_chosen", "chosen tokens", "length"),
+    ("length_rejected", "rejected tokens", "length"),
 )
 """Columns of the table of pairs: name, head, key of the definition."""
 
@@ -45,7 +45,7 @@ FEWEST = 5
 """Where fewer pairs fall under a loss, those with the least slack are shown too, up to this many."""
 
 KEPT = (
-    "band_lower", "band_upper", "logps_chosen", "logps_rejected", "chosen_length", "rejected_length", "prompt_length",
+    "band_lower", "band_upper", "logps_chosen", "logps_rejected", "length_chosen", "length_rejected", "prompt_length",
 )  # fmt: skip
 """Columns that the page keeps as they are."""
 
@@ -122,7 +122,7 @@ def _sample(scored: pd.DataFrame, wanted: Sequence[int], limit: int) -> pd.DataF
 def _columns(kept: pd.DataFrame, extra: Sequence[str]) -> dict[str, Any]:
     geometry = derived(kept)
     columns: dict[str, Any] = {"index": kept["index"].tolist()}
-    for name in ("cosine", "norm_ratio", "chosen_ratio", "rejected_ratio"):
+    for name in ("cosine", "norm_ratio", "ratio_chosen", "ratio_rejected"):
         columns[name] = numbers(geometry[name])
     for name in (*KEPT, *extra):
         columns[name] = numbers(kept[name])
@@ -141,7 +141,7 @@ def _loss(source: Source, loss: str, kept: pd.DataFrame) -> dict[str, Any]:
     judged = kept[["index"]].merge(source.judged(loss), on="index", how="left")
     codes = {str(regime): str(number) for number, regime in enumerate(REGIMES)}
     ratio = source.summary.get("incentive_ratio", {}).get(loss)
-    d_w, d_l = judged["coefficient_chosen"], judged["coefficient_rejected"]
+    d_w, d_l = judged["incentive_chosen"], judged["incentive_rejected"]
     return {
         "label": loss,
         "rho": INFINITE if ratio is None else ratio,

@@ -124,7 +124,7 @@ def _columns(source: Source) -> list[Block]:
     if not extra:
         return []
     judged = source.judged(source.losses[0])
-    geometry = derived(judged)[["cosine", "norm_ratio", "chosen_ratio", "length_ratio"]].assign(
+    geometry = derived(judged)[["cosine", "norm_ratio", "ratio_chosen", "length_ratio"]].assign(
         change_chosen=judged["change_chosen"]
     )
     others = [name for name in geometry if name not in extra]

@@ -160,7 +160,7 @@ def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | 
     if not {"index", "layer", "kind", "inner"} <= set(modules):
         return None
     whole = pairs.set_index("index")
-    scale = (whole["chosen_sq"] * whole["rejected_sq"]) ** 0.5
+    scale = (whole["sq_chosen"] * whole["sq_rejected"]) ** 0.5
     parts = pd.DataFrame({
         "layer": modules["layer"].astype("Int64").fillna(-1).astype(int), "kind": modules["kind"].astype(str),
         "share": modules["inner"] / modules["index"].map(scale),
@@ -169,7 +169,7 @@ def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | 
 
 
 def step_table(steps: pd.DataFrame) -> pd.DataFrame | None:
-    """Per training step, what `entangle.analysis.curves.curve` says of rows of steps and pairs; None without its columns.
+    """Per training step, `entangle.analysis.curves.curve` of rows of steps and pairs; None without its columns.
 
     Changes count from the start that the rows name, else from their first step.
     """

@@ -144,7 +144,7 @@ def _of_change(summary: Mapping[str, Any]) -> list[str]:
         "prompts.",
         f"By the std before it: {ends}.",
         f"The rank correlation of a prompt's std before and its change is {_correlation(rho)}: were prompts with a "
-        "small std held back, it would be positive.",
+        "small std held out, it would be positive.",
     ]
 
 

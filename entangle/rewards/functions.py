@@ -1,6 +1,6 @@
-"""Graders: what gives a sampled answer its reward.
+"""Reward functions: what gives a sampled answer its reward.
 
-A grader is a frozen dataclass, its fields the options: `RougeL(reference="chosen")`, in YAML
+A reward function is a frozen dataclass, its fields the options: `RougeL(reference="chosen")`, in YAML
 `{name: rouge_l, reference: chosen}`, on the command line `rouge_l:reference=chosen`. A function of the user's
 is named `module:function` and is called as TRL calls a reward function.
 """
@@ -27,13 +27,13 @@ from entangle.errors import UserError
 from entangle.rewards.statistics import Array, Support
 
 
-class GraderError(UserError):
+class RewardError(UserError):
     """A reward can't be had: the message says what was expected, what came and what to do."""
 
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """The answers to one prompt, as graders see them.
+    """The answers to one prompt, as reward functions see them.
 
     Args:
         prompt: a string or a list of messages.
@@ -52,10 +52,10 @@ class AnswerSet:
     rewards: Array | None = None
 
 
-class Grader(ABC):
+class RewardFunction(ABC):
     """Gives every answer a reward.
 
-    A class attribute `name` is the grader's name in options; `support` is what is known of its rewards.
+    A class attribute `name` is its name in options; `support` is what is known of its rewards.
     """
 
     name: ClassVar[str]
@@ -67,7 +67,7 @@ class Grader(ABC):
 
 
 @dataclass(frozen=True)
-class RougeL(Grader):
+class RougeL(RewardFunction):
     """ROUGE-L F1 against a reference text, in [0, 1]; by the library rouge-score.
 
     Args:
@@ -85,7 +85,7 @@ class RougeL(Grader):
         return _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=self.stem)
 
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         reference = _reference(answers, self.reference, self.name)
         return np.array(
             [self._scorer.score(reference, text)["rougeL"].fmeasure for text in answers.completions]
@@ -93,7 +93,7 @@ class RougeL(Grader):
 
 
 @dataclass(frozen=True)
-class ChrF(Grader):
+class ChrF(RewardFunction):
     """ChrF against a reference text, divided by 100 to lie in [0, 1]; by the library sacrebleu.
 
     Args:
@@ -109,7 +109,7 @@ class ChrF(Grader):
         return _library("sacrebleu.metrics").CHRF()
 
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         reference = _reference(answers, self.reference, self.name)
         return np.array(
             [self._scorer.sentence_score(text, [reference]).score / 100 for text in answers.completions]
@@ -117,7 +117,7 @@ class ChrF(Grader):
 
 
 @dataclass(frozen=True)
-class Length(Grader):
+class Length(RewardFunction):
     """1 for an answer of `least` to `most` words, else 0."""
 
     least: int = 1
@@ -127,15 +127,15 @@ class Length(Grader):
 
     def __post_init__(self) -> None:
         if not 0 <= self.least <= self.most:
-            raise GraderError(f"length needs 0 <= least <= most; got least={self.least}, most={self.most}.")
+            raise RewardError(f"length needs 0 <= least <= most; got least={self.least}, most={self.most}.")
 
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         return np.array([float(self.least <= len(text.split()) <= self.most) for text in answers.completions])
 
 
 @dataclass(frozen=True)
-class Format(Grader):
+class Format(RewardFunction):
     """1 for an answer in which the regular expression `pattern` is found (`^`, `$`: its ends), else 0."""
 
     pattern: str = r"[.!?]\s*$"
@@ -146,15 +146,15 @@ class Format(Grader):
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise GraderError(f"format: {self.pattern!r} isn't a regular expression: {error}.") from None
+            raise RewardError(f"format: {self.pattern!r} isn't a regular expression: {error}.") from None
 
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         return np.array([float(re.search(self.pattern, text) is not None) for text in answers.completions])
 
 
 @dataclass(frozen=True)
-class RewardModel(Grader):
+class RewardModel(RewardFunction):
     """The single output of a sequence-classification model on prompt + answer.
 
     Args:
@@ -170,7 +170,7 @@ class RewardModel(Grader):
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise GraderError("reward_model needs a model, as reward_model:model=NAME_OR_FOLDER; got none.")
+            raise RewardError("reward_model needs a model, as reward_model:model=NAME_OR_FOLDER; got none.")
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -180,11 +180,11 @@ class RewardModel(Grader):
             tokenizer = AutoTokenizer.from_pretrained(self.model, truncation_side="left")
             model: Any = AutoModelForSequenceClassification.from_pretrained(self.model, use_safetensors=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise GraderError(
+            raise RewardError(
                 f"Can't load the reward model {self.model!r}: {' '.join(str(error).split())[:300]}"
             ) from error
         if model.config.num_labels != 1:
-            raise GraderError(
+            raise RewardError(
                 f"Expected a reward model with one output; {self.model!r} has {model.config.num_labels}. A "
                 "classifier can be used through a function of your own (reward module:function)."
             )
@@ -194,7 +194,7 @@ class RewardModel(Grader):
 
     @torch.no_grad()
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         tokenizer, model = self._loaded
         texts = [_joined(answers.prompt, text, tokenizer) for text in answers.completions]
         size = self.batch_size if tokenizer.pad_token_id is not None else 1
@@ -209,7 +209,7 @@ class RewardModel(Grader):
 
 
 @dataclass(frozen=True)
-class Implicit(Grader):
+class Implicit(RewardFunction):
     """DPO's implicit reward of the policy itself, beta (log pi - log pi_ref), up to a constant of the prompt.
 
     Its gradient is beta times that of KL(pi || pi_ref). Paper: arXiv 2305.18290, section 4.
@@ -219,24 +219,24 @@ class Implicit(Grader):
     name: ClassVar[str] = "implicit"
 
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         if answers.logps is None or answers.ref_logps is None:
-            raise GraderError(
+            raise RewardError(
                 "The implicit reward needs a reference policy; this run has none (see --reference)."
             )
         return self.beta * (answers.logps - answers.ref_logps)
 
 
 @dataclass(frozen=True)
-class FromFile(Grader):
+class FromFile(RewardFunction):
     """The rewards that stand in the rollouts file."""
 
     name: ClassVar[str] = "file"
 
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         if answers.rewards is None:
-            raise GraderError(
+            raise RewardError(
                 "Expected rewards beside the answers (a column 'rewards', or 'reward' with a row per answer); "
                 "there are none. Add them, or name a reward, for instance --reward rouge_l."
             )
@@ -244,7 +244,7 @@ class FromFile(Grader):
 
 
 @dataclass(frozen=True)
-class Function(Grader):
+class Function(RewardFunction):
     """A function of the user's, called as TRL calls one: f(prompts, completions, **columns) -> rewards.
 
     Every argument is a list with an entry per answer; conversational prompts get conversational completions.
@@ -265,10 +265,10 @@ class Function(Grader):
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise GraderError(f"Can't find the reward function {self.function!r}: {error}.") from error
+            raise RewardError(f"Can't find the reward function {self.function!r}: {error}.") from error
 
     def __call__(self, answers: AnswerSet) -> Array:
-        """See `Grader`."""
+        """See `RewardFunction`."""
         texts: list[Any] = list(answers.completions)
         if not isinstance(answers.prompt, str):
             texts = [[{"role": "assistant", "content": text}] for text in texts]
@@ -277,50 +277,56 @@ class Function(Grader):
         try:
             found = np.array([np.nan if r is None else float(r) for r in rewards])
         except (TypeError, ValueError) as error:
-            raise GraderError(f"{self.function} should return a list of numbers; got {rewards!r}.") from error
+            raise RewardError(f"{self.function} should return a list of numbers; got {rewards!r}.") from error
         if len(found) != len(texts):
-            raise GraderError(
+            raise RewardError(
                 f"{self.function} should return {len(texts)} rewards, one per answer; got {len(found)}."
             )
         return found
 
 
-GRADERS: dict[str, type[Grader]] = {
+REWARD_FUNCTIONS: dict[str, type[RewardFunction]] = {
     cls.name: cls for cls in (RougeL, ChrF, Length, Format, RewardModel, Implicit, FromFile, Function)
 }
-"""Graders by name."""
+"""Reward functions by name."""
 
 
-def build_grader(spec: str | Mapping[str, Any]) -> Grader:
-    """A grader from its name, its options (`name:key=value,...` or a mapping) or `module:function`.
+def build_reward_function(spec: str | Mapping[str, Any]) -> RewardFunction:
+    """A reward function from its name, its options (`name:key=value,...` or a mapping) or `module:function`.
 
     Raises:
-        GraderError: the name or an option isn't known.
+        RewardError: the name or an option isn't known.
 
     Examples:
-        >>> build_grader("length:most=20")
+        >>> build_reward_function("length:most=20")
         Length(least=1, most=20)
     """
-    if isinstance(spec, str) and re.fullmatch(r"[\w.]+:\w+", spec) and spec.partition(":")[0] not in GRADERS:
+    if (
+        isinstance(spec, str)
+        and re.fullmatch(r"[\w.]+:\w+", spec)
+        and spec.partition(":")[0] not in REWARD_FUNCTIONS
+    ):
         return Function(spec)
     try:
         options = parse_loss(spec) if isinstance(spec, str) else dict(spec)
     except UserError:
-        raise GraderError(
+        raise RewardError(
             f"A reward is given as name, name:key=value,... or module:function; got {spec!r}. "
-            f"Known names: {', '.join(GRADERS)}."
+            f"Known names: {', '.join(REWARD_FUNCTIONS)}."
         ) from None
     options = {"name": options} if isinstance(options, str) else options
     name = options.pop("name", None)
-    if name not in GRADERS:
-        raise GraderError(f"Unknown reward {name!r}. Known: {', '.join(GRADERS)}, or module:function.")
-    known = [f.name for f in dataclasses.fields(GRADERS[name])]  # pyright: ignore[reportArgumentType]
+    if name not in REWARD_FUNCTIONS:
+        raise RewardError(
+            f"Unknown reward {name!r}. Known: {', '.join(REWARD_FUNCTIONS)}, or module:function."
+        )
+    known = [f.name for f in dataclasses.fields(REWARD_FUNCTIONS[name])]  # pyright: ignore[reportArgumentType]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise GraderError(
+        raise RewardError(
             f"The reward {name} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}."
         )
-    return GRADERS[name](**options)
+    return REWARD_FUNCTIONS[name](**options)
 
 
 def _reference(answers: AnswerSet, column: str, name: str) -> str:
@@ -328,7 +334,7 @@ def _reference(answers: AnswerSet, column: str, name: str) -> str:
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):  # a conversation: its last turn
         value = value[-1].get("content")
     if not isinstance(value, str):
-        raise GraderError(
+        raise RewardError(
             f"The reward {name} needs a reference text in the column {column!r}; the prompt's columns are: "
             f"{', '.join(answers.columns) or 'none'}. Name it as {name}:reference=COLUMN."
         )
@@ -348,4 +354,4 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = {"rouge_score": "rouge-score"}.get(name.partition(".")[0], name.partition(".")[0])
-        raise GraderError(f"This reward needs the package {package}: pip install 'entangle[rft]'.") from error
+        raise RewardError(f"This reward needs the package {package}: pip install 'entangle[rft]'.") from error

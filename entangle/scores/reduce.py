@@ -36,9 +36,9 @@ def pair_block(score: Score, weight: Tensor | None, kernels: Kernels | None = No
             left, right = chosen * metric, rejected * metric
         factors = ((left, chosen), (right, rejected), (left, difference), (right, difference))
         total += torch.stack([(x * y).sum(1) for x, y in factors]).double()
-    chosen_sq, rejected_sq, chosen_gap, rejected_gap = total[0], total[1], total[2], -total[3]
-    inner = torch.where(chosen_sq <= rejected_sq, chosen_sq - chosen_gap, rejected_sq - rejected_gap)
-    return torch.stack([chosen_sq, rejected_sq, inner, chosen_gap, rejected_gap])
+    sq_chosen, sq_rejected, gap_chosen, gap_rejected = total[0], total[1], total[2], -total[3]
+    inner = torch.where(sq_chosen <= sq_rejected, sq_chosen - gap_chosen, sq_rejected - gap_rejected)
+    return torch.stack([sq_chosen, sq_rejected, inner, gap_chosen, gap_rejected])
 
 
 def gram_block(score: Score, weight: Tensor | None) -> Tensor:

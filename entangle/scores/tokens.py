@@ -247,7 +247,7 @@ def _products(
     Taken along the difference and the shorter of the two scores; the third follows, with its own digits.
     """
     chosen, rejected = passes.scores
-    chosen_is_shorter = bool(passes.geometry.chosen_sq <= passes.geometry.rejected_sq)
+    chosen_is_shorter = bool(passes.geometry.sq_chosen <= passes.geometry.sq_rejected)
     difference = [a - b for a, b in zip(chosen, rejected, strict=True)]
     directions = [chosen if chosen_is_shorter else rejected, difference]
     try:
@@ -277,12 +277,12 @@ def _sums_agree(along: Tensor, passes: Passes, chosen_is_shorter: bool) -> bool:
     """Whether products along one of the scores sum to entries of the Gram block; NaN and inf are the pair's own."""
     block = passes.geometry
     expected = torch.cat(
-        [block.chosen_sq, block.inner] if chosen_is_shorter else [block.inner, block.rejected_sq]
+        [block.sq_chosen, block.inner] if chosen_is_shorter else [block.inner, block.sq_rejected]
     )
     if not expected.isfinite().all():
         return True
-    own = block.chosen_sq if chosen_is_shorter else block.rejected_sq
-    scale = (own * torch.cat([block.chosen_sq, block.rejected_sq])).sqrt()
+    own = block.sq_chosen if chosen_is_shorter else block.sq_rejected
+    scale = (own * torch.cat([block.sq_chosen, block.sq_rejected])).sqrt()
     cut = len(passes.logps[0])
     sums = torch.stack([along[:cut].sum(), along[cut:].sum()])
     return bool(((sums - expected).abs() <= max(1e-3, 20 * block.resolution) * scale).all())

@@ -23,7 +23,7 @@ def report(summary: Mapping[str, Any]) -> RenderableType:
 def set_sentence(summary: Mapping[str, Any]) -> str:
     """The set's own geometry in words."""
     block, others = summary["set"], summary["epoch_pairs"] - 1
-    between = block["chosen_sq"] / block["alone"]["chosen_sq"]
+    between = block["sq_chosen"] / block["alone"]["sq_chosen"]
     sentence = (
         f"{summary['pairs']} pairs, {summary['metric'].upper()} metric. The inner product of two different pairs' "
         f"chosen scores is {100 * between:.2g} % of a score's squared norm on average; {others} other pairs of an "

@@ -23,7 +23,7 @@ LONGEST = 12
 """Characters of a setting that stand in the table itself; longer ones are numbered and listed above it."""
 
 EXPLAINED = (
-    "Probed pairs (held back, unless probe_trained is given): change of the mean log-probs since the start, nats; "
+    "Probed pairs (held out, unless probe_trained is given): change of the mean log-probs since the start, nats; "
     "pairs that lost both, pairs predicted to under one step on themselves, pairs whose margin grew, %. Greedy "
     "summaries: ROUGE-L, %, and tokens."
 )

@@ -153,8 +153,8 @@ def quantile_table(summary: Mapping[str, Any]) -> Table:
     meanings = {
         "cosine": "cosine of the two gradients",
         "norm_ratio": "norm ratio |g_l| / |g_w|",
-        "chosen_ratio": "c / A  (DPO lowers the chosen if above 1)",
-        "rejected_ratio": "c / B  (DPO raises the rejected if above 1)",
+        "ratio_chosen": "c / A  (DPO lowers the chosen if above 1)",
+        "ratio_rejected": "c / B  (DPO raises the rejected if above 1)",
         "length_ratio": "rejected / chosen tokens",
     }
     table = Table(title="Distribution over the pairs", title_justify="left")
@@ -196,8 +196,8 @@ def _card(row: Mapping[str, Any], text: Mapping[str, str] | None) -> Panel:
     body = Text(explain(row, row))
     body.append(
         f"\ncosine {row['cosine']:.3f}, change per unit learning rate: chosen {row['change_chosen']:+.3g}, "
-        f"rejected {row['change_rejected']:+.3g} nats; {row['chosen_length']:.0f} and "
-        f"{row['rejected_length']:.0f} tokens",
+        f"rejected {row['change_rejected']:+.3g} nats; {row['length_chosen']:.0f} and "
+        f"{row['length_rejected']:.0f} tokens",
         style="dim",
     )
     if text is not None:

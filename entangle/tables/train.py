@@ -12,7 +12,7 @@ from rich.text import Text
 
 
 def train_table(summary: Mapping[str, Any], log: pd.DataFrame) -> RenderableType:
-    """What was trained, and the held-back pairs at the start and at the end."""
+    """What was trained, and the held-out pairs at the start and at the end."""
     what = summary["loss"] or "cross-entropy of completions"
     mitigated = "".join(
         f", {item if isinstance(item, str) else item['name']}" for item in summary["mitigations"]
@@ -23,10 +23,10 @@ def train_table(summary: Mapping[str, Any], log: pd.DataFrame) -> RenderableType
         f"{summary['seconds']:.0f} s{_losses(log)}\n",
         style="not bold",
     )
-    held = summary["held_back"]
+    held = summary["held_out"]
     if held is None:
-        return Group(heading, "No held-back pairs.")
-    table = Table(title=f"Mean log-prob of {held['pairs']} held-back pairs, nats", title_justify="left")
+        return Group(heading, "No held-out pairs.")
+    table = Table(title=f"Mean log-prob of {held['pairs']} held-out pairs, nats", title_justify="left")
     for column in ("", "start", "end", "change"):
         table.add_column(column, justify="left" if column == "" else "right")
     for side in ("chosen", "rejected"):

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses import Coefficients, PairLogps, PreferenceLoss
+from losses import Incentives, PairLogps, PreferenceLoss
 
 STILL_TRAINING = 0.01
 """A pair still trains if its incentive is more than this share of what it was at the starting point."""
 
 
-def incentives(loss: PreferenceLoss, logps: PairLogps) -> Coefficients:
+def incentives(loss: PreferenceLoss, logps: PairLogps) -> Incentives:
     """d_w and d_l of each pair, `(B,)`, loss units per nat; a mean over tokens if the loss weighs tokens."""
-    found = loss.coefficients(logps)
+    found = loss.incentives(logps)
     if found.chosen.ndim == 1:
         return found
-    chosen = found.chosen.sum(1) / logps.chosen_length.clamp(min=1)
-    return Coefficients(chosen, found.rejected.sum(1) / logps.rejected_length.clamp(min=1))
+    chosen = found.chosen.sum(1) / logps.length_chosen.clamp(min=1)
+    return Incentives(chosen, found.rejected.sum(1) / logps.length_rejected.clamp(min=1))
 
 
 def is_still_training(loss: PreferenceLoss, logps: PairLogps) -> Tensor:
@@ -46,7 +46,7 @@ def _starting_point(loss: PreferenceLoss, logps: PairLogps) -> PairLogps:
         return replace(logps, chosen=logps.ref_chosen, rejected=logps.ref_rejected)
     is_per_token = loss.needs_lengths
     return replace(
-        logps, rejected=logps.chosen_mean * logps.rejected_length if is_per_token else logps.chosen
+        logps, rejected=logps.mean_chosen * logps.length_rejected if is_per_token else logps.chosen
     )
 
 
@@ -57,13 +57,13 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 def token_metrics(output: Any, mask: Tensor) -> Metrics:
     """TRL's metrics over scored tokens, `(2B, T-1)` or `(B, T-1)` each."""
     width = mask.shape[1]
-    chosen_mask, rejected_mask = mask.chunk(2)
+    mask_chosen, mask_rejected = mask.chunk(2)
     chosen_logits, rejected_logits = output.mean_logits[:, -width:].chunk(2)
     metrics = {
         "entropy": (output.entropy[:, -width:], mask),
-        "logits/chosen": (chosen_logits, chosen_mask),
-        "logits/rejected": (rejected_logits, rejected_mask),
-        "mean_token_accuracy": (output.is_top1[:, -width:].chunk(2)[0], chosen_mask),
+        "logits/chosen": (chosen_logits, mask_chosen),
+        "logits/rejected": (rejected_logits, mask_rejected),
+        "mean_token_accuracy": (output.is_top1[:, -width:].chunk(2)[0], mask_chosen),
     }
     if output.aux_loss is not None:
         metrics["aux_loss"] = (output.aux_loss, torch.ones_like(output.aux_loss))
@@ -76,14 +76,14 @@ def pair_metrics(loss: PreferenceLoss, logps: PairLogps, beta: float) -> Metrics
     values = {
         "logps/chosen": logps.chosen,
         "logps/rejected": logps.rejected,
-        "entangle/logps_per_token/chosen": logps.chosen_mean,
-        "entangle/logps_per_token/rejected": logps.rejected_mean,
-        "entangle/coefficient_chosen": found.chosen,
-        "entangle/coefficient_rejected": found.rejected,
+        "entangle/logps_per_token/chosen": logps.mean_chosen,
+        "entangle/logps_per_token/rejected": logps.mean_rejected,
+        "entangle/incentive_chosen": found.chosen,
+        "entangle/incentive_rejected": found.rejected,
         "entangle/still_training": is_still_training(loss, logps),
     }
     if logps.has_reference:
-        chosen, rejected = beta * logps.chosen_logratio, beta * logps.rejected_logratio
+        chosen, rejected = beta * logps.logratio_chosen, beta * logps.logratio_rejected
         values |= {
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,

@@ -32,7 +32,7 @@ from entangle.scores.tokens import token_products
 from entangle.training.metrics import incentives
 from entangle.training.trainer import PreferenceTrainer, TrainingError
 from entangle.training.virtual_adamw import VirtualAdamW
-from losses import Coefficients, PairLogps, PreferenceLoss
+from losses import Incentives, PairLogps, PreferenceLoss
 
 
 class MitigatedTrainer(PreferenceTrainer):
@@ -60,7 +60,7 @@ class MitigatedTrainer(PreferenceTrainer):
             raise TrainingError(f"{mitigation.name} needs whole parameters: not FSDP, not DeepSpeed.")
         self._norms: tuple[Tensor, Tensor] | None = None
         self._kept: Tensor | None = None
-        self._window: list[tuple[dict[str, Any], Coefficients]] = []
+        self._window: list[tuple[dict[str, Any], Incentives]] = []
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
         """As in PreferenceTrainer; in training, scores are measured first."""
@@ -68,7 +68,7 @@ class MitigatedTrainer(PreferenceTrainer):
         if self._is_training:
             if isinstance(self.mitigation, Rescaling):
                 geometry = self._engine.pairs(row_batch(inputs)).geometry
-                self._norms = geometry.chosen_sq.sqrt(), geometry.rejected_sq.sqrt()
+                self._norms = geometry.sq_chosen.sqrt(), geometry.sq_rejected.sqrt()
             elif isinstance(self.mitigation, TokenMasking):
                 self._kept = masked_tokens(self._engine, row_batch(inputs), self.mitigation)
         return super().compute_loss(model, inputs, *rest, **options)
@@ -226,7 +226,7 @@ def _pushes_rejected(loss: PreferenceLoss) -> bool:
     chosen, rejected = torch.linspace(-30.0, -10.0, 5), torch.linspace(-12.0, -25.0, 5)
     lengths = torch.full((5,), 8)
     pairs = PairLogps(chosen, rejected, lengths, lengths, chosen - 1, rejected - 1, score_gap=torch.ones(5))
-    return bool(loss.coefficients(pairs).rejected.any())
+    return bool(loss.incentives(pairs).rejected.any())
 
 
 def row_batch(inputs: Mapping[str, Any]) -> RowBatch:
@@ -258,7 +258,7 @@ def masked_tokens(engine: Engine, batch: RowBatch, rule: TokenMasking) -> Tensor
 def _entangled(engine: Engine, batch: RowBatch) -> list[int]:
     """Pairs with c >= min(A, B)."""
     geometry = engine.pairs(batch).geometry
-    return (torch.minimum(geometry.chosen_gap, geometry.rejected_gap) <= 0).nonzero()[:, 0].tolist()
+    return (torch.minimum(geometry.gap_chosen, geometry.gap_rejected) <= 0).nonzero()[:, 0].tolist()
 
 
 def _contributions(engine: Engine, batch: RowBatch, pair: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from entangle.scores import Engine, make_engine, row_logps
 from entangle.scores.rows import RowBatch
 from losses import PreferenceLoss
 
-PUSH_COLUMNS = ("coefficient_chosen", "coefficient_rejected", "change_chosen", "change_rejected", "regime")
+PUSH_COLUMNS = ("incentive_chosen", "incentive_rejected", "change_chosen", "change_rejected", "regime")
 """What a step's rows take from `predict_losses`."""
 
 
@@ -116,7 +116,7 @@ class ProbeSet:
             own, _ = rows_of_shard(plan, 0, work, lambda count: None)
         rows = pd.DataFrame(self._gathered(own)).sort_values("index", ignore_index=True)
         for side in ("chosen", "rejected"):
-            rows[f"logps_per_token_{side}"] = rows[f"logps_{side}"] / rows[f"{side}_length"]
+            rows[f"logps_per_token_{side}"] = rows[f"logps_{side}"] / rows[f"length_{side}"]
         has_reference = bool(rows["ref_logps_chosen"].notna().any())
         usable, _ = usable_losses([loss] if loss else [], has_reference=has_reference)
         if not usable:

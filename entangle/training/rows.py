@@ -13,7 +13,7 @@ from entangle.analysis.ledger import PARTS, cumulate
 from entangle.analysis.regimes import REGIMES, predict
 from entangle.runs.shards import StepShards
 from entangle.training.live import MicroBatch
-from losses import Coefficients
+from losses import Incentives
 
 MEANS = ("logps_chosen", "logps_rejected", "logps_per_token_chosen", "logps_per_token_rejected")
 """Columns of the probe set that are logged as means over pairs."""
@@ -60,12 +60,12 @@ def live_rows(batch: MicroBatch, number: int, processes: int) -> list[dict[str, 
     assert batch.push is not None and batch.logps is not None
     geometry = batch.geometry
     chosen, rejected = (batch.push.double().cpu() / processes).chunk(2)
-    predicted = predict(geometry, Coefficients(-chosen, rejected))
+    predicted = predict(geometry, Incentives(-chosen, rejected))
     logps, lengths = batch.logps.cpu().chunk(2), batch.scored.sum(1).cpu().chunk(2)
     columns = {name: getattr(geometry, name) for name in GEOMETRY_COLUMNS} | {
-        "cosine": geometry.cosine, "logps_chosen": logps[0], "logps_rejected": logps[1], "chosen_length": lengths[0],
-        "rejected_length": lengths[1], "coefficient_chosen": -chosen, "coefficient_rejected": rejected,
-        "change_chosen": predicted.chosen_change, "change_rejected": predicted.rejected_change,
+        "cosine": geometry.cosine, "logps_chosen": logps[0], "logps_rejected": logps[1], "length_chosen": lengths[0],
+        "length_rejected": lengths[1], "incentive_chosen": -chosen, "incentive_rejected": rejected,
+        "change_chosen": predicted.change_chosen, "change_rejected": predicted.change_rejected,
     }  # fmt: skip
     known = (geometry.is_finite).tolist()
     values = {name: value.tolist() for name, value in columns.items()}

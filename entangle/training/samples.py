@@ -1,6 +1,6 @@
-"""What a training run reads: pairs to train on, pairs held back, and their form for TRL.
+"""What a training run reads: pairs to train on, pairs held out, and their form for TRL.
 
-Which pairs are held back, and which belong to a share, depends on the texts alone: neither on a seed nor on the
+Which pairs are held out, and which belong to a share, depends on the texts alone: neither on a seed nor on the
 order of the data. So runs with other seeds, losses or shares are judged on the same pairs.
 """
 
@@ -21,14 +21,14 @@ from entangle.errors import DataError
 Sample = TypeVar("Sample")
 
 
-def hold_back(
+def hold_out(
     pairs: Sequence[PreferencePair], share: float, limit: int | None
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """(pairs to train on, held-back pairs); no prompt is on both sides.
+    """(pairs to train on, held-out pairs); no prompt is on both sides.
 
     Args:
         pairs: all pairs.
-        share: at most this share of the pairs is held back.
+        share: at most this share of the pairs is held out.
         limit: and at most this many.
     """
     count = math.floor(share * len(pairs))

@@ -61,7 +61,7 @@ class PreferenceTrainer(DPOTrainer):
     as means over pairs:
 
     - `entangle/logps_per_token/chosen`, `.../rejected`: nats per scored token;
-    - `entangle/coefficient_chosen`, `entangle/coefficient_rejected`: incentives d_w and d_l (`incentives`);
+    - `entangle/incentive_chosen`, `entangle/incentive_rejected`: incentives d_w and d_l (`incentives`);
     - `entangle/still_training`: the share of pairs that still train (`is_still_training`).
 
     Args:
@@ -223,7 +223,7 @@ def reads_collisions(loss: PreferenceLoss) -> bool:
         return False
     ones = torch.ones(2, 2)
     tokens = TokenLogps(**_by_side(dict.fromkeys(("", "_mask", "ref_"), ones.repeat(2, 1))))
-    collisions = {"chosen_log_collision": ones, "rejected_log_collision": ones}
+    collisions = {"log_collision_chosen": ones, "log_collision_rejected": ones}
     for given in ({}, collisions):
         try:
             loss.per_pair(replace(tokens, **given).pairs())
@@ -243,7 +243,7 @@ def _columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_side(columns: Mapping[str, Tensor | None]) -> dict[str, Any]:
-    """Batch columns `(2B, ...)` by affix as two fields each: "_mask" -> chosen_mask, "ref_" -> ref_chosen."""
+    """Batch columns `(2B, ...)` by affix as two fields each: "_mask" -> mask_chosen, "ref_" -> ref_chosen."""
     sides: dict[str, Any] = {}
     for affix, column in columns.items():
         if column is not None:

@@ -3,8 +3,8 @@
     python experiments/compare/split.py
 
 So that a grid of runs fits a CPU, a post is cut after `POST_WORDS` words; titles and responses are whole. Of the 450
-pairs 64 are held back, by their posts' hashes. Written to runs/tldr: train.jsonl, test.jsonl, and posts.jsonl, the
-held-back posts with the author's own TL;DR (one of the two responses of every pair is the author's). None of these
+pairs 64 are held out, by their posts' hashes. Written to runs/tldr: train.jsonl, test.jsonl, and posts.jsonl, the
+held-out posts with the author's own TL;DR (one of the two responses of every pair is the author's). None of these
 posts had a part in training the embedded policy without its adapter.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from entangle.data import PreferencePair, load_pairs
-from entangle.training.samples import hold_back
+from entangle.training.samples import hold_out
 
 SOURCE = Path("../shared/data/tldr")
 FOLDER = Path("runs/tldr")
@@ -37,12 +37,12 @@ def main() -> None:
         for line in (SOURCE / "tldr_pairs_meta.jsonl").read_text().splitlines()
     ]
     pairs = [shortened(pair) for pair in load_pairs(SOURCE / "tldr_pairs.jsonl")]
-    train, held = hold_back(pairs, share=0.5, limit=HELD)
+    train, held = hold_out(pairs, share=0.5, limit=HELD)
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", train), ("test", held)):
         write(name, [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in part])
     write("posts", [{"prompt": p.prompt, "completion": getattr(p, authors[p.index])} for p in held])
-    print(f"{len(train)} pairs to train on, {len(held)} held back")
+    print(f"{len(train)} pairs to train on, {len(held)} held out")
 
 
 def write(name: str, rows: list[dict]) -> None:

@@ -2,7 +2,7 @@
 
     python experiments/doctor/count.py
 
-Prints a table per seed: thresholds were settled on seed 0, seed 1 was held back.
+Prints a table per seed: thresholds were settled on seed 0, seed 1 was held out.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def dead(truth: Truth, first: bool = False) -> float:
 
 def fell(truth: Truth) -> bool:
     """Both log-probs fell by more than a nat on average, the chosen by more than a tenth of the margin's growth."""
-    chosen, rejected = truth["chosen_change"], truth["rejected_change"]
+    chosen, rejected = truth["change_chosen"], truth["change_rejected"]
     return chosen < -1 and rejected < -1 and -chosen > 0.1 * (chosen - rejected)
 
 
 def rose(truth: Truth) -> bool:
     """Both log-probs rose by more than a nat on average, the rejected by more than a tenth of the chosen's rise."""
-    chosen, rejected = truth["chosen_change"], truth["rejected_change"]
+    chosen, rejected = truth["change_chosen"], truth["change_rejected"]
     return chosen > 1 and rejected > 1 and rejected > 0.1 * chosen
 
 
 CASES: dict[str, tuple[bool, Callable[[Truth], bool]]] = {
     "coupled_fall": (False, fell),
     "coupled_rise": (False, rose),
-    "chosen_collapse": (False, lambda t: t["chosen_change"] < 0.25 * t["chosen_before"]),
-    "no_margin": (False, lambda t: t["chosen_change"] - t["rejected_change"] < 0.1),
+    "chosen_collapse": (False, lambda t: t["change_chosen"] < 0.25 * t["chosen_before"]),
+    "no_margin": (False, lambda t: t["change_chosen"] - t["change_rejected"] < 0.1),
     "dead_groups": (True, lambda t: t["trainer"] == "grpo" and dead(t) > 0.5),
     "ties_broken": (True, lambda t: t["trainer"] == "rloo" and dead(t, first=True) > 0.05),
 }

@@ -88,7 +88,7 @@ SETTINGS: dict[str, Run] = {
 }
 SEEDS = (0, 1)
 LATER = ("rpo-rise", "kto", "hinge-distinct", "dpo-strong", "cpo-sft", "grpo-short")
-"""Settings that were added once the thresholds had been settled: made with seed 1 alone, the held-back one."""
+"""Settings that were added once the thresholds had been settled: made with seed 1 alone, the held-out one."""
 
 
 def brevity(completions: Sequence[str], **_: Any) -> list[float]:
@@ -203,7 +203,7 @@ def moved(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
     change = after - before
     fell = (change < 0).all(0).double().mean()
     return {
-        "chosen_change": float(change[0].mean()), "rejected_change": float(change[1].mean()),
+        "change_chosen": float(change[0].mean()), "change_rejected": float(change[1].mean()),
         "chosen_before": float(before[0].mean()), "rejected_before": float(before[1].mean()),
         "share_both_fell": float(fell),
     }  # fmt: skip

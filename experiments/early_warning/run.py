@@ -30,15 +30,15 @@ CONSOLE = Console(stderr=True)
 
 WARNINGS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "cosine": lambda rows: rows["cosine"],
-    "c / A": lambda rows: rows["inner"] / rows["chosen_sq"],
+    "c / A": lambda rows: rows["inner"] / rows["sq_chosen"],
     "band slack (low)": lambda rows: -rows["slack"],
     "predicted change of the chosen (low)": lambda rows: -rows["change_chosen"],
     "CHES": lambda rows: rows["ches"],
     "CHES, length-normalised": lambda rows: rows["ches_norm"],
     "edit distance (low)": lambda rows: -rows["edit_distance"],
-    "length difference": lambda rows: (rows["chosen_length"] - rows["rejected_length"]).abs(),
-    "chosen longer than rejected": lambda rows: rows["chosen_length"] - rows["rejected_length"],
-    "chosen log-prob per token (high)": lambda rows: rows["logps_chosen"] / rows["chosen_length"],
+    "length difference": lambda rows: (rows["length_chosen"] - rows["length_rejected"]).abs(),
+    "chosen longer than rejected": lambda rows: rows["length_chosen"] - rows["length_rejected"],
+    "chosen log-prob per token (high)": lambda rows: rows["logps_chosen"] / rows["length_chosen"],
 }
 """Numbers of a pair by name, each so that a high value warns."""
 
@@ -50,8 +50,8 @@ def trained(seed: int) -> tuple[Path, pd.Series]:
         "--eval_dataset_name", str(DATA), "--seed", str(seed), "--output_dir", f"runs/early_warning/seed{seed}",
     ]  # fmt: skip
     result = run_train(parse(TrainConfig, flags, prog="early_warning")[0], CONSOLE)
-    assert result.held_back is not None
-    rows = result.held_back.set_index("index")
+    assert result.held_out is not None
+    rows = result.held_out.set_index("index")
     return result.run.path, rows["logps_chosen_end"] < rows["logps_chosen"]
 
 

@@ -110,7 +110,7 @@ models, so nats per byte is what compares; after ± its standard error over rows
 
 {_table(header, rows)}
 `stories260k` is Andrej Karpathy's `stories260K` (trained on TinyStories, 260,032 parameters, MIT licence), a
-much smaller model of other text, run with its prompts cut to their last 350 tokens. The held-back summaries
+much smaller model of other text, run with its prompts cut to their last 350 tokens. The held-out summaries
 chose the checkpoint, so their figure for this policy is slightly flattering; the pairs' posts and texts had
 no part in training the policy.
 """
@@ -122,26 +122,26 @@ def _curves(curves: Curves) -> str:
             f"{point['step']}",
             f"{point['epoch']:.1f}",
             f"{point['train']:.3f}",
-            f"{point['held_back']:.3f}",
-            f"{point['held_back_summaries']:.3f}",
+            f"{point['held_out']:.3f}",
+            f"{point['held_out_summaries']:.3f}",
         ]
         for point in curves["language"]
     ]
     summarise = [
-        [f"{point['step']}", f"{point['epoch']:.1f}", f"{point['train']:.3f}", f"{point['held_back']:.3f}"]
+        [f"{point['step']}", f"{point['epoch']:.1f}", f"{point['train']:.3f}", f"{point['held_out']:.3f}"]
         for point in curves["summarise"]
     ]
-    before = curves["language"][-1]["held_back_summaries"]
-    after = min(point["held_back"] for point in curves["summarise"])
+    before = curves["language"][-1]["held_out_summaries"]
+    after = min(point["held_out"] for point in curves["summarise"])
     kept = "that line is kept" if after < before else "it did not help, and the end of stage 1 is kept"
-    first = _table(["step", "epoch", "train", "held-back posts", "held-back summaries"], language)
-    second = _table(["step", "epoch", "train", "held-back summaries"], summarise)
+    first = _table(["step", "epoch", "train", "held-out posts", "held-out summaries"], language)
+    second = _table(["step", "epoch", "train", "held-out summaries"], summarise)
     return f"""## Loss curve
 
 ![loss by epoch](loss.svg)
 
 Nats per token; the training loss is the mean since the line above, a summary's loss counts its end of text.
-Either stage keeps its best point, its start included, by the first held-back column.
+Either stage keeps its best point, its start included, by the first held-out column.
 
 Stage 1, language modelling:
 
@@ -149,7 +149,7 @@ Stage 1, language modelling:
 Stage 2, summaries (the training loss counts the prompt with a small weight):
 
 {second}
-Held-back summaries, nats per token with the end of text: {before:.3f} at the end of stage 1, {after:.3f} at
+Held-out summaries, nats per token with the end of text: {before:.3f} at the end of stage 1, {after:.3f} at
 the best line of stage 2: {kept}.
 """
 
@@ -175,7 +175,7 @@ def _hyper_parameters(record: dict[str, Any]) -> str:
     held_posts, held_summaries = settings["posts_held_back"], settings["summaries_held_back"]
     return f"""## Training
 
-Seed {settings["seed"]}. {posts} posts, {held_posts} of them held back; {summaries} posts with summaries, \
+Seed {settings["seed"]}. {posts} posts, {held_posts} of them held out; {summaries} posts with summaries, \
 {held_summaries} of them held
 back; both drawn by the seed. Stage 1 reads the training posts and the training summaries behind their posts,
 one document per row; stage 2 the latter alone. AdamW (0.9, 0.95), linear warm-up, half a cosine down to 5%,
@@ -213,11 +213,11 @@ def write_card(record: dict[str, Any], path: Path) -> None:
 def draw_curve(curves: Curves, path: Path) -> None:
     """Draws the losses of both stages, in nats per token over epochs, as an SVG."""
     panels = {
-        "language": ("Stage 1: language modelling", {"held_back": "held-back posts"}),
-        "summarise": ("Stage 2: summaries", {"held_back": "held-back summaries"}),
+        "language": ("Stage 1: language modelling", {"held_out": "held-out posts"}),
+        "summarise": ("Stage 2: summaries", {"held_out": "held-out summaries"}),
     }
-    panels["language"][1]["held_back_summaries"] = "held-back summaries"
-    colours = {"training": "#777777", "held-back posts": "#0a6ebd", "held-back summaries": "#c0561a"}
+    panels["language"][1]["held_out_summaries"] = "held-out summaries"
+    colours = {"training": "#777777", "held-out posts": "#0a6ebd", "held-out summaries": "#c0561a"}
     with matplotlib.rc_context({"svg.hashsalt": "entangle", "svg.fonttype": "none", "font.size": 10}):
         figure, axes = plot.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
         for axis, (stage, (title, lines)) in zip(axes, panels.items(), strict=True):

@@ -60,7 +60,7 @@ class Stage:
     """Optimisation settings of one training stage.
 
     `tokens_per_batch` bounds a batch's padded size, `prompt_weight` is the loss weight of a prompt token
-    (a completion token weighs 1) and `evaluations_per_epoch` says how often the held-back loss is measured.
+    (a completion token weighs 1) and `evaluations_per_epoch` says how often the held-out loss is measured.
     """
 
     epochs: int
@@ -147,10 +147,10 @@ def read_rows(path: Path, limit: int | None = None) -> list[Row]:
         return [json.loads(line) for line in lines][:limit]
 
 
-def split(rows: Sequence[Row], held_back: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training rows and `held_back` held-back rows, drawn by `seed`."""
+def split(rows: Sequence[Row], held_out: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Training rows and `held_out` held-out rows, drawn by `seed`."""
     order = random.Random(seed).sample(range(len(rows)), len(rows))
-    held, train = order[:held_back], order[held_back:]
+    held, train = order[:held_out], order[held_out:]
     return [rows[index] for index in sorted(train)], [rows[index] for index in sorted(held)]
 
 
@@ -288,7 +288,7 @@ def token_losses(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_back_loss(model: LlamaForCausalLM, documents: Sequence[Document]) -> float:
+def held_out_loss(model: LlamaForCausalLM, documents: Sequence[Document]) -> float:
     """Mean cross entropy in nats per token, weighted as the documents say, in float32."""
     total = weight = 0.0
     for batch in batches(documents, 2816, model.config.max_position_embeddings, random.Random(0)):
@@ -353,9 +353,9 @@ def train_stage(
     seed: int,
     measure: Callable[[], dict[str, float]],
 ) -> list[dict[str, float]]:
-    """Trains `model` in place, leaves it at its best `held_back` measure, its start included; the loss curve.
+    """Trains `model` in place, leaves it at its best `held_out` measure, its start included; the loss curve.
 
-    `measure` returns held-back losses in nats per token, the one to choose by under the key `held_back`.
+    `measure` returns held-out losses in nats per token, the one to choose by under the key `held_out`.
     """
     plan = list(epochs_of(documents, stage, model.config.max_position_embeddings, seed))
     optimiser = optimiser_for(model, stage)
@@ -365,7 +365,7 @@ def train_stage(
     due = {round(len(plan) * index / evaluations) for index in range(1, evaluations + 1)}
     curve: list[dict[str, float]] = []
     recent: list[float] = []
-    best, best_state = measure()["held_back"], copied_weights(model)
+    best, best_state = measure()["held_out"], copied_weights(model)
     for step, (epochs_done, batch) in enumerate(plan, start=1):
         recent.append(training_step(model, optimiser, batch))
         schedule.step()
@@ -380,8 +380,8 @@ def train_stage(
         curve.append(point)
         recent.clear()
         print(json.dumps(point), flush=True)
-        if point["held_back"] < best:
-            best, best_state = point["held_back"], copied_weights(model)
+        if point["held_out"] < best:
+            best, best_state = point["held_out"], copied_weights(model)
     model.load_state_dict(best_state)
     return curve
 
@@ -443,7 +443,7 @@ def compare(
         model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).eval()
         scorers[other.name] = (model, AutoTokenizer.from_pretrained(other), 350)
     texts = {
-        "held-back summaries": (data.summaries_held, "completion"),
+        "held-out summaries": (data.summaries_held, "completion"),
         "chosen texts of untouched pairs": (data.pairs_untouched, "chosen"),
     }
     return {
@@ -462,11 +462,11 @@ def train_policy(
     model = new_policy(tokenizer, settings)
 
     def measure_language() -> dict[str, float]:
-        losses = held_back_loss(model, held_posts), held_back_loss(model, held_summaries)
-        return {"held_back": losses[0], "held_back_summaries": losses[1]}
+        losses = held_out_loss(model, held_posts), held_out_loss(model, held_summaries)
+        return {"held_out": losses[0], "held_out_summaries": losses[1]}
 
     def measure_summaries() -> dict[str, float]:
-        return {"held_back": held_back_loss(model, held_summaries)}
+        return {"held_out": held_out_loss(model, held_summaries)}
 
     started = time.monotonic()
     documents = [post_document(row, tokenizer, limit) for row in data.posts_train]

@@ -69,7 +69,7 @@ def compare(
     scored = is_scored(expected)
     rows, expected = rows[scored], expected[scored]
     cosine = (rows["cosine"] - expected["cosine"]).abs()
-    square = (rows["chosen_sq"] / expected["chosen_sq"] - 1).abs()
+    square = (rows["sq_chosen"] / expected["sq_chosen"] - 1).abs()
     believed = predict_losses(found.pairs, build_losses(config.losses), resolution=1e-12, batch_size=8)
     verdicts = truth.predictions.merge(found.predictions, on=["index", "loss"], suffixes=("_true", "_found"))
     verdicts = verdicts.merge(believed, on=["index", "loss"])

@@ -21,10 +21,10 @@ LOSSES = ("dpo", "simpo", "dpop", "cpo")
 def features(pairs: pd.DataFrame) -> pd.DataFrame:
     """What is known of a pair beside its regime, by dataset index."""
     known = derived(pairs)
-    known["chosen_length"], known["rejected_length"] = pairs["chosen_length"], pairs["rejected_length"]
+    known["length_chosen"], known["length_rejected"] = pairs["length_chosen"], pairs["length_rejected"]
     known["prompt_length"] = pairs["prompt_length"]
-    known["chosen_mean_logp"] = pairs["logps_chosen"] / pairs["chosen_length"]
-    known["rejected_mean_logp"] = pairs["logps_rejected"] / pairs["rejected_length"]
+    known["chosen_mean_logp"] = pairs["logps_chosen"] / pairs["length_chosen"]
+    known["rejected_mean_logp"] = pairs["logps_rejected"] / pairs["length_rejected"]
     known["mean_logp_gap"] = known["chosen_mean_logp"] - known["rejected_mean_logp"]
     return known.set_index(pairs["index"])
 

@@ -44,7 +44,7 @@ TRAINING = GRPOConfig(
 
 
 @cache
-def grader() -> RougeL:
+def reward_function() -> RougeL:
     """ROUGE-L against the column chosen."""
     return RougeL()
 
@@ -54,7 +54,7 @@ def is_close(
 ) -> list[float | None]:
     """1 for every answer whose ROUGE-L against its prompt's chosen summary is at least `LEAST`, else 0."""
     return [
-        float(grader()(AnswerSet(prompt, (text,), {"chosen": reference}))[0] >= LEAST)
+        float(reward_function()(AnswerSet(prompt, (text,), {"chosen": reference}))[0] >= LEAST)
         for prompt, text, reference in zip(prompts, completions, chosen, strict=True)
     ]
 

@@ -1,10 +1,10 @@
-"""Whose gradients move a held-back pair? The pull on other pairs' chosen responses against the push on rejected ones.
+"""Whose gradients move a held-out pair? The pull on other pairs' chosen responses against the push on rejected ones.
 
     python experiments/compare/split.py
     python experiments/sides/run.py
 
 DPO and others as in experiments/compare/tldr.yaml: a fresh LoRA on the embedded policy, 30 AdamW steps of 4 pairs. A
-held-back pair is in no batch, so neither its own score nor its partner's moves it: all of its change comes from other
+held-out pair is in no batch, so neither its own score nor its partner's moves it: all of its change comes from other
 pairs. The gradient of a step is the sum of its part through the chosen rows and its part through the rejected rows,
 AdamW's momentum is such a sum of earlier gradients, and so, under the preconditioner P of the very step,
 
@@ -12,7 +12,7 @@ AdamW's momentum is such a sum of earlier gradients, and so, under the precondit
 
 The condition of a pair (arXiv 2410.13828) holds of a set too, with mean scores in the place of scores: one SGD step
 of DPO on a whole set lowers its mean chosen log-prob iff <mean S_w, mean S_l> > |mean S_w|^2. Both sides are estimated
-without bias from different held-back pairs (i != j), at steps 0, 10, 20 and 30.
+without bias from different held-out pairs (i != j), at steps 0, 10, 20 and 30.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ def scored(policy: Policy, engine: Engine, pairs: list[TokenizedPair]) -> tuple[
     chosen, rejected = row_logps(policy.model, batch).chunk(2)
     reference = policy.reference.logps(batch, pairs)
     assert reference is not None
-    (chosen_length, rejected_length), (ref_chosen, ref_rejected) = (
+    (length_chosen, length_rejected), (ref_chosen, ref_rejected) = (
         batch.lengths.double().chunk(2),
         reference.chunk(2),
     )
     return engine.scores(batch), PairLogps(
-        chosen, rejected, chosen_length, rejected_length, ref_chosen, ref_rejected
+        chosen, rejected, length_chosen, length_rejected, ref_chosen, ref_rejected
     )
 
 
 def sides(loss: PreferenceLoss, scores: Vectors, logps: PairLogps) -> tuple[Vectors, Vectors]:
     """The gradient of the batch's mean loss, through its chosen rows and through its rejected ones."""
-    push = loss.coefficients(logps)
+    push = loss.incentives(logps)
     n = len(logps.chosen)
     chosen = {name: -(push.chosen.to(rows) @ rows[:n]) / n for name, rows in scores.items()}
     rejected = {name: (push.rejected.to(rows) @ rows[n:]) / n for name, rows in scores.items()}

@@ -4,7 +4,7 @@
 
 The setting of arXiv 2410.13828's sentiment study on sentences of our own: a review, and the right and the wrong word
 for its sentiment as chosen and rejected response. `none` ends after the word, `short` and `long` go on with one text
-in both responses. (An end-of-text token, the same in both, follows everywhere.) 96 pairs to train on, 48 held back,
+in both responses. (An end-of-text token, the same in both, follows everywhere.) 96 pairs to train on, 48 held out,
 about other subjects; written to runs/suffix/<suffix>/{train,test}.jsonl.
 """
 

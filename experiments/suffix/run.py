@@ -4,7 +4,7 @@
     python experiments/suffix/run.py
 
 Runs `entangle compare` with suffix.yaml on the pairs of each suffix, draws cosine and log-probs over training, and the
-token heat map of one held-back pair under the policy that DPO started from.
+token heat map of one held-out pair under the policy that DPO started from.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def figure(bands: pd.DataFrame) -> None:
 
 
 def heat_map(suffix: str, result: CompareResult) -> None:
-    """The first held-back pair's tokens under the fine-tuned policy that DPO starts from (first seed)."""
+    """The first held-out pair's tokens under the fine-tuned policy that DPO starts from (first seed)."""
     start = cells_of(options(suffix))[0].run.path / "sft" / "merged"
     probe = ProbeConfig(
         model_name_or_path=str(start), use_peft=True, seed=0, dataset_name=str(FOLDER / suffix / "test.jsonl"),

@@ -103,7 +103,7 @@ def main() -> None:
                 "loss": loss.label, "seed": seed, "predicted_of_one_step": predicted,
                 "chosen_fell": share(int((chosen < 0).sum()), len(pairs)),
                 "rejected_rose": share(int((rejected > 0).sum()), len(pairs)),
-                "chosen_change": float(chosen.mean()), "rejected_change": float(rejected.mean()),
+                "change_chosen": float(chosen.mean()), "change_rejected": float(rejected.mean()),
             })  # fmt: skip
             print(json.dumps(runs[-1]), flush=True)
     recipe = {

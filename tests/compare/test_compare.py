@@ -70,11 +70,11 @@ def finished(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_numbers_are_those_of_the_runs(finished: CompareResult, inputs: dict[str, str]):
-    """The end of each run's curve against what training itself measured, another way, of the held-back pairs."""
+    """The end of each run's curve against what training itself measured, another way, of the held-out pairs."""
     cells = cells_of(config(inputs, output_dir=str(finished.run.path)))
     assert len(cells) == len(finished.runs) == 4
     for cell, (_, row) in zip(cells, finished.runs.iterrows(), strict=True):
-        held = cell.run.table("held_back.parquet")
+        held = cell.run.table("held_out.parquet")
         assert (row["variant"], row["seed"], row["pairs"]) == (cell.variant, cell.seed, len(held))
         for side in ("chosen", "rejected"):
             change = held[f"logps_{side}_end"] - held[f"logps_{side}"]
@@ -104,7 +104,7 @@ def test_numbers_are_those_of_the_runs(finished: CompareResult, inputs: dict[str
 def test_seeds_differ_in_order_only(finished: CompareResult, inputs: dict[str, str]):
     cells = cells_of(config(inputs, output_dir=str(finished.run.path)))
     starts = [cell.run.table("steps.parquet").query("step == 0") for cell in cells]
-    for start in starts[1:]:  # one initial policy (a fresh LoRA changes nothing), the same held-back pairs
+    for start in starts[1:]:  # one initial policy (a fresh LoRA changes nothing), the same held-out pairs
         assert start["index"].tolist() == starts[0]["index"].tolist()
         np.testing.assert_allclose(start["logps_chosen"], starts[0]["logps_chosen"], atol=1e-5)
 

@@ -21,7 +21,7 @@ from entangle.errors import ConfigError, RunError
 from entangle.figures import joint as joint_plots
 from entangle.figures import probe as plots
 from entangle.models import load_policy
-from entangle.rewards.functions import build_grader
+from entangle.rewards.functions import build_reward_function
 from entangle.rewards.rollouts import Prompt, Sampling, prompts_of, sample_answers
 from entangle.rewards.statistics import rloo_weights
 from entangle.scores import AutogradEngine, row_logps
@@ -92,12 +92,12 @@ def test_pairs_are_as_a_probe_sees_them(folder, finished, tmp_path):
     ours = finished.prompts[finished.prompts["pair_regime"].notna()].set_index("index")
     pairs = probe.pairs.set_index("index").loc[ours.index]
     predictions = probe.predictions.set_index("index").loc[ours.index]
-    for name in (*GEOMETRY_COLUMNS, "cosine", "chosen_length", "rejected_length"):
-        scale = pairs["chosen_sq"].mean() if name in GEOMETRY_COLUMNS else 1.0
+    for name in (*GEOMETRY_COLUMNS, "cosine", "length_chosen", "length_rejected"):
+        scale = pairs["sq_chosen"].mean() if name in GEOMETRY_COLUMNS else 1.0
         np.testing.assert_allclose(
             ours[f"pair_{name}"], pairs[name], rtol=1e-8, atol=1e-10 * scale, err_msg=name
         )
-    for name in ("coefficient_chosen", "coefficient_rejected"):
+    for name in ("incentive_chosen", "incentive_rejected"):
         np.testing.assert_allclose(ours[f"pair_{name}"], predictions[name], rtol=1e-8)
     assert ours["pair_regime"].tolist() == predictions["regime"].tolist()
     assert len(set(ours["pair_regime"])) > 1
@@ -177,7 +177,11 @@ def test_a_response_without_a_token_leaves_its_prompt_unmeasured(folder, tmp_pat
     engine = AutogradEngine(policy.model, policy.parameters)
     for changes in ({"empty": True, "chosen_ids": []}, {"dropped": True}):
         work = Work(
-            config, policy, engine, build_grader("length"), pairs={0: dataclasses.replace(pair, **changes)}
+            config,
+            policy,
+            engine,
+            build_reward_function("length"),
+            pairs={0: dataclasses.replace(pair, **changes)},
         )
         prompt = Prompt(0, PAIRS[0]["prompt"])
         row = work.row(prompt, work.rollouts([prompt])[0])

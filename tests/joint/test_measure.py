@@ -27,7 +27,7 @@ from entangle.commands.joint.table import angles, joint_table, pooled_cosine, su
 from entangle.commands.rft import FLAGS
 from entangle.rewards.signals import Setting, Thresholds
 from entangle.rewards.statistics import Support, rloo_weights
-from losses import CPO, DPO, DPOP, Coefficients, PairLogps, build
+from losses import CPO, DPO, DPOP, Incentives, PairLogps, build
 from tests.rft.test_reward_gradients import a_policy, samples
 
 BINARY = Setting(Support(0.0, 1.0, is_binary=True), group_size=3)
@@ -79,8 +79,8 @@ def test_columns_of_a_pair_are_those_of_its_scores():
     assert found["effect"] == pytest.approx(found["signal"] * min(cosines))
     geometry = PairGeometry.from_scores(torch.from_numpy(g_w)[None], torch.from_numpy(g_l)[None])
     assert found["cosine"] == pytest.approx(float(geometry.cosine))
-    coefficients = Coefficients(torch.tensor([d]), torch.tensor([d]))
-    assert found["regime"] == predict(geometry, coefficients).regimes[0]
+    incentives = Incentives(torch.tensor([d]), torch.tensor([d]))
+    assert found["regime"] == predict(geometry, incentives).regimes[0]
 
 
 @pytest.mark.parametrize("loss", [DPO(), CPO(), build("ipo")], ids=lambda loss: loss.name)
@@ -88,7 +88,7 @@ def test_effect_is_positive_iff_both_go_the_right_way(loss):
     """60 random pairs, half of them entangled; under every loss whose incentives are positive."""
     rows = pd.DataFrame([a_row(i, seed=4, entangled=i % 2 == 0)[0] for i in range(60)])
     found = pair_columns(pair_frame(rows), loss, 1e-10)
-    pushed = found[(found["coefficient_chosen"] > 0) & (found["coefficient_rejected"] > 0)]
+    pushed = found[(found["incentive_chosen"] > 0) & (found["incentive_rejected"] > 0)]
     is_ideal = (pushed["change_chosen"] > 0) & (pushed["change_rejected"] < 0)
     assert ((pushed["effect"] > 0) == is_ideal).all() and 0 < is_ideal.sum() < len(pushed)
     assert pushed["effect"].abs().max() <= 1
@@ -119,7 +119,7 @@ def test_rounding_between_policy_and_reference_decides_no_kink():
     assert frame["ref_logps_chosen"].item() == row["pair_logps"][0]
     found = pair_columns(frame, DPOP(), 1e-6)
     assert found["signal"].item() == 1.0
-    assert found["coefficient_chosen"].item() == found["coefficient_rejected"].item()
+    assert found["incentive_chosen"].item() == found["incentive_rejected"].item()
     np.testing.assert_array_equal(snapped(np.array([-5.0]), np.array([-5.1])), [-5.0])
 
 
@@ -277,7 +277,7 @@ def test_angle_of_steps_that_are_known():
 
 def test_products_survive_pairs_without_a_step():
     table = pd.DataFrame({
-        "pair_coefficient_chosen": [0.0], "pair_coefficient_rejected": [0.0], "reward_change_chosen": [1.0],
+        "pair_incentive_chosen": [0.0], "pair_incentive_rejected": [0.0], "reward_change_chosen": [1.0],
         "reward_change_rejected": [1.0], "pair_grad_norm": [0.0], "rloo_sample_norm": [1.0],
     })  # fmt: skip
     assert reward_products(table)["pair_reward_cosine"].isna().all()

@@ -76,14 +76,14 @@ def token_batch(
     return TokenLogps(
         chosen=chosen[0],
         rejected=rejected[0],
-        chosen_mask=masks[0],
-        rejected_mask=masks[1],
+        mask_chosen=masks[0],
+        mask_rejected=masks[1],
         ref_chosen=chosen[1],
         ref_rejected=rejected[1],
-        chosen_log_collision=chosen[2],
-        rejected_log_collision=rejected[2],
-        chosen_kl=chosen[3],
-        rejected_kl=rejected[3],
+        log_collision_chosen=chosen[2],
+        log_collision_rejected=rejected[2],
+        kl_chosen=chosen[3],
+        kl_rejected=rejected[3],
     ).pairs(score_gap=torch.rand(pairs, generator=generator, dtype=torch.float64).to(dtype))
 
 
@@ -94,14 +94,14 @@ def reference_point() -> PairLogps:
     return TokenLogps(
         chosen=tokens.chosen,
         rejected=tokens.rejected,
-        chosen_mask=tokens.chosen_mask,
-        rejected_mask=tokens.rejected_mask,
+        mask_chosen=tokens.mask_chosen,
+        mask_rejected=tokens.mask_rejected,
         ref_chosen=tokens.chosen,
         ref_rejected=tokens.rejected,
-        chosen_log_collision=tokens.chosen_log_collision,
-        rejected_log_collision=tokens.rejected_log_collision,
-        chosen_kl=torch.zeros_like(tokens.chosen),
-        rejected_kl=torch.zeros_like(tokens.rejected),
+        log_collision_chosen=tokens.log_collision_chosen,
+        log_collision_rejected=tokens.log_collision_rejected,
+        kl_chosen=torch.zeros_like(tokens.chosen),
+        kl_rejected=torch.zeros_like(tokens.rejected),
     ).pairs(score_gap=batch.score_gap)
 
 

@@ -82,15 +82,15 @@ def test_missing_tokens_are_an_error_iff_the_loss_needs_them(loss: PreferenceLos
     batch = _replaced(BATCH)
     if loss.needs_tokens:
         with pytest.raises(MissingTokens, match="TokenLogps"):
-            loss.coefficients(batch)
+            loss.incentives(batch)
     else:
         assert torch.equal(loss.per_pair(batch), loss.per_pair(BATCH))
 
 
 @pytest.mark.parametrize("loss", PAIR_LOSSES, ids=label)
 def test_lengths_matter_iff_the_loss_needs_them(loss: PreferenceLoss) -> None:
-    chosen_length, rejected_length = BATCH.chosen_length * 3, BATCH.rejected_length * 2
-    longer = _replaced(BATCH, chosen_length=chosen_length, rejected_length=rejected_length)
+    length_chosen, length_rejected = BATCH.length_chosen * 3, BATCH.length_rejected * 2
+    longer = _replaced(BATCH, length_chosen=length_chosen, length_rejected=length_rejected)
     assert torch.equal(loss.per_pair(longer), loss.per_pair(BATCH)) == (not loss.needs_lengths)
 
 
@@ -108,8 +108,8 @@ def test_a_pair_feels_the_others_iff_the_loss_is_batch_coupled(loss: PreferenceL
     for name, column in columns.items():
         column[-1] = getattr(other, name)[-1]
     swapped = TokenLogps(**columns).pairs(score_gap=BATCH.score_gap)
-    before = loss.coefficients(tokens.pairs(score_gap=BATCH.score_gap))
-    after = loss.coefficients(swapped)
+    before = loss.incentives(tokens.pairs(score_gap=BATCH.score_gap))
+    after = loss.incentives(swapped)
     is_same = all(
         torch.allclose(getattr(before, side)[:-1], getattr(after, side)[:-1], rtol=1e-12, atol=0)
         for side in ("chosen", "rejected")
@@ -126,7 +126,7 @@ def test_a_slice_of_the_batch_gives_a_slice_of_the_losses(loss: PreferenceLoss) 
 @pytest.mark.parametrize("loss", LOSSES, ids=label)
 def test_the_order_of_the_pairs_does_not_matter(loss: PreferenceLoss) -> None:
     order = torch.tensor([5, 2, 8, 0, 1, 7, 3, 6, 4])
-    shuffled, straight = loss.coefficients(BATCH[order]), loss.coefficients(BATCH)
+    shuffled, straight = loss.incentives(BATCH[order]), loss.incentives(BATCH)
     torch.testing.assert_close(shuffled.chosen, straight.chosen[order], rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(shuffled.rejected, straight.rejected[order], rtol=1e-12, atol=1e-15)
 
@@ -141,12 +141,12 @@ def test_padding_neither_matters_nor_gets_an_incentive(loss: PreferenceLoss) -> 
     tokens = BATCH.by_token
     columns = {f.name: widened(getattr(tokens, f.name)) for f in dataclasses.fields(TokenLogps)}
     wide = TokenLogps(**columns).pairs(score_gap=BATCH.score_gap)
-    found, expected = loss.coefficients(wide), loss.coefficients(BATCH)
+    found, expected = loss.incentives(wide), loss.incentives(BATCH)
     torch.testing.assert_close(found.chosen, widened(expected.chosen), rtol=1e-12, atol=1e-15)
-    assert (found.rejected[~columns["rejected_mask"].bool()] == 0).all()
+    assert (found.rejected[~columns["mask_rejected"].bool()] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["chosen_log_collision", "rejected_log_collision"])
+@pytest.mark.parametrize("name", ["log_collision_chosen", "log_collision_rejected"])
 def test_a_missing_statistic_is_named(name: str) -> None:
     tokens = dataclasses.replace(BATCH.by_token, **{name: None})
     with pytest.raises(MissingTokens, match=name):
@@ -173,18 +173,18 @@ def test_score_gaps_out_of_range_are_clamped() -> None:
 
 ONE_PAIR = BATCH[:1]
 EQUAL_LENGTHS = _replaced(
-    BATCH, chosen_length=torch.full_like(BATCH.chosen, 7), rejected_length=torch.full_like(BATCH.chosen, 7)
+    BATCH, length_chosen=torch.full_like(BATCH.chosen, 7), length_rejected=torch.full_like(BATCH.chosen, 7)
 )
 NO_REFERENCE = _replaced(
     BATCH, ref_chosen=torch.zeros_like(BATCH.chosen), ref_rejected=torch.zeros_like(BATCH.chosen)
 )
 SINGLE_TOKENS = dataclasses.replace(
-    NO_REFERENCE, chosen_length=torch.ones_like(BATCH.chosen), rejected_length=torch.ones_like(BATCH.chosen)
+    NO_REFERENCE, length_chosen=torch.ones_like(BATCH.chosen), length_rejected=torch.ones_like(BATCH.chosen)
 )
 SAME_DISTRIBUTION = dataclasses.replace(
     BATCH.by_token,
-    chosen_kl=torch.zeros_like(BATCH.by_token.chosen),
-    rejected_kl=torch.zeros_like(BATCH.by_token.rejected),
+    kl_chosen=torch.zeros_like(BATCH.by_token.chosen),
+    kl_rejected=torch.zeros_like(BATCH.by_token.rejected),
 ).pairs()
 
 AGREEMENTS = [
@@ -227,9 +227,9 @@ AGREEMENTS = [
 def test_losses_coincide(loss: PreferenceLoss, limit: PreferenceLoss, batch: PairLogps) -> None:
     """Limits taken at 1e-9 leave 1e-7; the others are exact."""
     torch.testing.assert_close(loss.per_pair(batch), limit.per_pair(batch), rtol=1e-6, atol=1e-7)
-    found, expected = loss.coefficients(batch), limit.coefficients(batch)
+    found, expected = loss.incentives(batch), limit.incentives(batch)
     if loss.needs_tokens and not limit.needs_tokens:  # the incentive of a sum stands on each token
-        mask = batch.by_token.chosen_mask
+        mask = batch.by_token.mask_chosen
         torch.testing.assert_close(found.chosen, expected.chosen[:, None] * mask, rtol=1e-6, atol=1e-12)
         return
     torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-6, atol=1e-12)
@@ -240,11 +240,11 @@ def test_tdpo1_pushes_down_the_divergence_that_tdpo2_leaves_alone() -> None:
     """The chosen KL carries gradient in TDPO1 and none in TDPO2; the rejected one in both."""
     tokens = BATCH.by_token
     for loss, has_chosen in ((TDPO1(), True), (TDPO2(), False)):
-        chosen_kl = tokens.statistic("chosen_kl").clone().requires_grad_()
-        rejected_kl = tokens.statistic("rejected_kl").clone().requires_grad_()
-        batch = dataclasses.replace(tokens, chosen_kl=chosen_kl, rejected_kl=rejected_kl).pairs()
+        kl_chosen = tokens.statistic("kl_chosen").clone().requires_grad_()
+        kl_rejected = tokens.statistic("kl_rejected").clone().requires_grad_()
+        batch = dataclasses.replace(tokens, kl_chosen=kl_chosen, kl_rejected=kl_rejected).pairs()
         grads = torch.autograd.grad(
-            loss.per_pair(batch).sum(), (chosen_kl, rejected_kl), allow_unused=True, materialize_grads=True
+            loss.per_pair(batch).sum(), (kl_chosen, kl_rejected), allow_unused=True, materialize_grads=True
         )
         assert bool(grads[0].abs().sum() > 0) == has_chosen
         assert grads[1].abs().sum() > 0
@@ -259,12 +259,12 @@ def test_one_verdict_for_every_beta_of_a_loss_with_ratio_one(name: str) -> None:
     scores = torch.randn(2, 9, 3, generator=generator, dtype=torch.float64)
     scale = torch.linspace(0.2, 6.0, 9, dtype=torch.float64)[:, None]
     geometry = PairGeometry.from_scores(scores[0] * scale, scores[1] + scores[0])
-    verdict = predict(geometry, DPO().coefficients(BATCH)).regime_codes
+    verdict = predict(geometry, DPO().incentives(BATCH)).regime_codes
     assert len(set(verdict.tolist())) == 3
     strength = "tau" if name == "ipo" else "beta"
     compared = 0
     for value in (0.01, 0.1, 0.5):
-        incentives = build({"name": name, strength: value}).coefficients(BATCH)
+        incentives = build({"name": name, strength: value}).incentives(BATCH)
         pushes = incentives.chosen > 0
         compared += int(pushes.sum())
         assert torch.equal(predict(geometry, incentives).regime_codes[pushes], verdict[pushes])
@@ -407,9 +407,9 @@ def test_sides_of_a_token_batch_may_differ_in_width_but_not_in_rows() -> None:
 
 def test_token_sums_are_the_pairs() -> None:
     tokens = BATCH.by_token
-    expected = [row[mask].sum() for row, mask in zip(tokens.chosen, tokens.chosen_mask, strict=True)]
+    expected = [row[mask].sum() for row, mask in zip(tokens.chosen, tokens.mask_chosen, strict=True)]
     torch.testing.assert_close(BATCH.chosen, torch.stack(expected))
-    assert BATCH.chosen_length.tolist() == tokens.chosen_mask.sum(1).tolist()
+    assert BATCH.length_chosen.tolist() == tokens.mask_chosen.sum(1).tolist()
 
 
 # --- as_function
@@ -419,11 +419,11 @@ def test_token_sums_are_the_pairs() -> None:
 def test_as_function_is_the_loss(loss: PreferenceLoss) -> None:
     batch = _replaced(BATCH, score_gap=None)
     columns = (batch.chosen, batch.rejected, batch.ref_chosen, batch.ref_rejected)
-    values, chosen, rejected = as_function(loss)(*columns, batch.chosen_length, batch.rejected_length)
+    values, chosen, rejected = as_function(loss)(*columns, batch.length_chosen, batch.length_rejected)
     assert torch.equal(values, loss.per_pair(batch))
     beta = loss.config.get("beta", 1.0)
-    torch.testing.assert_close(chosen, beta * batch.chosen_logratio)
-    torch.testing.assert_close(rejected, beta * batch.rejected_logratio)
+    torch.testing.assert_close(chosen, beta * batch.logratio_chosen)
+    torch.testing.assert_close(rejected, beta * batch.logratio_rejected)
 
 
 def test_as_function_keeps_the_graph_of_losses_and_detaches_rewards() -> None:
@@ -441,7 +441,7 @@ def test_as_function_without_reference_rewards_log_probs() -> None:
 def test_as_function_says_what_is_missing() -> None:
     with pytest.raises(MissingReference):
         as_function(DPO())(BATCH.chosen, BATCH.rejected)
-    with pytest.raises(ValueError, match="simpo reads chosen_lengths and rejected_lengths"):
+    with pytest.raises(ValueError, match="simpo reads lengths_chosen and lengths_rejected"):
         as_function(SimPO())(BATCH.chosen, BATCH.rejected)
     with pytest.raises(ValueError, match="ld_dpo weighs tokens"):
         as_function(LDDPO())

@@ -128,7 +128,7 @@ def _two_sides(tokens: TokenLogps, column: str) -> Tensor:
 
 def _inputs(tokens: TokenLogps) -> dict[str, Tensor]:
     """A collated batch of TRL: one prompt token (which isn't scored), then the completions."""
-    mask = _two_sides(tokens, "{}_mask").long()
+    mask = _two_sides(tokens, "mask_{}").long()
     completion = torch.nn.functional.pad(mask, (1, 0))
     return {
         "input_ids": torch.zeros_like(completion),
@@ -142,10 +142,10 @@ def _reference(batch: PairLogps, alpha: float | None) -> dict[str, Tensor]:
     if alpha is None:
         return {"ref_chosen_logps": batch.ref_chosen, "ref_rejected_logps": batch.ref_rejected}  # pyright: ignore
     tokens = batch.by_token
-    public = torch.minimum(batch.chosen_length, batch.rejected_length)[:, None]
+    public = torch.minimum(batch.length_chosen, batch.length_rejected)[:, None]
     sums = {}
     for side in ("chosen", "rejected"):
-        mask = getattr(tokens, f"{side}_mask").long()
+        mask = getattr(tokens, f"mask_{side}").long()
         weight = (mask.cumsum(1) <= public) + alpha * (mask.cumsum(1) > public)
         sums[f"ref_{side}_logps"] = (getattr(tokens, f"ref_{side}") * mask * weight).sum(1)
     return sums
@@ -159,10 +159,10 @@ def _compare(loss: PreferenceLoss, batch: PairLogps, theirs: Tensor, leaf: Tenso
     """The batch mean and its gradient per token, relative to the largest gradient."""
     torch.testing.assert_close(theirs.detach(), loss.per_pair(batch).mean(), rtol=1e-5, atol=1e-5)
     (gradient,) = torch.autograd.grad(theirs, leaf)
-    incentives, tokens = loss.coefficients(batch), batch.by_token
+    incentives, tokens = loss.incentives(batch), batch.by_token
     chosen, rejected = incentives.chosen, incentives.rejected
     if not loss.needs_tokens:
-        chosen, rejected = chosen[:, None] * tokens.chosen_mask, rejected[:, None] * tokens.rejected_mask
+        chosen, rejected = chosen[:, None] * tokens.mask_chosen, rejected[:, None] * tokens.mask_rejected
     expected = torch.cat([-chosen, rejected]) / len(chosen)
     scale = expected.abs().max().item()
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5 * scale)
@@ -184,7 +184,7 @@ def test_dpo_trainer(loss: PreferenceLoss, options: dict[str, Any]) -> None:
     )
     inputs = _inputs(batch.by_token) | _reference(batch, settings["ld_alpha"])
     scored = inputs["completion_mask"][:, 1:]
-    model = _Model(leaf * scored, _two_sides(batch.by_token, "{}_log_collision"))
+    model = _Model(leaf * scored, _two_sides(batch.by_token, "log_collision_{}"))
     theirs = trl.DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
     _compare(loss, batch, theirs, leaf)
 
@@ -223,8 +223,8 @@ def test_cpo_trainer(loss: PreferenceLoss, options: dict[str, Any], is_mean: boo
     cpo = pytest.importorskip("trl.experimental.cpo", reason="this TRL has no CPO trainer")
     batch = _batch()
     leaf = _two_sides(batch.by_token, "{}").requires_grad_()
-    sums = (leaf * _two_sides(batch.by_token, "{}_mask")).sum(1)
-    lengths = torch.cat([batch.chosen_length, batch.rejected_length])
+    sums = (leaf * _two_sides(batch.by_token, "mask_{}")).sum(1)
+    lengths = torch.cat([batch.length_chosen, batch.length_rejected])
     chosen, rejected = (sums / lengths if is_mean else sums).chunk(2)
     settings = {"alpha": 0.0, "label_smoothing": 0.0, "simpo_gamma": 0.5} | options
     trainer = SimpleNamespace(accelerator=_Accelerator(), **settings)
@@ -237,8 +237,8 @@ def test_orpo_trainer() -> None:
     orpo = pytest.importorskip("trl.experimental.orpo", reason="this TRL has no ORPO trainer")
     batch, loss = _batch(), ORPO(odds_weight=0.3)
     leaf = _two_sides(batch.by_token, "{}").requires_grad_()
-    sums = (leaf * _two_sides(batch.by_token, "{}_mask")).sum(1)
-    chosen, rejected = (sums / torch.cat([batch.chosen_length, batch.rejected_length])).chunk(2)
+    sums = (leaf * _two_sides(batch.by_token, "mask_{}")).sum(1)
+    chosen, rejected = (sums / torch.cat([batch.length_chosen, batch.length_rejected])).chunk(2)
     trainer = SimpleNamespace(accelerator=_Accelerator(), beta=0.3)
     odds, *_ = orpo.ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)
     _compare(loss, batch, (-chosen - odds).mean(), leaf)

@@ -232,7 +232,7 @@ def test_what_other_pairs_do_is_shown_where_it_was_measured(source):
         "rho": None, "chosen": part, "rejected": part, "regimes_alone": {"both_down": share(0, 40)},
         "regimes_epoch": {"both_down": share(10, 40)},
     }  # fmt: skip
-    block = {"chosen_sq": 1.0, "cosine": None, "alone": {"chosen_sq": 50.0}}
+    block = {"sq_chosen": 1.0, "cosine": None, "alone": {"sq_chosen": 50.0}}
     made = replace(source, across={
         "pairs": 40, "epoch_pairs": 40, "metric": "sgd", "set": block, "losses": {"dpo": row, HOSTILE: row},
     })  # fmt: skip
@@ -422,12 +422,12 @@ def test_results_show_themselves_in_a_notebook(run):
 
 
 def pair(
-    chosen_sq: float, rejected_sq: float, inner: float, regime: str, d_w: float = 1.0, d_l: float = 1.0
+    sq_chosen: float, sq_rejected: float, inner: float, regime: str, d_w: float = 1.0, d_l: float = 1.0
 ) -> dict:
     """A row of pairs with its prediction."""
     return {
-        "identical": False, "chosen_sq": chosen_sq, "rejected_sq": rejected_sq, "inner": inner, "regime": regime,
-        "loss": "dpo", "coefficient_chosen": d_w, "coefficient_rejected": d_l,
+        "identical": False, "sq_chosen": sq_chosen, "sq_rejected": sq_rejected, "inner": inner, "regime": regime,
+        "loss": "dpo", "incentive_chosen": d_w, "incentive_rejected": d_l,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from entangle.errors import ConfigError, RunError
 from entangle.figures import probe as plots
 from entangle.figures import rft as rft_plots
 from entangle.models import load_policy
-from entangle.rewards.functions import GraderError
+from entangle.rewards.functions import RewardError
 from entangle.rewards.rollouts import load_rollouts
 from entangle.rewards.signals import Setting, Thresholds, gram_of, measure, rank_correlation, summarise
 from entangle.rewards.statistics import Support, gradient_product
@@ -146,7 +146,7 @@ def test_answers_and_rewards_from_a_file(folder, tmp_path):
     gram = AutogradEngine(policy.model, policy.parameters).gram(batch).numpy()
     expected = gradient_product(gram, np.array([0.0, 1.0, 0.0, 2.0]))
     assert result.prompts.loc[0, "grad_sq"] == pytest.approx(expected, rel=1e-8)
-    with pytest.raises(GraderError, match="--reward_range"):
+    with pytest.raises(RewardError, match="--reward_range"):
         run_rft(
             options(
                 folder,

@@ -118,7 +118,7 @@ def test_score_of_a_is_zero_at_initialisation() -> None:
     modules = FactoredEngine(model, trainable(model)).pairs(random_batch(), modules=True).modules
     assert modules is not None
     for name, block in modules.items():
-        assert (block.chosen_sq == 0).all() == ("lora_A" in name)
+        assert (block.sq_chosen == 0).all() == ("lora_A" in name)
 
 
 @pytest.mark.parametrize("adapters_in_float32", [True, False])

@@ -40,7 +40,7 @@ def relative_error(fast: Tensor, oracle: Tensor) -> float:
 
 def pair_error(fast: PairScores, oracle: PairScores) -> float:
     """Worst error of a pair's block, in units of its larger squared norm."""
-    scale = torch.maximum(oracle.geometry.chosen_sq, oracle.geometry.rejected_sq)
+    scale = torch.maximum(oracle.geometry.sq_chosen, oracle.geometry.sq_rejected)
     blocks = [(fast.geometry, oracle.geometry)]
     if oracle.modules is not None and fast.modules is not None:
         assert fast.modules.keys() == oracle.modules.keys()

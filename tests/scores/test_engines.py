@@ -117,7 +117,7 @@ def test_metric(engine: Engine) -> None:
     four = {name: torch.full_like(p, 4.0) for name, p in engine.parameters.items()}
     plain = engine.pairs(batch).geometry
     scaled = engine.pairs(batch, metric=four).geometry
-    torch.testing.assert_close(scaled.chosen_gap, 4 * plain.chosen_gap, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scaled.gap_chosen, 4 * plain.gap_chosen, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(engine.gram(batch, metric=four), 4 * engine.gram(batch), rtol=1e-9, atol=1e-9)
     metric = {name: torch.rand_like(p) + 0.1 for name, p in engine.parameters.items()}
     oracle = AutogradEngine(engine.model, engine.parameters)
@@ -142,7 +142,7 @@ def test_neighbours_padding_and_order_change_nothing(engine: Engine) -> None:
         geometry = engine.pairs(other).geometry
         for column in GEOMETRY_COLUMNS:
             expected = getattr(whole, column)[rows]
-            error = (getattr(geometry, column) - expected).abs() / whole.chosen_sq[rows]
+            error = (getattr(geometry, column) - expected).abs() / whole.sq_chosen[rows]
             assert error.max() < 1e-12, (name, column)
 
 
@@ -224,8 +224,8 @@ def test_identical_responses_have_no_gap(engine: Engine) -> None:
     batch = random_batch()
     twice = select(batch, [0, 1, 0, 1], 2)
     geometry = engine.pairs(twice).geometry
-    assert (geometry.chosen_gap.abs() / geometry.chosen_sq).max() < 1e-14
-    assert (geometry.rejected_gap.abs() / geometry.chosen_sq).max() < 1e-14
+    assert (geometry.gap_chosen.abs() / geometry.sq_chosen).max() < 1e-14
+    assert (geometry.gap_rejected.abs() / geometry.sq_chosen).max() < 1e-14
 
 
 def test_gap_keeps_its_digits() -> None:
@@ -238,7 +238,7 @@ def test_gap_keeps_its_digits() -> None:
     fast = FactoredEngine(model, trainable(model)).pairs(near).geometry
     exact = exact.double()
     slow = AutogradEngine(exact, trainable(exact)).pairs(near).geometry
-    assert ((fast.chosen_gap - slow.chosen_gap).abs() / slow.chosen_sq).max() < 1e-7
+    assert ((fast.gap_chosen - slow.gap_chosen).abs() / slow.sq_chosen).max() < 1e-7
 
 
 def test_refusals() -> None:

@@ -143,7 +143,7 @@ def test_sums_by_both_modes_and_of_the_matrix_agree(case, monkeypatch):
     forward = token_products(model, parameters, batch)
     assert any("forward-mode" in note for note in forward.notes) and not twice.notes
     matrix, n = twice.matrix, len(twice.chosen.ids)
-    scale = float(matrix.sum().abs()) + float(twice.geometry.chosen_sq)
+    scale = float(matrix.sum().abs()) + float(twice.geometry.sq_chosen)
     by_matrix = {"chosen": (matrix[:n, :n], matrix[:n, n:]), "rejected": (matrix[n:, :n], matrix[n:, n:])}
     for side, (chosen, rejected) in by_matrix.items():
         for found in (twice, forward):
@@ -193,11 +193,11 @@ def test_sums_are_the_pairs_geometry(tails):
     batch = pair_of([5, 6, 7], *tails)
     found, expected = token_products(model, parameters, batch), AutogradEngine(model, parameters).pairs(batch)
     block = expected.geometry
-    scale = float((block.chosen_sq * block.rejected_sq).sqrt())
+    scale = float((block.sq_chosen * block.sq_rejected).sqrt())
     sums = {
-        "chosen_sq": found.chosen.along_chosen, "inner": found.chosen.along_rejected,
-        "rejected_sq": found.rejected.along_rejected, "chosen_gap": found.chosen.along_difference,
-        "rejected_gap": -found.rejected.along_difference,
+        "sq_chosen": found.chosen.along_chosen, "inner": found.chosen.along_rejected,
+        "sq_rejected": found.rejected.along_rejected, "gap_chosen": found.chosen.along_difference,
+        "gap_rejected": -found.rejected.along_difference,
     }  # fmt: skip
     for name, values in sums.items():
         assert float(values.sum()) == pytest.approx(getattr(block, name).item(), abs=1e-9 * scale), name

@@ -83,7 +83,7 @@ def test_the_comparison_tells_runs_apart(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DPOTrainer, Path]:
-    """A run with a probe set of held-back pairs."""
+    """A run with a probe set of held-out pairs."""
     folder = tmp_path_factory.mktemp("probed")
     torch.manual_seed(0)
     callback = EntanglementCallback(HELD_BACK, every=4, output_dir=folder / "rows")
@@ -101,7 +101,7 @@ def test_rows_are_those_of_the_model(probed: tuple[DPOTrainer, Path]) -> None:
     probe = callback._probe_set(done.args, done.model, done.processing_class)
     ((pairs, batch),) = probe.passes()
     oracle = AutogradEngine(done.model, probe.policy.parameters).pairs(batch)
-    scale = (oracle.geometry.chosen_sq * oracle.geometry.rejected_sq).sqrt()
+    scale = (oracle.geometry.sq_chosen * oracle.geometry.sq_rejected).sqrt()
     order = [pair.index - 100 for pair in pairs]
     for name in GEOMETRY_COLUMNS:
         found = torch.tensor(last[name].to_numpy())[order]
@@ -116,14 +116,14 @@ def test_rows_are_those_of_the_model(probed: tuple[DPOTrainer, Path]) -> None:
         assert torch.allclose(
             torch.tensor(last[f"ref_logps_{side}"].to_numpy())[order], reference.chunk(2)[k], atol=1e-4
         )
-        per_token = last[f"logps_{side}"] / last[f"{side}_length"]
+        per_token = last[f"logps_{side}"] / last[f"length_{side}"]
         assert last[f"logps_per_token_{side}"].tolist() == pytest.approx(per_token.tolist())
     lengths = batch.lengths.chunk(2)
     pairs = PairLogps(*logps.chunk(2), *lengths, *reference.chunk(2))
-    expected = predict(oracle.geometry, DPO().coefficients(pairs))
+    expected = predict(oracle.geometry, DPO().incentives(pairs))
     assert [last["regime"].tolist()[i] for i in order] == [str(regime) for regime in expected.regimes]
     assert torch.allclose(
-        torch.tensor(last["change_chosen"].to_numpy())[order], expected.chosen_change, rtol=1e-3
+        torch.tensor(last["change_chosen"].to_numpy())[order], expected.change_chosen, rtol=1e-3
     )
 
 

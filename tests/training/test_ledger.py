@@ -80,7 +80,7 @@ PAIRS = [
     TokenizedPair(2, [13, 4, 5, 6], [7, 2], [14, 15, 2]),
     TokenizedPair(3, [3, 9], [16, 2], [17, 18, 2]),
 ]
-"""The first three are trained on, the last is held back."""
+"""The first three are trained on, the last is held out."""
 
 
 class Accounted:
@@ -149,7 +149,7 @@ def test_every_part_is_what_it_says(optimiser: str, clip: float) -> None:
     for name, value in expected.items():
         assert torch.allclose(run.parts[name], value.view(2, -1).T, rtol=1e-9, atol=1e-12), name
     assert torch.allclose(sum(run.parts.values()), run.measured, rtol=0, atol=1e-12)  # pyright: ignore[reportArgumentType]
-    assert not run.parts["own"][3].any() and not run.parts["partner"][3].any()  # held back
+    assert not run.parts["own"][3].any() and not run.parts["partner"][3].any()  # held out
     assert run.parts["own"][0].abs().min() > 0 and run.parts["momentum"].abs().min() > 0
     assert set(run.parts) == set(PARTS)
 

@@ -55,7 +55,7 @@ def oracle(done: Any, batch: dict[str, Tensor]) -> PairGeometry:
 
 
 def errors(found: PairGeometry, expected: PairGeometry) -> Tensor:
-    scale = (expected.chosen_sq * expected.rejected_sq).sqrt()
+    scale = (expected.sq_chosen * expected.sq_rejected).sqrt()
     return torch.stack([(getattr(found, n) - getattr(expected, n)).abs() / scale for n in GEOMETRY_COLUMNS])
 
 
@@ -114,8 +114,8 @@ def test_a_row_without_push_is_unknown(tmp_path: Path) -> None:
     done, batch, seen = stepped(tmp_path, loss="sft")
     assert seen.is_known.tolist() == [True] * 4 + [False] * 4
     expected = oracle(done, batch)
-    assert torch.allclose(seen.geometry.chosen_sq, expected.chosen_sq, rtol=1e-4)
-    assert seen.geometry.rejected_sq.isnan().all() and seen.geometry.inner.isnan().all()
+    assert torch.allclose(seen.geometry.sq_chosen, expected.sq_chosen, rtol=1e-4)
+    assert seen.geometry.sq_rejected.isnan().all() and seen.geometry.inner.isnan().all()
 
 
 def test_a_loss_that_weighs_tokens_gives_no_push(tmp_path: Path) -> None:

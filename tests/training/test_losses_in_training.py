@@ -48,9 +48,9 @@ def independent(batch: dict[str, Tensor]) -> PairLogps:
     mask = batch["completion_mask"][:, 1:].bool()
     half = len(mask) // 2
     return TokenLogps(
-        chosen=policy[:half], rejected=policy[half:], chosen_mask=mask[:half], rejected_mask=mask[half:],
-        ref_chosen=reference[:half], ref_rejected=reference[half:], chosen_log_collision=collision[:half],
-        rejected_log_collision=collision[half:],
+        chosen=policy[:half], rejected=policy[half:], mask_chosen=mask[:half], mask_rejected=mask[half:],
+        ref_chosen=reference[:half], ref_rejected=reference[half:], log_collision_chosen=collision[:half],
+        log_collision_rejected=collision[half:],
     ).pairs()  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def test_contradicting_options_are_refused(
 @pytest.mark.parametrize("loss", [*sorted(REFUSED), {"name": "with_sft", "loss": "tdpo1"}], ids=str)
 def test_what_needs_whole_distributions_is_refused(loss: Any, tmp_path: Path) -> None:
     """Before anything is loaded, with the loss's name, the missing statistic and the reason."""
-    with pytest.raises(TrainingError, match=r"can't train .*tdpo.*chosen_kl.*builds no logits"):
+    with pytest.raises(TrainingError, match=r"can't train .*tdpo.*kl_chosen.*builds no logits"):
         runs.trainer(tmp_path, loss=loss)
 
 
@@ -237,12 +237,12 @@ def test_metrics_of_a_run(tmp_path: Path) -> None:
     trainer = runs.trainer(tmp_path, loss=DPO(beta=0.2), args=args, eval_dataset=runs.pairs(5))
     trainer.train()
     train, evaluation = trainer.state.log_history[:2]
-    assert train["entangle/coefficient_chosen"] == pytest.approx(0.1)
-    assert train["entangle/coefficient_rejected"] == pytest.approx(0.1)
+    assert train["entangle/incentive_chosen"] == pytest.approx(0.1)
+    assert train["entangle/incentive_rejected"] == pytest.approx(0.1)
     assert train["entangle/still_training"] == 1
     assert train["rewards/margins"] == 0
     assert {"eval_" + key for key in train if "/" in key} <= set(evaluation)
-    assert evaluation["eval_entangle/coefficient_chosen"] < 0.1
+    assert evaluation["eval_entangle/incentive_chosen"] < 0.1
     assert evaluation["eval_rewards/margins"] > 0
 
 

@@ -70,7 +70,7 @@ def expected_step(batch: Any, factors: Any, loss: PreferenceLoss) -> Tensor:
     logps = slow_engine(runs.policy()).pairs(batch).logps
     lengths = batch.lengths
     pairs = PairLogps(*logps.chunk(2), *lengths.chunk(2), *(logps.chunk(2) if loss.needs_reference else ()))
-    d = loss.coefficients(pairs)
+    d = loss.incentives(pairs)
     a_w, a_l = factors(d, g_w.norm(dim=1), g_l.norm(dim=1))
     return RATE / len(g_w) * ((a_w * d.chosen) @ g_w - (a_l * d.rejected) @ g_l)
 
@@ -105,7 +105,7 @@ def test_a_real_step_rescales_each_pairs_incentives(
     )  # fmt: skip
     other = step_of(plain).double()
     assert float((other - expected).norm() / expected.norm()) > 0.1
-    for key in ("loss", "logps/chosen", "entangle/coefficient_rejected"):
+    for key in ("loss", "logps/chosen", "entangle/incentive_rejected"):
         assert runs.logged(done, key) == pytest.approx(runs.logged(plain, key), rel=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_masks_end_with_pairs_that_are_not_entangled(tmp_path: Path) -> None:
     batch = row_batch(runs.collated(made, range(6)))
     engine, rule = slow_engine(model), TokenMasking(max_share=0.8, rounds=8)
     before = engine.pairs(batch).geometry
-    entangled = torch.minimum(before.chosen_gap, before.rejected_gap) <= 0
+    entangled = torch.minimum(before.gap_chosen, before.gap_rejected) <= 0
     assert 0 < int(entangled.sum()) < 6
     kept = masked_tokens(engine, batch, rule)
     scored = batch.scored
@@ -160,7 +160,7 @@ def test_masks_end_with_pairs_that_are_not_entangled(tmp_path: Path) -> None:
     mask[:, 1:] *= kept
     masked = type(batch)(batch.input_ids, batch.attention_mask, mask, batch.prompt_length)
     after = engine.pairs(masked).geometry
-    freed = entangled & (torch.minimum(after.chosen_gap, after.rejected_gap) > 0)
+    freed = entangled & (torch.minimum(after.gap_chosen, after.gap_rejected) > 0)
     assert int(freed.sum()) > 0
     tried = [int(kept[[i, i + 6]].sum()) for i in range(6) if entangled[i] and not freed[i]]
     most = [fewest(engine, batch, i, rule.max_share) for i in range(6) if entangled[i] and not freed[i]]

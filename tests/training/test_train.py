@@ -25,7 +25,7 @@ from entangle.data import load_pairs
 from entangle.errors import ConfigError, RunError, UserError
 from entangle.models import load_policy
 from entangle.runs.progress import Interrupted
-from entangle.training.samples import hold_back, take_share, text_of
+from entangle.training.samples import hold_out, take_share, text_of
 from entangle.training.watch import Watch
 from tests.training import runs
 
@@ -71,7 +71,7 @@ def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRes
 def test_dpo_is_a_hand_made_run_of_trl(inputs: Path, finished: TrainResult, tmp_path: Path) -> None:
     """Bit for bit the weights and losses of DPOTrainer with the same arguments; the callback changes nothing."""
     pairs = load_pairs(str(inputs / "pairs.jsonl"))
-    kept, _ = hold_back(pairs, 0.1, 64)
+    kept, _ = hold_out(pairs, 0.1, 64)
     args = {"max_steps": 6, "learning_rate": 1e-2, "max_length": 1024}
     rows = runs.Dataset.from_list(
         [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in kept]
@@ -91,21 +91,21 @@ def test_the_folder_says_what_happened(inputs: Path, finished: TrainResult) -> N
     there = {path.name for path in finished.run.path.iterdir()}
     assert there >= {
         "config.yaml", "identity.json", "provenance.json", "loss.json", "log_history.json", "summary.json", "adapter",
-        "held_back.parquet", "checkpoint-2", "checkpoint-4", "checkpoint-6", "steps.parquet",
+        "held_out.parquet", "checkpoint-2", "checkpoint-4", "checkpoint-6", "steps.parquet",
     }  # fmt: skip
     assert finished.run.read_json("loss.json") == {"name": "dpo", "beta": 0.1}
-    assert finished.summary["steps"] == 6 and finished.summary["held_back"]["pairs"] == 2
+    assert finished.summary["steps"] == 6 and finished.summary["held_out"]["pairs"] == 2
     steps = pd.read_parquet(finished.run.path / "steps.parquet")
     assert sorted(steps["step"].unique()) == [0, 2, 4, 6]
-    held = finished.held_back
+    held = finished.held_out
     assert held is not None
-    shares = finished.summary["held_back"]["regimes"]
+    shares = finished.summary["held_out"]["regimes"]
     assert sum(shares["start"].values()) == pytest.approx(1) and sum(shares["end"].values()) == pytest.approx(
         1
     )
     last = steps[steps["step"] == 6].set_index("index").loc[held["index"]]
     assert held["logps_chosen_end"].tolist() == pytest.approx(last["logps_chosen"].tolist(), rel=1e-5)
-    assert "2 held-back pairs" in finished.table()
+    assert "2 held-out pairs" in finished.table()
 
 
 def test_what_was_trained_can_be_probed(inputs: Path, finished: TrainResult, tmp_path: Path) -> None:
@@ -118,8 +118,8 @@ def test_what_was_trained_can_be_probed(inputs: Path, finished: TrainResult, tmp
             output_dir=str(tmp_path / "probe"),
         )  # fmt: skip
     ).pairs.set_index("index")
-    assert finished.held_back is not None
-    held = finished.held_back.set_index("index")
+    assert finished.held_out is not None
+    held = finished.held_out.set_index("index")
     rows = probed.loc[held.index]
     assert rows["logps_chosen"].tolist() == pytest.approx(held["logps_chosen_end"].tolist(), rel=1e-5)
     assert rows["ref_logps_rejected"].tolist() == pytest.approx(held["logps_rejected"].tolist(), rel=1e-5)
@@ -189,7 +189,7 @@ def test_every_weight_can_be_trained(inputs: Path, tmp_path: Path) -> None:
     """Full training against a frozen copy of the start: TRL's run with that copy as ref_model."""
     done = run_train(config(inputs, tmp_path / "full", use_peft=False, max_steps=3, save_steps=0))
     assert done.model_path.name == "model" and not list(done.run.path.glob("checkpoint-*"))
-    kept, _ = hold_back(load_pairs(str(inputs / "pairs.jsonl")), 0.1, 64)
+    kept, _ = hold_out(load_pairs(str(inputs / "pairs.jsonl")), 0.1, 64)
     rows = runs.Dataset.from_list(
         [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in kept]
     )
@@ -210,8 +210,8 @@ def test_an_adapter_goes_on_training_with_itself_as_reference(
         config(inputs, tmp_path / "more", model_name_or_path=str(finished.model_path), max_steps=2)
     )
     assert done.log["loss"].iloc[0] == pytest.approx(0.6931, abs=1e-4)
-    assert finished.held_back is not None and done.held_back is not None
-    start, end = done.held_back["logps_chosen"], finished.held_back["logps_chosen_end"]
+    assert finished.held_out is not None and done.held_out is not None
+    start, end = done.held_out["logps_chosen"], finished.held_out["logps_chosen_end"]
     assert start.tolist() == pytest.approx(end.tolist(), rel=1e-5)
     assert not are_equal(adapter(done), adapter(finished))
     assert not (done.model_path / "ref").exists()
@@ -231,21 +231,21 @@ def test_fine_tuning_on_pairs_or_completions(data: str, inputs: Path, tmp_path: 
     losses = done.log["loss"].dropna()
     assert losses.iloc[-5:].mean() < losses.iloc[:5].mean() - 0.05
     assert done.summary["samples"] == 20 and done.summary["loss"] is None
-    assert "cross-entropy" in done.table() and "No held-back pairs" in done.table()
+    assert "cross-entropy" in done.table() and "No held-out pairs" in done.table()
 
 
 def test_a_fine_tuning_before_makes_the_reference(inputs: Path, tmp_path: Path) -> None:
-    """Half the samples' chosen responses first; then the loss starts at ln 2 and held-back pairs where SFT ended."""
+    """Half the samples' chosen responses first; then the loss starts at ln 2 and held-out pairs where SFT ended."""
     options = {"sft_share": 0.5, "sft_epochs": 4, "max_steps": 2, "eval_share": 0.2}
     done = run_train(config(inputs, tmp_path / "run", **options))
     phase = TrainResult.load(tmp_path / "run" / "sft")
     assert phase.summary["samples"] == 8 and phase.summary["steps"] == 8
     assert done.log["loss"].iloc[0] == pytest.approx(0.6931, abs=1e-4)
-    assert phase.held_back is not None and done.held_back is not None
-    assert list(done.held_back["index"]) == list(phase.held_back["index"])
-    start, end = done.held_back["logps_chosen"], phase.held_back["logps_chosen_end"]
+    assert phase.held_out is not None and done.held_out is not None
+    assert list(done.held_out["index"]) == list(phase.held_out["index"])
+    start, end = done.held_out["logps_chosen"], phase.held_out["logps_chosen_end"]
     assert start.tolist() == pytest.approx(end.tolist(), rel=1e-4)
-    assert start.mean() > phase.held_back["logps_chosen"].mean()
+    assert start.mean() > phase.held_out["logps_chosen"].mean()
     described = load_policy(done.model_path).description
     assert described["model_name_or_path"] == str(tmp_path / "run" / "sft" / "merged")
 
@@ -326,13 +326,13 @@ def test_options_without_sense_are_refused(options: dict[str, Any], message: str
 
 def test_held_back_pairs_depend_on_texts_alone(inputs: Path) -> None:
     pairs = load_pairs(str(inputs / "pairs.jsonl"))
-    kept, held = hold_back(pairs, 0.25, 64)
+    kept, held = hold_out(pairs, 0.25, 64)
     assert (len(kept), len(held)) == (15, 5)
     shuffled = pairs[7:] + pairs[:7]
-    assert {p.index for p in hold_back(shuffled, 0.25, 64)[1]} == {p.index for p in held}
-    assert len(hold_back(pairs, 0.25, 2)[1]) == 2
-    assert hold_back(pairs, 0.0, 64) == (pairs, [])
-    doubled = hold_back(pairs + pairs, 0.25, 64)
+    assert {p.index for p in hold_out(shuffled, 0.25, 64)[1]} == {p.index for p in held}
+    assert len(hold_out(pairs, 0.25, 2)[1]) == 2
+    assert hold_out(pairs, 0.0, 64) == (pairs, [])
+    doubled = hold_out(pairs + pairs, 0.25, 64)
     assert not {p.prompt_hash for p in doubled[0]} & {p.prompt_hash for p in doubled[1]}
     small = {p.index for p in take_share(pairs, 0.1, text_of)}
     assert len(small) == 2 and small < {p.index for p in take_share(pairs, 0.5, text_of)}
@@ -388,7 +388,7 @@ def test_the_command(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert main(["train", str(file), "--loss", "ipo", "--output_dir", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
-    assert "ipo: 2 steps on 18 samples" in printed and "held-back pairs" in printed
+    assert "ipo: 2 steps on 18 samples" in printed and "held-out pairs" in printed
     assert (
         main(["train", str(file), "--mitigations", "sequential", "--output_dir", str(tmp_path / "no")]) == 2
     )

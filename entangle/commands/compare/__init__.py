@@ -1,4 +1,4 @@
-"""Losses, settings and seeds side by side: trained from one start, judged on the same held-back pairs and posts."""
+"""Losses, settings and seeds side by side: trained from one start, judged on the same held-out pairs and posts."""
 
 from entangle.commands.compare.cells import Cell, cells_of
 from entangle.commands.compare.run import CompareResult, run_compare

@@ -1,6 +1,6 @@
 """Does the inner-product condition explain training? Predicted against measured directions of the mean log-probs.
 
-At every probe the condition predicts, for each held-back pair, in which direction one SGD step on that pair alone would
+At every probe the condition predicts, for each held-out pair, in which direction one SGD step on that pair alone would
 move its two log-probs. Training takes AdamW steps on batches of other pairs. This compares the sign of the mean
 prediction with the sign of the mean change until the next probe.
 """

@@ -31,7 +31,7 @@ def summaries(
         max_tokens: longest summary.
         advance: told the number of posts done.
     """
-    grader, rows = RougeL(reference), []
+    reward_function, rows = RougeL(reference), []
     ways = [(GREEDY, Sampling(num_generations=1, top_k=1, max_completion_length=max_tokens))]
     if samples:
         ways.append((SAMPLED, Sampling(num_generations=samples, max_completion_length=max_tokens)))
@@ -39,7 +39,9 @@ def summaries(
         batch = posts[start : start + POSTS_AT_A_TIME]
         for decoding, sampling in ways:
             for rollout in sample_answers(policy, batch, sampling):
-                scores = grader(AnswerSet(rollout.prompt.text, rollout.completions, rollout.prompt.columns))
+                scores = reward_function(
+                    AnswerSet(rollout.prompt.text, rollout.completions, rollout.prompt.columns)
+                )
                 rows += [
                     {
                         "index": rollout.prompt.index, "decoding": decoding, "rouge_l": float(score),

@@ -44,8 +44,8 @@ class CompareResult(Shown):
         curves: one row per run and probe, with variant, loss and seed (see `entangle.analysis.curves.curve`).
         runs: one row per run: its last point, the onset, the quality of its summaries.
         variants: the same as means over seeds, with the smallest and largest value as *_low and *_high.
-        directions: predicted and measured directions of the mean log-probs (see `entangle.commands.compare.agreement`).
-        ledger: one row per run and side: what its ledger says of the mean change (see `entangle.analysis.ledger`); empty
+        directions: predicted and measured directions of the mean log-probs (see `compare.agreement`).
+        ledger: one row per run and side: what its ledger says of the mean change (`analysis.ledger`); empty
             unless the runs kept one.
         start: quality of the summaries before training; empty if none was asked for.
     """

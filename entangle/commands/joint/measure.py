@@ -24,7 +24,7 @@ from entangle.analysis.regimes import Regime
 from entangle.commands.joint.products import kernel_product, preference_kernel, reward_kernel
 from entangle.rewards.signals import Thresholds, gram_of
 from entangle.rewards.statistics import Array
-from losses import Coefficients, PairLogps, PreferenceLoss
+from losses import Incentives, PairLogps, PreferenceLoss
 
 SOURCES = ("pair", "best")
 """Where a prompt's preference pair comes from: `pair` is the data set's, `best` the sampled answer with the
@@ -105,12 +105,12 @@ def _pair_row(index: int, logps: Array, ref_logps: Array, lengths: Array, block:
     precision, is below the resolution at which signs are believed.
     """
     ref_logps = snapped(ref_logps, logps)
-    (chosen_sq, inner), (_, rejected_sq) = block
+    (sq_chosen, inner), (_, sq_rejected) = block
     return {
         "index": index, "logps_chosen": logps[0], "logps_rejected": logps[1], "ref_logps_chosen": ref_logps[0],
-        "ref_logps_rejected": ref_logps[1], "chosen_length": lengths[0], "rejected_length": lengths[1],
-        "chosen_sq": chosen_sq, "rejected_sq": rejected_sq, "inner": inner, "chosen_gap": chosen_sq - inner,
-        "rejected_gap": rejected_sq - inner, "dropped": False, "empty": False, "non_finite": False,
+        "ref_logps_rejected": ref_logps[1], "length_chosen": lengths[0], "length_rejected": lengths[1],
+        "sq_chosen": sq_chosen, "sq_rejected": sq_rejected, "inner": inner, "gap_chosen": sq_chosen - inner,
+        "gap_rejected": sq_rejected - inner, "dropped": False, "empty": False, "non_finite": False,
     }  # fmt: skip
 
 
@@ -134,15 +134,15 @@ def loss_signal(loss: PreferenceLoss, logps: PairLogps) -> Array:
     """
     assert logps.ref_chosen is not None and logps.ref_rejected is not None
     start = PairLogps(
-        logps.ref_chosen, logps.ref_rejected, logps.chosen_length, logps.rejected_length, logps.ref_chosen,
+        logps.ref_chosen, logps.ref_rejected, logps.length_chosen, logps.length_rejected, logps.ref_chosen,
         logps.ref_rejected,
     )  # fmt: skip
-    now, then = (_size(loss.coefficients(at)) for at in (logps, start))
+    now, then = (_size(loss.incentives(at)) for at in (logps, start))
     return torch.where(then > 0, (now / then).clamp(max=1.0), torch.nan).numpy()
 
 
-def _size(coefficients: Coefficients) -> torch.Tensor:
-    return coefficients.chosen.double().abs() + coefficients.rejected.double().abs()
+def _size(incentives: Incentives) -> torch.Tensor:
+    return incentives.chosen.double().abs() + incentives.rejected.double().abs()
 
 
 def pair_columns(frame: pd.DataFrame, loss: PreferenceLoss, resolution: float) -> pd.DataFrame:
@@ -156,8 +156,8 @@ def pair_columns(frame: pd.DataFrame, loss: PreferenceLoss, resolution: float) -
     """
     geometry, logps = geometry_of(frame, resolution), logps_of(frame)
     predictions = predict_losses(frame, [loss], resolution=resolution, batch_size=1).drop(columns="loss")
-    d_w, d_l = predictions["coefficient_chosen"].to_numpy(), predictions["coefficient_rejected"].to_numpy()
-    a, b, c = (frame[name].to_numpy() for name in ("chosen_sq", "rejected_sq", "inner"))
+    d_w, d_l = predictions["incentive_chosen"].to_numpy(), predictions["incentive_rejected"].to_numpy()
+    a, b, c = (frame[name].to_numpy() for name in ("sq_chosen", "sq_rejected", "inner"))
     step = np.sqrt(np.maximum(d_w**2 * a - 2 * d_w * d_l * c + d_l**2 * b, 0.0))
     signal = loss_signal(loss, logps)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -249,10 +249,10 @@ def _online_columns(
         [torch.from_numpy(column[wins[:, side]]) for column in (logps, lengths, reference)] for side in (0, 1)
     )
     pairs = PairLogps(won[0], lost[0], won[1], lost[1], won[2], lost[2])
-    coefficients = loss.coefficients(pairs)
+    incentives = loss.incentives(pairs)
     chosen, rejected = np.zeros_like(gram), np.zeros_like(gram)
-    chosen[tuple(wins.T)] = coefficients.chosen.numpy()
-    rejected[tuple(wins.T)] = coefficients.rejected.numpy()
+    chosen[tuple(wins.T)] = incentives.chosen.numpy()
+    rejected[tuple(wins.T)] = incentives.rejected.numpy()
     own = preference_kernel(rewards, chosen, rejected)
     values = (
         float(np.nanmean(loss_signal(loss, pairs))),
@@ -272,8 +272,8 @@ def reward_products(table: pd.DataFrame) -> pd.DataFrame:
       that norm makes it smaller than the true cosine.
     """
     product = (
-        table["pair_coefficient_chosen"] * table["reward_change_chosen"]
-        - table["pair_coefficient_rejected"] * table["reward_change_rejected"]
+        table["pair_incentive_chosen"] * table["reward_change_chosen"]
+        - table["pair_incentive_rejected"] * table["reward_change_rejected"]
     )
     size = table["pair_grad_norm"] * table["rloo_sample_norm"]
     return table.assign(pair_reward_product=product, pair_reward_cosine=(product / size).where(size > 0))

@@ -23,7 +23,7 @@ from entangle.commands.joint.table import joint_table, summarise_joint, with_sta
 from entangle.commands.probe import texts_of
 from entangle.commands.rft.result import PromptsResult
 from entangle.commands.rft.shards import answer_rows, compute_shards
-from entangle.commands.rft.work import Work, grader_of, measured_rows, rollouts_fingerprint
+from entangle.commands.rft.work import Work, measured_rows, reward_function_of, rollouts_fingerprint
 from entangle.config import JointConfig, build_losses
 from entangle.data import PreferencePair, fingerprint, tokenize_pair
 from entangle.errors import ConfigError, DataError
@@ -66,7 +66,7 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     """
     processes = PartialState(cpu=not torch.cuda.is_available())
     console = notes_console(console, is_shown=processes.is_main_process)
-    loss, grader = loss_of(config), grader_of(config)
+    loss, reward_function = loss_of(config), reward_function_of(config)
     pairs = load_pairs_of(dataclasses.replace(config, limit=None))
     asked = prompts_of(pairs, config.limit, config.seed)
     policy = load_policy_of(config, processes)
@@ -90,7 +90,7 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     tokenized = {
         index: tokenize_pair(policy.tokenizer, pair, config.max_length) for index, pair in chosen.items()
     }
-    work = Work(config, policy, engine, grader, pairs=tokenized)
+    work = Work(config, policy, engine, reward_function, pairs=tokenized)
     compute_shards(run, work, prompts, read, console, processes)
     if processes.is_main_process:
         further = len(pairs) - len({pair.prompt_hash for pair in pairs})

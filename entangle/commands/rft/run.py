@@ -24,7 +24,7 @@ from rich.console import Console, RenderableType
 from entangle import embedded
 from entangle.commands.rft.result import PromptsResult
 from entangle.commands.rft.shards import answer_rows, compute_shards
-from entangle.commands.rft.work import FLAGS, Work, grader_of, measured_rows, rollouts_fingerprint
+from entangle.commands.rft.work import FLAGS, Work, measured_rows, reward_function_of, rollouts_fingerprint
 from entangle.config import EMBEDDED, RftConfig
 from entangle.errors import ConfigError
 from entangle.measure.inputs import load_policy_of
@@ -64,7 +64,7 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     """
     processes = PartialState(cpu=not torch.cuda.is_available())
     console = notes_console(console, is_shown=processes.is_main_process)
-    grader = grader_of(config)
+    reward_function = reward_function_of(config)
     prompts = _load_prompts(config) if config.rollouts is None else []
     policy = load_policy_of(config, processes)
     read = read_rollouts(config, policy)
@@ -79,7 +79,7 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     started = time.monotonic()
     engine = make_engine(policy.model, policy.parameters, config.engine)
     gamma_indices = frozenset(prompt.index for prompt in prompts[: config.gamma_positions])
-    work = Work(config, policy, engine, grader, gamma_indices)
+    work = Work(config, policy, engine, reward_function, gamma_indices)
     compute_shards(run, work, prompts, read, console, processes)
     if processes.is_main_process:
         _finish(run, work, console, time.monotonic() - started)

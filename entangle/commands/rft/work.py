@@ -17,7 +17,7 @@ import torch
 from entangle.config import EMBEDDED, JointConfig, RftConfig
 from entangle.data import TokenizedPair
 from entangle.models import Policy
-from entangle.rewards.functions import AnswerSet, FromFile, Grader, GraderError, build_grader
+from entangle.rewards.functions import AnswerSet, FromFile, RewardError, RewardFunction, build_reward_function
 from entangle.rewards.rollouts import Prompt, Rollout, Sampling, fingerprint, prompt_tokens, sample_answers
 from entangle.rewards.statistics import Support, cut_answers
 from entangle.runs.provenance import environment
@@ -29,10 +29,10 @@ FLAGS = ("dropped", "empty", "non_finite")
 score isn't a number."""
 
 
-def grader_of(config: RftConfig | JointConfig) -> Grader:
+def reward_function_of(config: RftConfig | JointConfig) -> RewardFunction:
     """The reward that the options name: by default the file's own with a rollouts file, else ROUGE-L."""
     default = FromFile.name if config.rollouts else "rouge_l"
-    return build_grader(default if config.reward is None else config.reward)
+    return build_reward_function(default if config.reward is None else config.reward)
 
 
 def rollouts_fingerprint(rollouts: Sequence[Rollout]) -> str | None:
@@ -63,7 +63,7 @@ class Work:
         config: the options.
         policy: the policy.
         engine: what computes the scores' Gram matrix.
-        grader: what gives the rewards.
+        reward_function: what gives the rewards.
         gamma_indices: the prompts at which the Jacobian norm is measured.
         pairs: by prompt index, a preference pair whose responses are scored together with the answers.
     """
@@ -71,7 +71,7 @@ class Work:
     config: RftConfig | JointConfig
     policy: Policy
     engine: Engine
-    grader: Grader
+    reward_function: RewardFunction
     gamma_indices: frozenset[int] = frozenset()
     pairs: Mapping[int, TokenizedPair] = field(default_factory=dict)
 
@@ -83,9 +83,9 @@ class Work:
 
     @property
     def support(self) -> Support:
-        """What is known of the rewards: the option's range, else the grader's own."""
+        """What is known of the rewards: the option's range, else the reward function's own."""
         given = self.config.reward_range
-        return self.grader.support if given is None else Support(*given)
+        return self.reward_function.support if given is None else Support(*given)
 
     def has_room(self, prompt: Prompt) -> bool:
         """Whether an answer fits after the prompt, within max_length and the model's positions."""
@@ -158,10 +158,10 @@ class Work:
         answers = AnswerSet(
             prompt.text, rollout.completions, prompt.columns, logps, ref_logps, rollout.rewards
         )
-        rewards, support = self.grader(answers).astype(np.float64), self.support
+        rewards, support = self.reward_function(answers).astype(np.float64), self.support
         outside = support.is_known and ((rewards < support.low) | (rewards > support.high)).any()
         if outside or (support.is_binary and not np.isin(rewards, [support.low, support.high]).all()):
-            raise GraderError(
+            raise RewardError(
                 f"Prompt {prompt.index}: expected rewards in [{support.low}, {support.high}]; got {rewards.min()} to "
                 f"{rewards.max()}. Give the true range with --reward_range."
             )
@@ -213,6 +213,6 @@ class Work:
                 own["adapter_name_or_path"] = EMBEDDED
         return environment() | dict(self.policy.description) | own | {
             "resolution": self.engine.resolution, "metric": "sgd", "engine": self.config.engine, "seconds": seconds,
-            "reward": dataclasses.asdict(self.grader) | {"name": self.grader.name},  # pyright: ignore[reportArgumentType]
+            "reward": dataclasses.asdict(self.reward_function) | {"name": self.reward_function.name},  # pyright: ignore[reportArgumentType]
             "sampling": None if self.config.rollouts else dataclasses.asdict(self.sampling), "notes": list(notes),
         }  # fmt: skip

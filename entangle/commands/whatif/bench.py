@@ -22,10 +22,10 @@ from entangle.analysis.hyperparameters import (
     readable,
     smallest_change,
 )
-from entangle.analysis.predictions import believed_codes, coefficients_of
+from entangle.analysis.predictions import believed_codes, incentives_of
 from entangle.analysis.regimes import REGIMES, Regime, predict
 from entangle.analysis.summary import share, wilson
-from losses import Coefficients, PairLogps, PreferenceLoss
+from losses import Incentives, PairLogps, PreferenceLoss
 
 CURVE_POINTS = 160
 """Settings at which a knob's curve of regime shares is drawn."""
@@ -39,13 +39,13 @@ class Bench:
     logps: PairLogps
     batch_size: int
 
-    def coefficients(self, loss: PreferenceLoss) -> Coefficients:
+    def incentives(self, loss: PreferenceLoss) -> Incentives:
         """A loss's incentives on these pairs."""
-        return coefficients_of(loss, self.logps, self.batch_size)
+        return incentives_of(loss, self.logps, self.batch_size)
 
-    def codes(self, loss: PreferenceLoss, coefficients: Coefficients) -> Tensor:
+    def codes(self, loss: PreferenceLoss, incentives: Incentives) -> Tensor:
         """The regime of every pair, as the probe judges it: indices into `REGIMES`."""
-        codes = predict(self.geometry, coefficients).regime_codes
+        codes = predict(self.geometry, incentives).regime_codes
         return believed_codes(loss, self.geometry, self.logps, self.batch_size, codes)
 
     def judge(self, losses: Sequence[PreferenceLoss], index: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -53,21 +53,21 @@ class Bench:
         rows, columns, verdicts = [], {"index": index.to_numpy()}, {}
         names = [str(regime) for regime in REGIMES]
         for loss in losses:
-            coefficients = self.coefficients(loss)
-            codes = self.codes(loss, coefficients).numpy()
+            incentives = self.incentives(loss)
+            codes = self.codes(loss, incentives).numpy()
             verdict = verdicts.setdefault(codes.tobytes(), len(verdicts))
             columns[loss.label] = pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names))
             rows.append({
                 "label": loss.label, "loss": loss.name, "setting": _setting_json(loss), "verdict": verdict,
                 "is_batch_coupled": loss.is_batch_coupled, "pairs": len(codes),
                 **dict(zip(names, np.bincount(codes, minlength=len(names)), strict=True)),
-                **_ratio(coefficients), **margin_growth(self.geometry, coefficients),
+                **_ratio(incentives), **margin_growth(self.geometry, incentives),
             })  # fmt: skip
         return with_intervals(pd.DataFrame(rows)), pd.DataFrame(columns)
 
-    def shares(self, coefficients: Coefficients) -> dict[str, int]:
+    def shares(self, incentives: Incentives) -> dict[str, int]:
         """Pairs per regime."""
-        codes = predict(self.geometry, coefficients).regime_codes
+        codes = predict(self.geometry, incentives).regime_codes
         return dict(
             zip(map(str, REGIMES), torch.bincount(codes, minlength=len(REGIMES)).tolist(), strict=True)
         )
@@ -110,13 +110,13 @@ class Bench:
         return str(max(wrong, key=lambda name: past[name] - inside[name]))
 
     def _is_ideal(self, loss: PreferenceLoss) -> Tensor:
-        return self.codes(loss, self.coefficients(loss)) == REGIMES.index(Regime.IDEAL)
+        return self.codes(loss, self.incentives(loss)) == REGIMES.index(Regime.IDEAL)
 
     def _state(self, loss: PreferenceLoss) -> dict[str, Any]:
-        coefficients = self.coefficients(loss)
-        counts = self.shares(coefficients)
+        incentives = self.incentives(loss)
+        counts = self.shares(incentives)
         regimes = {name: share(count, len(self.logps.chosen)) for name, count in counts.items()}
-        return {"label": loss.label, "regimes": regimes, **margin_growth(self.geometry, coefficients)}
+        return {"label": loss.label, "regimes": regimes, **margin_growth(self.geometry, incentives)}
 
     def curve(
         self, knob: Knob, base: PreferenceLoss, change: Mapping[str, Any], lower: Tensor, upper: Tensor
@@ -128,7 +128,7 @@ class Bench:
         return pd.DataFrame(rows)
 
 
-def margin_growth(geometry: PairGeometry, coefficients: Coefficients) -> dict[str, float]:
+def margin_growth(geometry: PairGeometry, incentives: Incentives) -> dict[str, float]:
     """What a loss does to the margin log pi(chosen) - log pi(rejected), over the pairs.
 
     margin_change (mean and median): first-order change per unit of SGD learning rate on the pair's own loss,
@@ -139,10 +139,10 @@ def margin_growth(geometry: PairGeometry, coefficients: Coefficients) -> dict[st
     direction in which the margin grows fastest. Laws: in [-1, 1]; 1 for every loss with rho = 1; the cost of
     making a pair ideal by another rho is 1 minus it. Pairs on which a loss doesn't act (g = 0) are left out.
     """
-    prediction = predict(geometry, coefficients)
-    d_w, d_l = coefficients.chosen.double(), coefficients.rejected.double()
-    squared = (d_w * prediction.chosen_change - d_l * prediction.rejected_change).clamp(min=0)  # |g|^2
-    steepest = (geometry.chosen_gap + geometry.rejected_gap).clamp(min=0)  # |g_w - g_l|^2
+    prediction = predict(geometry, incentives)
+    d_w, d_l = incentives.chosen.double(), incentives.rejected.double()
+    squared = (d_w * prediction.change_chosen - d_l * prediction.change_rejected).clamp(min=0)  # |g|^2
+    steepest = (geometry.gap_chosen + geometry.gap_rejected).clamp(min=0)  # |g_w - g_l|^2
     efficiency = (prediction.margin_change / (squared * steepest).sqrt()).clamp(-1, 1)
     return {
         f"{name}_{kind}": _aggregate(values, kind)
@@ -175,9 +175,9 @@ def _setting_json(loss: PreferenceLoss) -> str:
     return json.dumps(config)
 
 
-def _ratio(coefficients: Coefficients) -> dict[str, float]:
+def _ratio(incentives: Incentives) -> dict[str, float]:
     """Median of rho = d_w / d_l, and whether every pair has the same."""
-    rho = (coefficients.chosen / coefficients.rejected).double().numpy()
+    rho = (incentives.chosen / incentives.rejected).double().numpy()
     known = rho[~np.isnan(rho)]
     if len(known) == 0:
         return {"rho": float("nan"), "rho_spread": float("nan")}

@@ -1,8 +1,8 @@
 """What if: other losses and settings on a finished probe's rows, without the model.
 
 A pair's Gram block doesn't depend on the loss, and its six scalars give every loss's incentives: each loss at
-each setting is judged from the rows alone. On top of that, for every knob of `entangle.analysis.hyperparameters`, the exact
-interval of settings that makes each pair ideal, and the smallest change that brings a wanted share there.
+each setting is judged from the rows alone. On top of that, for every knob of `entangle.analysis.hyperparameters`, the
+exact interval of settings that makes each pair ideal, and the smallest change that brings a wanted share there.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _critical(
 ) -> pd.DataFrame:  # fmt: skip
     """Per pair: its band, its regime under the base, the knobs' intervals, and why nothing can help."""
     lower, upper = geometry.critical_ratio
-    nothing = (geometry.chosen_sq <= 0) | (geometry.rejected_sq <= 0)
+    nothing = (geometry.sq_chosen <= 0) | (geometry.sq_rejected <= 0)
     reasons = [
         (rows["identical"].to_numpy(dtype=bool), "identical"),
         (nothing.numpy(), "no gradient"),

@@ -55,8 +55,8 @@
     const loss = lossOf(run);
     const d_w = at(loss.d_w, place), d_l = at(loss.d_l, place);
     const values = {
-      d_w, d_l, rho: d_l ? d_w / d_l : content.infinite, chosen_ratio: valueOf(run, "chosen_ratio", place),
-      rejected_ratio: valueOf(run, "rejected_ratio", place), lower: valueOf(run, "band_lower", place),
+      d_w, d_l, rho: d_l ? d_w / d_l : content.infinite, ratio_chosen: valueOf(run, "ratio_chosen", place),
+      ratio_rejected: valueOf(run, "ratio_rejected", place), lower: valueOf(run, "band_lower", place),
       upper: valueOf(run, "band_upper", place),
     };
     return content.sentences[loss.sentences.charCodeAt(place) - 48]
@@ -226,11 +226,11 @@
   // --- cards ---------------------------------------------------------------------------------------------------
 
   const FACTS = [
-    ["cosine", "cosine", "cosine"], ["norm_ratio", "norm ratio", "norm_ratio"], ["chosen_length", "tokens, chosen", "length"],
-    ["rejected_length", "tokens, rejected", "length"],
+    ["cosine", "cosine", "cosine"], ["norm_ratio", "norm ratio", "norm_ratio"], ["length_chosen", "tokens, chosen", "length"],
+    ["length_rejected", "tokens, rejected", "length"],
   ];
   const REST = [
-    ["chosen_ratio", "c / A", "chosen_ratio"], ["rejected_ratio", "c / B", "rejected_ratio"],
+    ["ratio_chosen", "c / A", "ratio_chosen"], ["ratio_rejected", "c / B", "ratio_rejected"],
     ["logps_chosen", "log-prob, chosen", "logps"], ["logps_rejected", "log-prob, rejected", "logps"],
     ["prompt_length", "tokens, prompt", "length"],
   ];

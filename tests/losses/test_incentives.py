@@ -52,7 +52,7 @@ KINKS = {
 
 RATIOS = {
     "1": lambda batch: (1.0, 1.0),
-    "n_l/n_w": lambda batch: (batch.chosen_length, batch.rejected_length),
+    "n_l/n_w": lambda batch: (batch.length_chosen, batch.length_rejected),
     "0": lambda batch: (1.0, 0.0),
     "infinite": lambda batch: (0.0, 1.0),
 }
@@ -65,9 +65,9 @@ def test_every_loss_has_a_closed_form() -> None:
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("loss", LOSSES, ids=label)
-def test_coefficients_equal_the_closed_form(loss: PreferenceLoss, batch: PairLogps) -> None:
+def test_incentives_equal_the_closed_form(loss: PreferenceLoss, batch: PairLogps) -> None:
     """Float64; the worst of them loses five digits to cancellation near its own sign change (apo_down)."""
-    found, (chosen, rejected) = loss.coefficients(batch), closed_form(loss, batch)
+    found, (chosen, rejected) = loss.incentives(batch), closed_form(loss, batch)
     torch.testing.assert_close(found.chosen, chosen, rtol=1e-9, atol=1e-13)
     torch.testing.assert_close(found.rejected, rejected, rtol=1e-9, atol=1e-13)
 
@@ -95,7 +95,7 @@ def test_gradient_in_parameters_is_minus_incentives_times_scores(loss: Preferenc
     moved = dataclasses.replace(tokens, chosen=chosen, rejected=rejected)
     pairs = moved.pairs(score_gap=batch.score_gap)
     (gradient,) = torch.autograd.grad(loss.per_pair(pairs).sum(), theta, retain_graph=True)
-    incentives = loss.coefficients(pairs)
+    incentives = loss.incentives(pairs)
     source = pairs.by_token if loss.needs_tokens else pairs
     pushed = (incentives.chosen * source.chosen).sum() - (incentives.rejected * source.rejected).sum()
     (expected,) = torch.autograd.grad(-pushed, theta)
@@ -103,15 +103,15 @@ def test_gradient_in_parameters_is_minus_incentives_times_scores(loss: Preferenc
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=label)
-def test_coefficients_keep_shape_dtype_and_leave_no_graph(loss: PreferenceLoss) -> None:
+def test_incentives_keep_shape_dtype_and_leave_no_graph(loss: PreferenceLoss) -> None:
     batch = token_batch(0.5, dtype=torch.float32)
-    found = loss.coefficients(batch)
+    found = loss.incentives(batch)
     source = batch.by_token if loss.needs_tokens else batch
     assert (found.chosen.shape, found.rejected.shape) == (source.chosen.shape, source.rejected.shape)
     assert found.chosen.dtype == found.rejected.dtype == torch.float32
     assert not found.chosen.requires_grad and not found.rejected.requires_grad
     with torch.no_grad():
-        assert torch.equal(loss.coefficients(batch).chosen, found.chosen)
+        assert torch.equal(loss.incentives(batch).chosen, found.chosen)
 
 
 @pytest.mark.parametrize("loss", PAIR_LOSSES, ids=label)
@@ -147,16 +147,16 @@ def test_finite_for_a_response_of_certain_tokens(loss: PreferenceLoss) -> None:
 
 def _assert_finite(loss: PreferenceLoss, batch: PairLogps) -> None:
     assert loss.per_pair(batch).isfinite().all()
-    found = loss.coefficients(batch)
+    found = loss.incentives(batch)
     assert found.chosen.isfinite().all() and found.rejected.isfinite().all()
 
 
-def _at_margin(loss: PreferenceLoss, chosen_ratio: float, rejected_ratio: float = 0.0) -> tuple[float, float]:
+def _at_margin(loss: PreferenceLoss, ratio_chosen: float, ratio_rejected: float = 0.0) -> tuple[float, float]:
     """Incentives of one pair of one-token responses at given log-ratios."""
-    ratios = torch.tensor([[chosen_ratio], [rejected_ratio]], dtype=torch.float64)
+    ratios = torch.tensor([[ratio_chosen], [ratio_rejected]], dtype=torch.float64)
     reference, length = torch.tensor([-3000.0], dtype=torch.float64), torch.ones(1)
     batch = PairLogps(reference + ratios[0], reference + ratios[1], length, length, reference, reference)
-    found = loss.coefficients(batch)
+    found = loss.incentives(batch)
     return found.chosen.item(), found.rejected.item()
 
 
@@ -258,7 +258,7 @@ def test_the_value_is_the_integral_of_the_incentive(loss: PreferenceLoss, side: 
     fixed, lengths = torch.full_like(steps, -15.02), torch.full_like(steps, 3.0)
     batch = PairLogps(fixed, fixed + 3.7, lengths, lengths, fixed, fixed)
     batch = dataclasses.replace(batch, **{side: fixed + steps})
-    value, found = loss.per_pair(batch), getattr(loss.coefficients(batch), side)
+    value, found = loss.per_pair(batch), getattr(loss.incentives(batch), side)
     sign = -1.0 if side == "chosen" else 1.0
     area = torch.cumulative_trapezoid(found, steps) * sign
     torch.testing.assert_close(value[1:] - value[0], area, rtol=1e-3, atol=2e-2)
@@ -267,10 +267,10 @@ def test_the_value_is_the_integral_of_the_incentive(loss: PreferenceLoss, side: 
 @pytest.mark.parametrize("loss", [loss for loss in DEFAULTS if loss.ratio in RATIOS], ids=label)
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_the_stated_ratio_holds(loss: PreferenceLoss, batch: PairLogps) -> None:
-    found = loss.coefficients(batch)
+    found = loss.incentives(batch)
     chosen, rejected = found.chosen, found.rejected
     if loss.needs_tokens:  # one incentive on every token: its mean over the tokens is the summed log-prob's
-        chosen, rejected = chosen.sum(1) / batch.chosen_length, rejected.sum(1) / batch.rejected_length
+        chosen, rejected = chosen.sum(1) / batch.length_chosen, rejected.sum(1) / batch.length_rejected
     left, right = RATIOS[loss.ratio](batch)
     torch.testing.assert_close(chosen * left, rejected * right, rtol=1e-12, atol=1e-15)
 
