@@ -34,6 +34,7 @@ from entangle.commands import probe
 from entangle.config import ProbeConfig
 from entangle.measure.estimate import estimate
 from entangle.runs.progress import progress_bar
+from entangle.runs.session import Session
 
 TOLERANCE = 0.25
 """How far an estimate may be off, as a share of what is measured."""
@@ -161,7 +162,7 @@ def used(config: ProbeConfig) -> Found:
         probe.run_probe(ProbeConfig(limit=1, device="cpu", output_dir=f"{folder}/run"), Console(quiet=True))
     ctypes.CDLL(None).malloc_trim(0)
     seconds: list[float] = []
-    passes = probe._compute
+    passes = Session.compute
 
     def timed(*arguments: Any) -> None:
         started = time.process_time()
@@ -169,7 +170,7 @@ def used(config: ProbeConfig) -> Found:
         seconds.append(time.process_time() - started)
 
     before = forget_peak()
-    with patch("entangle.commands.probe._compute", timed):
+    with patch.object(Session, "compute", timed):
         result = probe.run_probe(config, Console(quiet=True))
     return {"MB": (peak_resident() - before) / 1e6, "seconds": seconds[0]}, len(result.pairs)
 

@@ -96,7 +96,7 @@ def synthetic_run(
     run.begin(ProbeConfig(losses=tuple(losses), loss_batch_size=8, group_by="kind"), {"data": "synthetic"})
     middle = len(pairs) // 2
     for number, rows in enumerate((pairs[:middle], pairs[middle:])):
-        run.write_shard(number, rows)
+        run.write_shard("pairs", number, rows)
     if not is_finished:
         return run
     resolution = RESOLUTION[torch.float32]

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from entangle.commands.probe import Plan, Work, column_functions, rows_of_pass
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.errors import ModelError
 from entangle.measure.estimate import Cost, Stack, estimate, peak_bytes, resident
 from entangle.measure.inputs import load_pairs_of, load_policy_of
+from entangle.measure.passes import Measurement, column_functions, rows_of_pass
+from entangle.measure.plan import Plan
 from entangle.scores import make_engine
 from tests.tiny import gpt2_tokenizer
 
@@ -41,9 +42,11 @@ def test_memory_is_that_of_the_whole_model():
     found, policy = estimate(config), load_policy_of(config)
     assert found.weight_bytes == sum(p.nbytes for p in policy.model.parameters())
     pairs = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in load_pairs_of(config)]
-    largest = list(Plan.make(pairs, config).passes(0))[-1]
-    work = Work(policy, make_engine(policy.model, policy.parameters), column_functions(config))
-    measured = resident(peak_bytes(lambda: rows_of_pass(largest, work), CPU), CPU)
+    largest = list(Plan.make(pairs, config.shard_size, config.batch_size).passes(0))[-1]
+    measurement = Measurement(
+        policy, make_engine(policy.model, policy.parameters), column_functions(config.diagnostics)
+    )
+    measured = resident(peak_bytes(lambda: rows_of_pass(largest, measurement), CPU), CPU)
     assert found.pass_bytes == pytest.approx(measured, rel=0.1)
     assert found.scored == 2 and found.seconds > 0
 

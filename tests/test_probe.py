@@ -234,10 +234,10 @@ def test_rounding_decides_nothing_where_policy_and_reference_are_one(inputs, tmp
 def test_interrupt_finishes_the_shard_and_says_how_to_go_on(inputs, tmp_path, monkeypatch):
     write = RunFolder.write_shard
 
-    def press_then_write(self, number, rows):
+    def press_then_write(self, folder, number, rows):
         if number == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        write(self, number, rows)
+        write(self, folder, number, rows)
 
     monkeypatch.setattr(RunFolder, "write_shard", press_then_write)
     with pytest.raises(Interrupted, match="2 of 4 shards are in .* entangle probe --config"):
@@ -248,16 +248,16 @@ def test_interrupt_finishes_the_shard_and_says_how_to_go_on(inputs, tmp_path, mo
 
 
 def test_out_of_memory_halves_the_pass_and_loses_nothing(inputs, tmp_path, monkeypatch):
-    import entangle.commands.probe as module
+    import entangle.measure.passes as module
 
     whole = module.rows_of_pass
     sizes: list[int] = []
 
-    def short_of_memory(batch, work):
+    def short_of_memory(batch, measurement):
         sizes.append(len(batch))
         if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return whole(batch, work)
+        return whole(batch, measurement)
 
     monkeypatch.setattr(module, "rows_of_pass", short_of_memory)
     result = probe(options(inputs, tmp_path / "run", modules=True))
@@ -305,10 +305,10 @@ def test_modules_of_a_broken_run_equal_an_unbroken_ones(inputs, tmp_path, monkey
     """It dies between a shard's modules and its pairs: that shard is computed again, and nothing is there twice."""
     write = RunFolder.write_shard
 
-    def die(self, number, rows):
-        if number == 2:
+    def die(self, folder, number, rows):
+        if number == 2 and folder == "pairs":
             raise RuntimeError("killed")
-        write(self, number, rows)
+        write(self, folder, number, rows)
 
     config = options(inputs, tmp_path / "run", modules=True)
     monkeypatch.setattr(RunFolder, "write_shard", die)
@@ -451,12 +451,12 @@ def test_run_killed_at_random_moments_equals_an_unbroken_one(inputs, tmp_path):
             arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
         deadline = time.monotonic() + 120
-        while len(RunFolder(tmp_path / "run").shards) < goal and time.monotonic() < deadline:
+        while len(RunFolder(tmp_path / "run").shards_of("pairs")) < goal and time.monotonic() < deadline:
             time.sleep(0.002)
         time.sleep(draw.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        counts.append(len(RunFolder(tmp_path / "run").shards))
+        counts.append(len(RunFolder(tmp_path / "run").shards_of("pairs")))
         assert not RunFolder(tmp_path / "run").is_complete
     assert counts == sorted(set(counts)), "every process should have added shards"
     resumed = probe(config)
@@ -488,13 +488,13 @@ def test_processes_of_which_one_is_killed_leave_a_folder_that_one_process_finish
         torchrun(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
     )
     run, deadline = RunFolder(tmp_path / "run"), time.monotonic() + 120
-    while len(run.shards) < 6 and time.monotonic() < deadline:
+    while len(run.shards_of("pairs")) < 6 and time.monotonic() < deadline:
         time.sleep(0.002)
     ranks = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True).stdout.split()
     assert len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
     assert launched.wait(timeout=120) != 0
-    assert 6 <= len(run.shards) < 40 and not run.is_complete
+    assert 6 <= len(run.shards_of("pairs")) < 40 and not run.is_complete
     resumed, unbroken = (probe(options(inputs, tmp_path / name, **changes)) for name in ("run", "unbroken"))
     pd.testing.assert_frame_equal(resumed.pairs, unbroken.pairs)
     pd.testing.assert_frame_equal(modules_of(resumed), modules_of(unbroken))

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,21 +15,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: list[set[str]] = [
     {"losses", "version", "errors", "embedded"},
-    {"geometry", "ledger", "rows", "config", "catalogue", "runs", "provenance", "rewards", "progress"},
-    {"doctor", "mitigation", "regimes", "scores", "data", "shards"},
-    {"models", "predictions", "gamma"},
-    {"curves", "inputs", "summary", "knobs", "verify", "rollouts", "reward functions"},
-    {"diagnostics", "modules", "signals"},
-    {"report"},
-    {"probe", "whatif"},
-    {"reload"},
+    {"catalogue", "config"},
+    {"analysis"},
+    {"tables"},
+    {"figures", "doctor"},
+    {"scores"},
+    {"data"},
+    {"models"},
+    {"runs"},
+    {"rewards", "diagnostics"},
+    {"measure"},
     {"training"},
-    {"across", "estimate", "filter", "reporting", "tokens", "rft", "train"},
-    {"joint", "compare", "sweep"},
+    {"commands"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]
-"""Rooms by floor, lowest first. A room is a module or a folder of `entangle`, or `losses`."""
+"""Rooms by floor, lowest first. A room is a folder of `entangle`, one of its few modules, or `losses`."""
+
+MODULES = {"__init__", "__main__", "cli", "errors", "version", "catalogue"}
+"""The only modules that stand beside the rooms."""
+
+MOST_ROOMS = 25
 
 
 def room_of(module: str) -> str | None:
@@ -40,17 +48,13 @@ def room_of(module: str) -> str | None:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Modules that a file imports, wherever the statement stands; not those for type checking alone."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module == "entangle":
-            yield from (f"entangle.{name.name}" for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+    """Modules that a file imports, wherever the statement stands, those for type checking included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
-        yield from imported(node)
 
 
 FILES = [file for package in ("entangle", "losses") for file in sorted((ROOT / package).rglob("*.py"))]
@@ -60,17 +64,36 @@ def name_of(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_module_imports_only_from_floors_below(file: Path):
-    room = room_of(name_of(file))
+ARROWS = {
+    name_of(file): {name for name in imported(ast.parse(file.read_text())) if room_of(name)} for file in FILES
+}
+"""By module, what it imports of our own."""
+
+
+@pytest.mark.parametrize("module", ARROWS)
+def test_module_imports_only_from_floors_below(module: str):
+    room = room_of(module)
     if room is None:  # the package itself lends public names on first use
         return
     floor = {name: number for number, rooms in enumerate(FLOORS) for name in rooms}
     assert room in floor, f"give {room} a floor"
-    for module in imported(ast.parse(file.read_text())):
-        other = room_of(module)
-        if other in floor and other != room:
-            assert floor[other] < floor[room], f"{name_of(file)} imports {module}, which isn't below it"
+    for other in {room_of(name) for name in ARROWS[module]} - {room, None}:
+        assert other not in floor or floor[other] < floor[room], (
+            f"{module} imports {other}, which isn't below it"
+        )
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Within a room, too: the graph of modules has no circle."""
+    sorter = TopologicalSorter({module: ARROWS[module] & set(ARROWS) - {module} for module in ARROWS})
+    sorter.prepare()  # raises CycleError, which names the circle
+
+
+def test_rooms_are_few_and_nothing_lies_between_them():
+    inside = {file.stem for file in (ROOT / "entangle").glob("*.py")}
+    assert inside == MODULES
+    rooms = {folder.name for folder in (ROOT / "entangle").iterdir() if (folder / "__init__.py").is_file()}
+    assert len(rooms) <= MOST_ROOMS and rooms <= {name for floor in FLOORS for name in floor}
 
 
 def test_losses_import_nothing_but_torch():

@@ -35,10 +35,11 @@ from torch import Tensor
 from entangle.analysis.predictions import geometry_of, is_scored
 from entangle.analysis.regimes import REGIMES, Prediction, Regime
 from entangle.analysis.summary import share
-from entangle.commands.probe import Plan, ProbeResult, longest
+from entangle.commands.probe import ProbeResult
 from entangle.config import AcrossConfig, build_losses
 from entangle.data import TokenizedPair
 from entangle.errors import ConfigError, RunError
+from entangle.measure.plan import Plan, longest
 from entangle.measure.reload import load_again, options_of
 from entangle.models import load_adam_state
 from entangle.runs.progress import notes_console, progress_bar
@@ -93,8 +94,8 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
     probe = ProbeResult.load(config.run)
     labels = _labels(probe, config)
     numbers = _chosen_pairs(probe, config.limit)
-    options = options_of(probe)
-    policy, pairs = load_again(probe, options, numbers["index"].tolist())
+    options = options_of(probe.run)
+    policy, pairs = load_again(probe.run, options, numbers["index"].tolist())
     metric = None
     if options.optimizer_state is not None:
         state = load_adam_state(options.optimizer_state, policy.model, policy.trained)

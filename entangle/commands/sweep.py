@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from accelerate import PartialState
 from rich.console import Console, RenderableType
 
 from entangle.analysis.curves import curve, onset, pair_onsets, with_changes
@@ -25,7 +23,8 @@ from entangle.data import fingerprint as data_fingerprint
 from entangle.errors import ModelError, RunError
 from entangle.measure.inputs import load_pairs_of
 from entangle.runs.folder import RunFolder
-from entangle.runs.progress import Interrupted, notes_console
+from entangle.runs.progress import Interrupted
+from entangle.runs.session import Session
 from entangle.tables.probe import Shown
 from entangle.tables.sweep import sweep_table
 
@@ -86,13 +85,11 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
         UserError: there is no checkpoint, or an option, the data or a checkpoint can't be used.
         Interrupted: Ctrl-C; what was finished is kept.
     """
-    processes = PartialState(cpu=not torch.cuda.is_available())
-    console = notes_console(console, is_shown=processes.is_main_process)
+    session = Session.start(config, console)
+    folder, console, processes = session.run, session.console, session.processes
     checkpoints = find_checkpoints(config.run)
     data = data_fingerprint(load_pairs_of(config))
-    folder = RunFolder(config.run_path)
-    with processes.main_process_first():
-        folder.begin(config, {"data": data}, overwrite=config.overwrite and processes.is_main_process)
+    session.claim({"data": data})
     probes: dict[str, dict[int, ProbeResult]] = {metric: {} for metric in config.metrics}
     for number, (step, checkpoint) in enumerate(checkpoints.items(), 1):
         for metric, done in probes.items():
@@ -107,7 +104,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
                 except ModelError as error:
                     if metric == "sgd":
                         raise
-                    console.print(f"Note: left out. {error}", markup=False)
+                    session.note(f"left out. {error}")
                     continue
                 except Interrupted as stop:
                     raise Interrupted(
@@ -120,9 +117,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
                     run_across(AcrossConfig(run=str(probe.run_path), plots=False), console)
                 processes.wait_for_everyone()
     result = _collect(folder, probes, config.across)
-    if processes.is_main_process:
-        _write(result, config)
-    processes.wait_for_everyone()
+    session.finish(lambda: _write(result, config))
     return result
 
 

@@ -89,8 +89,8 @@ def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenRes
     probe = ProbeResult.load(config.run)
     labels = _labels(probe, config)
     indices = _indices(probe, config, labels)
-    options = options_of(probe)
-    policy, pairs = load_again(probe, options, indices)
+    options = options_of(probe.run)
+    policy, pairs = load_again(probe.run, options, indices)
     if config.dtype is not None:
         nn.Module.to(policy.model, DTYPES[config.dtype])
     found, matrices, notes = [], {}, []

@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,18 +34,19 @@ from trl import DPOConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 
 from entangle.analysis.ledger import explain
 from entangle.analysis.mitigations import Mitigation, Select, Splitting, build_mitigation, select_pairs
-from entangle.commands.probe import is_scorable
 from entangle.config import DataOptions, TrainConfig, build_losses
 from entangle.data import PreferencePair, TokenizedPair, collate, fingerprint, tokenize_pair
 from entangle.data.sources import read_rows
 from entangle.diagnostics import compute
 from entangle.errors import ConfigError
 from entangle.measure.inputs import load_pairs_of, model_options
+from entangle.measure.plan import is_scorable
 from entangle.models import Policy, load_policy
 from entangle.models.origin import find_origin
 from entangle.runs.folder import RunFolder
-from entangle.runs.progress import Interrupted, notes_console, progress_bar
+from entangle.runs.progress import Interrupted, progress_bar
 from entangle.runs.provenance import environment, hash_texts
+from entangle.runs.session import Session
 from entangle.scores import Engine, make_engine, row_logps
 from entangle.tables import probe as tables
 from entangle.tables.train import train_table
@@ -147,21 +147,13 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
         UserError: an option, the data, the model or the run folder can't be used.
         Interrupted: Ctrl-C; a checkpoint is saved first.
     """
-    processes = PartialState(cpu=not torch.cuda.is_available() or config.device == "cpu")
-    console = notes_console(console, is_shown=processes.is_main_process)
-    run = RunFolder(config.run_path)
+    session = Session.start(config, console, on_cpu=config.device == "cpu")
+    run, console, processes = session.run, session.console, session.processes
     check_training(config)
     samples = _load_samples(config)
     policy = _load_policy(config, processes)
-    with processes.main_process_first():
-        run.begin(
-            config, dict(policy.identity) | samples.identity,
-            overwrite=config.overwrite and processes.is_main_process,
-        )  # fmt: skip
-    if run.is_complete:
-        console.print(f"{run.path} holds this run already; nothing to train.", markup=False)
+    if not session.begin(dict(policy.identity) | samples.identity):
         return TrainResult.load(run.path)
-    started = time.monotonic()
     if config.sft_share:
         policy = _fine_tuned(config, run, console, processes)
     rule = next((item for item in _mitigations(config) if isinstance(item, Select)), None)
@@ -186,10 +178,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
         )
     trained = _save(trainer, run, policy, processes)
     _measure(run, "held_out_end.parquet", trainer.model, policy.pad_id, held, processes)
-    if processes.is_main_process:
-        _finish(run, config, policy, trainer, trained, time.monotonic() - started)
-    processes.wait_for_everyone()
-    return TrainResult.load(run.path)
+    return TrainResult.load(session.finish(lambda: _close(session, config, policy, trainer, trained)))
 
 
 def check_training(config: TrainConfig) -> None:
@@ -457,10 +446,9 @@ def _save(trainer: Any, run: RunFolder, policy: Policy, processes: PartialState)
     return name
 
 
-def _finish(
-    run: RunFolder, config: TrainConfig, policy: Policy, trainer: Any, trained: str, seconds: float
-) -> None:
+def _close(session: Session, config: TrainConfig, policy: Policy, trainer: Any, trained: str) -> None:
     """Join the measurements and write what closes a run, its summary last."""
+    run, seconds = session.run, session.seconds
     history = trainer.state.log_history
     run.write_json("log_history.json", {"log_history": history})
     held = None
@@ -484,7 +472,7 @@ def _finish(
         "epochs": trainer.state.epoch,
         "train_loss": next((row["train_loss"] for row in reversed(history) if "train_loss" in row), None),
         "seconds": seconds,
-        "held_out": None if held is None else summarise_held_back(held) | _regimes(run),
+        "held_out": None if held is None else summarise_held_out(held) | _regimes(run),
     })  # fmt: skip
 
 
@@ -501,7 +489,7 @@ def _regimes(run: RunFolder) -> dict[str, Any]:
     return {"regimes": {when: {str(k): float(v) for k, v in share.items()} for when, share in shares.items()}}
 
 
-def summarise_held_back(rows: pd.DataFrame) -> dict[str, Any]:
+def summarise_held_out(rows: pd.DataFrame) -> dict[str, Any]:
     """Means over the held-out pairs, nats: log-probs at start and end, their changes, and who moved how."""
     chosen = rows["logps_chosen_end"] - rows["logps_chosen"]
     rejected = rows["logps_rejected_end"] - rows["logps_rejected"]

@@ -34,10 +34,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from entangle.commands.probe import Plan, Work, column_functions, is_scorable, longest, rows_of_pass
 from entangle.config import ProbeConfig
 from entangle.data import TokenizedPair, tokenize_pair
 from entangle.measure.inputs import load_pairs_of, model_options
+from entangle.measure.passes import Measurement, column_functions, rows_of_pass
+from entangle.measure.plan import Plan, is_scorable, longest
 from entangle.models import (
     Loading,
     Origin,
@@ -122,7 +123,7 @@ def estimate(config: ProbeConfig) -> Estimate:
     pairs = load_pairs_of(config)
     tokenizer = load_tokenizer(origin, loading)
     tokenized = [tokenize_pair(tokenizer, pair, config.max_length) for pair in pairs]
-    plan = Plan.make(tokenized, config)
+    plan = Plan.make(tokenized, config.shard_size, config.batch_size)
     passes = [batch for shard in range(len(plan.shards)) for batch in plan.passes(shard)]
     shape = AutoConfig.from_pretrained(
         origin.base,
@@ -194,10 +195,12 @@ class Stack:
         )  # fmt: skip
         metric = {name: torch.ones_like(p) for name, p in policy.parameters.items()}
 
-        def new() -> Work:
+        def new() -> Measurement:
             engine = make_engine(model, policy.parameters, self.config.engine)
             weights = None if self.config.metric == "sgd" else metric
-            return Work(policy, engine, column_functions(self.config), self.config.modules, weights)
+            return Measurement(
+                policy, engine, column_functions(self.config.diagnostics), self.config.modules, weights
+            )
 
         with fast_gemm() if self.config.fast_matmul else nullcontext():
             work = new()

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from entangle.commands.probe import ProbeResult
 from entangle.config import ProbeConfig, read_yaml
 from entangle.data import TokenizedPair, fingerprint, tokenize_pair
 from entangle.errors import ConfigError, RunError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.models import Policy
+from entangle.runs.folder import RunFolder
 
 
-def options_of(probe: ProbeResult) -> ProbeConfig:
+def options_of(run: RunFolder) -> ProbeConfig:
     """The options of the run, less its reference, which isn't needed again: the incentives are in its rows."""
-    file = probe.run.path / "config.yaml"
+    file = run.path / "config.yaml"
     try:
         options = ProbeConfig(**read_yaml(file, ProbeConfig).values)
     except (ConfigError, TypeError) as error:
@@ -25,7 +25,7 @@ def options_of(probe: ProbeResult) -> ProbeConfig:
 
 
 def load_again(
-    probe: ProbeResult, options: ProbeConfig, indices: Sequence[int]
+    run: RunFolder, options: ProbeConfig, indices: Sequence[int]
 ) -> tuple[Policy, list[TokenizedPair]]:
     """The policy and the named pairs.
 
@@ -34,18 +34,18 @@ def load_again(
     """
     pairs = load_pairs_of(options)
     data = fingerprint(pairs)
-    recorded: dict[str, Any] = probe.run.read_json("identity.json")
-    _check_same(probe, {"data": recorded.get("data")}, {"data": data})
+    recorded: dict[str, Any] = run.read_json("identity.json")
+    _check_same(run, {"data": recorded.get("data")}, {"data": data})
     policy = load_policy_of(options)
-    _check_same(probe, recorded, dict(policy.identity) | {"data": data})
+    _check_same(run, recorded, dict(policy.identity) | {"data": data})
     by_index = {pair.index: pair for pair in pairs}
     return policy, [tokenize_pair(policy.tokenizer, by_index[index], options.max_length) for index in indices]
 
 
-def _check_same(probe: ProbeResult, recorded: dict[str, Any], found: dict[str, Any]) -> None:
+def _check_same(run: RunFolder, recorded: dict[str, Any], found: dict[str, Any]) -> None:
     changed = sorted(key for key in {*recorded, *found} if recorded.get(key) != found.get(key))
     if changed:
         detail = "; ".join(f"{key}: {recorded.get(key)!r} there, {found.get(key)!r} now" for key in changed)
         raise RunError(
-            f"{probe.run.path} was made from other inputs ({detail}). Restore them, or probe again into another folder."
+            f"{run.path} was made from other inputs ({detail}). Restore them, or probe again into another folder."
         )

@@ -112,7 +112,7 @@ def read_source(path: str | Path) -> Source:
         parts |= {"ledger": None, "causes": None if ledger is None or ledger.empty else ledger}
     if parts["prompts"] is not None and parts["texts"] is None:
         parts["texts"] = _prompt_texts(run)
-    parts["pairs"] = run.pairs() if run.shards and parts["predictions"] is not None else None
+    parts["pairs"] = run.pairs() if run.shards_of("pairs") and parts["predictions"] is not None else None
     if all(parts[name] is None for name in ("pairs", "steps", "ledger", "prompts", "changes", "variants")):
         raise RunError(
             f"Expected pairs, prompts, training steps or a comparison in the run folder {run.path}; it holds "

@@ -132,14 +132,21 @@ class RunFolder:
         """Whether the run has finished: its summary is written last."""
         return (self.path / "summary.json").is_file()
 
-    @property
-    def shards(self) -> list[int]:
-        """Numbers of the shards that are finished."""
-        return sorted(int(file.stem) for file in (self.path / "pairs").glob("[0-9]*.parquet"))
+    def shards_of(self, folder: str) -> list[int]:
+        """Numbers of the shards of a table that are finished."""
+        return sorted(int(file.stem) for file in (self.path / folder).glob("[0-9]*.parquet"))
 
-    def write_shard(self, number: int, rows: pd.DataFrame) -> None:
-        """Write one finished shard of pairs."""
-        self.write_table(f"pairs/{number:05d}.parquet", rows)
+    def write_shard(self, folder: str, number: int, rows: pd.DataFrame) -> None:
+        """Write one finished shard of a table."""
+        self.write_table(f"{folder}/{number:05d}.parquet", rows)
+
+    def read_shards(self, folder: str) -> pd.DataFrame:
+        """The rows of all finished shards of a table, in dataset order; empty where there is none."""
+        files = [self.path / folder / f"{number:05d}.parquet" for number in self.shards_of(folder)]
+        if not files:
+            return pd.DataFrame()
+        rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+        return rows.sort_values("index", ignore_index=True, kind="stable")
 
     def write_table(self, name: str, rows: pd.DataFrame) -> None:
         """Write a table as parquet."""
@@ -166,13 +173,12 @@ class RunFolder:
         Raises:
             RunError: there are none.
         """
-        if not self.shards:
+        rows = self.read_shards("pairs")
+        if rows.empty:
             raise RunError(
                 f"Expected a probe's run folder (with pairs/*.parquet) at {self.path}; it holds no pairs."
             )
-        files = [self.path / "pairs" / f"{number:05d}.parquet" for number in self.shards]
-        rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-        return rows.sort_values("index", ignore_index=True)
+        return rows
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A table of the folder by file name, or None where the run has none."""

@@ -14,8 +14,10 @@ from peft import PeftModel
 from torch import nn
 
 from entangle.analysis.predictions import predict_losses, usable_losses
-from entangle.commands.probe import Plan, Work, is_scorable, longest, number_columns, rows_of_shard
 from entangle.data import PreferencePair, TokenizedPair, tokenize_pair
+from entangle.measure.passes import Measurement, rows_of_shard
+from entangle.measure.plan import Plan, is_scorable, longest
+from entangle.measure.rows import number_columns
 from entangle.models import AdapterOff, Columns, NoReference, Policy, Reference, SecondModel
 from entangle.scores import Engine, make_engine, row_logps
 from entangle.scores.rows import RowBatch
@@ -109,11 +111,9 @@ class ProbeSet:
         with undisturbed(self.policy.model):
             if self.has_reference and not self._is_referenced:
                 self._keep_reference()
-            plan, work = (
-                Plan((self._own,), self._batch_size),
-                Work(self.policy, self.engine, [number_columns]),
-            )
-            own, _ = rows_of_shard(plan, 0, work, lambda count: None)
+            plan = Plan((self._own,), self._batch_size)
+            measurement = Measurement(self.policy, self.engine, [number_columns])
+            own = rows_of_shard(plan, 0, measurement, lambda count: None).rows
         rows = pd.DataFrame(self._gathered(own)).sort_values("index", ignore_index=True)
         for side in ("chosen", "rejected"):
             rows[f"logps_per_token_{side}"] = rows[f"logps_{side}"] / rows[f"length_{side}"]

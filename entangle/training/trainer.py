@@ -131,14 +131,14 @@ class PreferenceTrainer(DPOTrainer):
         mask = inputs["completion_mask"][:, 1:]  # (2B, T-1): the first token has nothing before it
         rows, reference = output.log_probs[:, -mask.shape[1] :], self._reference_rows(inputs)
         if self.loss.needs_tokens:
-            halves = {"": rows, "_mask": mask, "ref_": reference}
+            halves = {"": rows, "mask_": mask, "ref_": reference}
             if output.log_sum_sq_probs is not None:
-                halves["_log_collision"] = output.log_sum_sq_probs[:, -mask.shape[1] :]
+                halves["log_collision_"] = output.log_sum_sq_probs[:, -mask.shape[1] :]
             return TokenLogps(**_by_side(halves)).pairs()
         reference = None if reference is None else reference.sum(1)
         if self.precompute_ref_logps:
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        halves = {"": rows.sum(1), "_length": mask.sum(1).clamp(min=1), "ref_": reference}
+        halves = {"": rows.sum(1), "length_": mask.sum(1).clamp(min=1), "ref_": reference}
         return PairLogps(**_by_side(halves))
 
     def _reference_rows(self, inputs: dict[str, Any]) -> Tensor | None:
@@ -222,7 +222,7 @@ def reads_collisions(loss: PreferenceLoss) -> bool:
     if not loss.needs_tokens:
         return False
     ones = torch.ones(2, 2)
-    tokens = TokenLogps(**_by_side(dict.fromkeys(("", "_mask", "ref_"), ones.repeat(2, 1))))
+    tokens = TokenLogps(**_by_side(dict.fromkeys(("", "mask_", "ref_"), ones.repeat(2, 1))))
     collisions = {"log_collision_chosen": ones, "log_collision_rejected": ones}
     for given in ({}, collisions):
         try:
@@ -243,12 +243,12 @@ def _columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_side(columns: Mapping[str, Tensor | None]) -> dict[str, Any]:
-    """Batch columns `(2B, ...)` by affix as two fields each: "_mask" -> mask_chosen, "ref_" -> ref_chosen."""
+    """Batch columns `(2B, ...)` by prefix as two fields each: "mask_" -> mask_chosen."""
     sides: dict[str, Any] = {}
-    for affix, column in columns.items():
+    for prefix, column in columns.items():
         if column is not None:
             for side, half in zip(("chosen", "rejected"), column.chunk(2), strict=True):
-                sides[affix + side if affix.endswith("_") else side + affix] = half
+                sides[prefix + side] = half
     return sides
 
 

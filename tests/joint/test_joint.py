@@ -14,12 +14,13 @@ from entangle import cli
 from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.commands.joint import JointResult, run_joint
 from entangle.commands.probe import run_probe
-from entangle.commands.rft import Work, answer_rows, run_rft
+from entangle.commands.rft import run_rft
 from entangle.config import JointConfig, ProbeConfig, RftConfig
 from entangle.data import DataError, collate, load_pairs, tokenize_pair
 from entangle.errors import ConfigError, RunError
 from entangle.figures import joint as joint_plots
 from entangle.figures import probe as plots
+from entangle.measure.prompts import ANSWERS, PromptMeasurement
 from entangle.models import load_policy
 from entangle.rewards.functions import build_reward_function
 from entangle.rewards.rollouts import Prompt, Sampling, prompts_of, sample_answers
@@ -116,7 +117,7 @@ def test_answers_and_rewards_are_as_rft_sees_them(folder, finished, tmp_path):
 
 def test_one_gram_matrix_holds_answers_and_pair(folder, finished, policy):
     """Kept dot products against plain autograd on answers that are drawn again."""
-    rows = answer_rows(finished.run)
+    rows = finished.run.read_shards(ANSWERS)
     pairs = load_pairs(str(folder / "pairs.jsonl"))
     prompts = [Prompt(i, pairs[i].prompt) for i in (0, 1)]
     rollout = sample_answers(policy, prompts, Sampling(num_generations=8, max_completion_length=8))[1]
@@ -132,7 +133,7 @@ def test_one_gram_matrix_holds_answers_and_pair(folder, finished, policy):
 
 def test_a_real_step_on_the_reward_moves_the_pair_as_predicted(folder, finished, policy):
     """Parameters moved along the sample's RLOO gradient: the pair's log-probs change by reward_change_*."""
-    rows, pairs = answer_rows(finished.run), load_pairs(str(folder / "pairs.jsonl"))
+    rows, pairs = finished.run.read_shards(ANSWERS), load_pairs(str(folder / "pairs.jsonl"))
     prompts = [Prompt(i, pairs[i].prompt) for i in (0, 1)]
     rollout = sample_answers(policy, prompts, Sampling(num_generations=8, max_completion_length=8))[0]
     rewards = np.asarray(rows["rewards"][0])
@@ -176,7 +177,7 @@ def test_a_response_without_a_token_leaves_its_prompt_unmeasured(folder, tmp_pat
     pair = tokenize_pair(policy.tokenizer, load_pairs(str(folder / "pairs.jsonl"))[0])
     engine = AutogradEngine(policy.model, policy.parameters)
     for changes in ({"empty": True, "chosen_ids": []}, {"dropped": True}):
-        work = Work(
+        work = PromptMeasurement(
             config,
             policy,
             engine,
@@ -189,7 +190,7 @@ def test_a_response_without_a_token_leaves_its_prompt_unmeasured(folder, tmp_pat
 
 
 def test_texts_stand_beside_the_numbers(finished):
-    texts, rows = finished.run.table("texts.parquet"), answer_rows(finished.run)
+    texts, rows = finished.run.table("texts.parquet"), finished.run.read_shards(ANSWERS)
     assert texts is not None and texts["index"].tolist() == [0, 1, 2, 3, 5]
     for text in texts.to_dict("records"):
         row = rows[rows["index"] == text["index"]].iloc[0]
@@ -209,7 +210,7 @@ def test_no_text_where_none_is_wanted(folder, tmp_path):
     result = run_joint(config)
     assert result.run.read_json("provenance.json")["notes"][-1].startswith("1 pairs of the data set")
     assert not (tmp_path / "run" / "texts.parquet").exists()
-    assert "prompt" not in result.prompts and "completions" not in answer_rows(result.run)
+    assert "prompt" not in result.prompts and "completions" not in result.run.read_shards(ANSWERS)
     assert "the sum" not in tables.render(result.renderable(), width=140)
 
 

@@ -24,7 +24,7 @@ from entangle.commands.joint.measure import (
     verdict,
 )
 from entangle.commands.joint.table import angles, joint_table, pooled_cosine, summarise_joint, with_states
-from entangle.commands.rft import FLAGS
+from entangle.measure.prompts import FLAGS
 from entangle.rewards.signals import Setting, Thresholds
 from entangle.rewards.statistics import Support, rloo_weights
 from losses import CPO, DPO, DPOP, Incentives, PairLogps, build

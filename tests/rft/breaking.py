@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from entangle.commands.rft import Work
+from entangle.measure.prompts import PromptMeasurement
 
 
 @contextmanager
 def broken_at(index: int) -> Iterator[None]:
     """Ctrl-C when the prompt of this index is computed; the block must end so."""
-    whole = Work.row
+    whole = PromptMeasurement.row
 
     def row(self, prompt, rollout):
         if prompt.index == index:
@@ -21,16 +21,18 @@ def broken_at(index: int) -> Iterator[None]:
         return whole(self, prompt, rollout)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Work, "row", row)
+        patch.setattr(PromptMeasurement, "row", row)
         yield
 
 
 @contextmanager
 def recorded() -> Iterator[list[int]]:
     """Indices of the prompts that the block computes."""
-    whole, computed = Work.row, []
+    whole, computed = PromptMeasurement.row, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Work, "row", lambda self, p, rollout: computed.append(p.index) or whole(self, p, rollout)
+            PromptMeasurement,
+            "row",
+            lambda self, p, rollout: computed.append(p.index) or whole(self, p, rollout),
         )
         yield computed

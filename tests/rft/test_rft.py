@@ -12,11 +12,12 @@ import torch
 import yaml
 
 from entangle import cli
-from entangle.commands.rft import RftResult, answer_rows, prompt_rows, run_rft
+from entangle.commands.rft import RftResult, prompt_rows, run_rft
 from entangle.config import RftConfig
 from entangle.errors import ConfigError, RunError
 from entangle.figures import probe as plots
 from entangle.figures import rft as rft_plots
+from entangle.measure.prompts import ANSWERS
 from entangle.models import load_policy
 from entangle.rewards.functions import RewardError
 from entangle.rewards.rollouts import load_rollouts
@@ -77,19 +78,19 @@ def test_every_prompt_has_a_row_and_the_one_without_room_says_so(finished):
         "non_finite": 0,
     }
     assert finished.summary["answers"] == 36
-    ended = np.concatenate(answer_rows(finished.run)["finished"].dropna().tolist())
+    ended = np.concatenate(finished.run.read_shards(ANSWERS)["finished"].dropna().tolist())
     assert finished.summary["cut"]["count"] == int((~ended.astype(bool)).sum()) > 0
     notes = finished.run.read_json("provenance.json")["notes"]
     assert any("of the answers were cut at 8 tokens" in note for note in notes)
     assert sorted(f.name for f in finished.run.path.iterdir() if f.is_dir()) == ["answers"]
-    norms = answer_rows(finished.run)["jacobian_norm"]
+    norms = finished.run.read_shards(ANSWERS)["jacobian_norm"]
     assert norms.notna().tolist() == [True] * 2 + [False] * 5  # at as many prompts as were asked for
     assert finished.summary["setting"]["gamma"] == norms.max() > 0
 
 
 def test_gram_and_log_probs_are_the_models(folder, finished):
     """The kept numbers against plain autograd on the kept answers."""
-    row = answer_rows(finished.run).iloc[0]
+    row = finished.run.read_shards(ANSWERS).iloc[0]
     policy = load_policy(
         str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64"
     )
@@ -107,7 +108,7 @@ def test_gram_and_log_probs_are_the_models(folder, finished):
 def test_table_is_a_function_of_the_kept_answers(finished):
     setting = finished.summary["setting"]
     support = Support(setting["low"], setting["high"], setting["is_binary"])
-    again = prompt_rows(answer_rows(finished.run), Setting(support, 3, 8, setting["gamma"]))
+    again = prompt_rows(finished.run.read_shards(ANSWERS), Setting(support, 3, 8, setting["gamma"]))
     pd.testing.assert_frame_equal(again, finished.prompts)
 
 
@@ -170,7 +171,7 @@ def test_two_processes_share_the_prompts_and_equal_one(folder, tmp_path):
     assert printed.count("7 prompts, 6 measured") == 1
     both, one = RftResult.load(tmp_path / "both"), run_rft(config)
     pd.testing.assert_frame_equal(both.prompts, one.prompts, rtol=1e-9, atol=1e-12)
-    assert len(answer_rows(both.run)) == 7
+    assert len(both.run.read_shards(ANSWERS)) == 7
 
 
 # --- the measures of one prompt -----------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from accelerate import PartialState
 from rich.console import Console, Group, RenderableType
 
 from entangle import embedded
@@ -27,7 +25,8 @@ from entangle.models import Policy
 from entangle.rewards.rollouts import Prompt, load_prompts
 from entangle.rewards.rollouts import fingerprint as posts_fingerprint
 from entangle.runs.folder import RunFolder
-from entangle.runs.progress import Interrupted, notes_console, progress_bar
+from entangle.runs.progress import Interrupted, progress_bar
+from entangle.runs.session import Session
 from entangle.tables.compare import comparison_table
 from entangle.tables.ledger import ledger_tables
 from entangle.tables.probe import Shown
@@ -98,12 +97,12 @@ def run_compare(config: CompareConfig, console: Console | None = None) -> Compar
         UserError: an option, the data, the model or a run folder can't be used.
         Interrupted: Ctrl-C; what was finished is kept.
     """
-    processes = PartialState(cpu=not torch.cuda.is_available())
-    console = notes_console(console, is_shown=processes.is_main_process)
+    session = Session.start(config, console)
+    folder, console, processes = session.run, session.console, session.processes
     cells, posts = cells_of(config), _posts(config)
     for cell in cells:
         check_training(cell.train)
-    folder, texts = RunFolder(config.run_path), _summary_file(config, posts)
+    texts = _summary_file(config, posts)
     with processes.main_process_first():
         _claim(folder)
     for number, cell in enumerate(cells, 1):
@@ -120,12 +119,13 @@ def run_compare(config: CompareConfig, console: Console | None = None) -> Compar
             trained = TrainResult.load(cell.run.path).model_path
             cell.run.write_table(texts, _summaries(config, _policy(config, trained), posts, console))
         processes.wait_for_everyone()
-    if processes.is_main_process:
+
+    def close() -> None:
         if posts and not (folder.path / texts).is_file():
             folder.write_table(texts, _summaries(config, _policy(config), posts, console))
         _write(_collect(folder, cells, texts), config)
-    processes.wait_for_everyone()
-    return CompareResult.load(folder.path)
+
+    return CompareResult.load(session.finish(close))
 
 
 def _claim(folder: RunFolder) -> None:

@@ -9,30 +9,34 @@ Under `accelerate launch` or `torchrun` the processes share the shards and write
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
-from accelerate import PartialState
 from rich.console import Console, RenderableType
 
 from entangle.commands.joint.table import joint_table, summarise_joint, with_states
-from entangle.commands.probe import texts_of
 from entangle.commands.rft.result import PromptsResult
-from entangle.commands.rft.shards import answer_rows, compute_shards
-from entangle.commands.rft.work import Work, measured_rows, reward_function_of, rollouts_fingerprint
 from entangle.config import JointConfig, build_losses
 from entangle.data import PreferencePair, fingerprint, tokenize_pair
 from entangle.errors import ConfigError, DataError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
+from entangle.measure.prompts import (
+    ANSWERS,
+    PromptMeasurement,
+    measured_rows,
+    reward_function_of,
+    rollouts_fingerprint,
+    shard_rows,
+    shards_of,
+)
+from entangle.measure.rows import texts_of
 from entangle.models import Columns, NoReference, Policy
 from entangle.rewards.rollouts import Prompt, Rollout, load_rollouts, prompts_of
 from entangle.rewards.signals import Setting, Thresholds
 from entangle.runs.folder import RunFolder
-from entangle.runs.progress import notes_console
+from entangle.runs.session import Session
 from entangle.scores import make_engine
 from entangle.tables import joint as joint_tables
 from losses import PreferenceLoss
@@ -64,39 +68,32 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
         UserError: an option, the data, the model, the reward or the run folder can't be used.
         Interrupted: Ctrl-C; the shard at hand is finished first.
     """
-    processes = PartialState(cpu=not torch.cuda.is_available())
-    console = notes_console(console, is_shown=processes.is_main_process)
+    session = Session.start(config, console)
     loss, reward_function = loss_of(config), reward_function_of(config)
     pairs = load_pairs_of(dataclasses.replace(config, limit=None))
     asked = prompts_of(pairs, config.limit, config.seed)
-    policy = load_policy_of(config, processes)
+    policy = load_policy_of(config, session.processes)
     _check_reference(policy)
     read = _read_rollouts(config, policy, asked)
-    prompts = [prompt for prompt, _ in asked.values()]
-    if read:
-        prompts = [rollout.prompt for rollout in read]
+    prompts = [rollout.prompt for rollout in read] or [prompt for prompt, _ in asked.values()]
     chosen = {prompt.index: asked[prompt.index][1] for prompt in prompts}
-    run = RunFolder(config.run_path)
     data = {"data": fingerprint(list(chosen.values())), "rollouts": rollouts_fingerprint(read)}
-    with processes.main_process_first():
-        run.begin(
-            config, dict(policy.identity) | data, overwrite=config.overwrite and processes.is_main_process
-        )  # fmt: skip
-    if run.is_complete:
-        console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
-        return JointResult.load(run.path)
-    started = time.monotonic()
+    if not session.begin(dict(policy.identity) | data):
+        return JointResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     tokenized = {
         index: tokenize_pair(policy.tokenizer, pair, config.max_length) for index, pair in chosen.items()
     }
-    work = Work(config, policy, engine, reward_function, pairs=tokenized)
-    compute_shards(run, work, prompts, read, console, processes)
-    if processes.is_main_process:
-        further = len(pairs) - len({pair.prompt_hash for pair in pairs})
-        _finish(run, work, loss, chosen, further, console, time.monotonic() - started)
-    processes.wait_for_everyone()
-    return JointResult.load(run.path)
+    measurement = PromptMeasurement(config, policy, engine, reward_function, pairs=tokenized)
+    shards, rollouts = shards_of(prompts, config.shard_size), {r.prompt.index: r for r in read}
+    session.compute(
+        ANSWERS,
+        list(map(len, shards)),
+        lambda number, advance: {ANSWERS: shard_rows(measurement, shards[number], rollouts, advance)},
+        unit="prompts",
+    )
+    further = len(pairs) - len({pair.prompt_hash for pair in pairs})
+    return JointResult.load(session.finish(lambda: _close(session, measurement, loss, chosen, further)))
 
 
 def loss_of(config: JointConfig) -> PreferenceLoss:
@@ -149,21 +146,29 @@ def _read_rollouts(
     return read
 
 
-def _finish(
-    run: RunFolder, work: Work, loss: PreferenceLoss, pairs: Mapping[int, PreferencePair], further: int,
-    console: Console, seconds: float,
-) -> None:  # fmt: skip
+def _close(
+    session: Session,
+    measurement: PromptMeasurement,
+    loss: PreferenceLoss,
+    pairs: Mapping[int, PreferencePair],
+    further: int,
+) -> None:
     """Measure every prompt from the kept rows, and write what closes a run, its summary last."""
-    rows, config = answer_rows(run), work.config
+    run, config, seconds = session.run, measurement.config, session.seconds
+    rows = run.read_shards(ANSWERS)
     assert isinstance(config, JointConfig)
-    prompts = joint_table(rows, loss, Setting(work.support, config.group_size), work.engine.resolution)
+    prompts = joint_table(
+        rows, loss, Setting(measurement.support, config.group_size), measurement.engine.resolution
+    )
     measured = measured_rows(prompts)
-    summary = work.answer_summary(rows) | {
+    summary = measurement.answer_summary(rows) | {
         "loss": loss.label,
-        "setting": {"group_size": config.group_size} | dataclasses.asdict(work.support),
+        "setting": {"group_size": config.group_size} | dataclasses.asdict(measurement.support),
     }
     if len(measured):
-        thresholds = Thresholds.choose(measured, work.support, config.std_threshold, config.mean_threshold)
+        thresholds = Thresholds.choose(
+            measured, measurement.support, config.std_threshold, config.mean_threshold
+        )
         measured = with_states(measured, thresholds, config.std_threshold, config.signal_threshold)
         states = measured[["index", *(name for name in measured if name not in prompts)]]
         prompts = prompts.merge(states, on="index", how="left")
@@ -171,19 +176,19 @@ def _finish(
             "signal": config.signal_threshold, "rft_signal": config.std_threshold,
         }  # fmt: skip
         summary |= {"thresholds": limits} | summarise_joint(measured, thresholds)
-    notes = work.notes(summary) + (
+    notes = measurement.notes(summary) + (
         [f"{further} pairs of the data set have the prompt of an earlier one and were left out."]
         if further
         else []
     )
     for note in notes:
-        console.print(f"Note: {note}", markup=False)
+        session.note(note)
     run.write_table("prompts.parquet", prompts)
     if config.save_text and len(measured):
         run.write_table("texts.parquet", _texts(rows, measured, pairs))
     if config.plots and len(measured):
         _draw(run, measured, summary)
-    run.write_json("provenance.json", work.provenance(notes, seconds) | {"loss": loss.label})
+    run.write_json("provenance.json", measurement.provenance(notes, seconds) | {"loss": loss.label})
     run.write_json("summary.json", summary)
 
 

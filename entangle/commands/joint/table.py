@@ -24,7 +24,7 @@ from entangle.commands.joint.measure import (
     verdict,
 )
 from entangle.commands.rft.run import prompt_rows
-from entangle.commands.rft.work import measured_rows
+from entangle.measure.prompts import measured_rows
 from entangle.rewards.signals import Setting, Thresholds, gradient_summary, prevalence, rank_correlation
 from entangle.rewards.statistics import LEVEL, Array
 from losses import PreferenceLoss

@@ -17,9 +17,9 @@ import pandas as pd
 from rich.console import RenderableType
 
 from entangle.commands.rft.run import RftResult
-from entangle.commands.rft.work import measured_rows
 from entangle.config import RftConfig
 from entangle.errors import RunError
+from entangle.measure.prompts import measured_rows
 from entangle.rewards.signals import rank_correlation
 from entangle.rewards.statistics import bootstrap_mean
 from entangle.runs.folder import RunFolder

@@ -10,29 +10,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from accelerate import PartialState
 from rich.console import Console, RenderableType
 
 from entangle import embedded
 from entangle.commands.rft.result import PromptsResult
-from entangle.commands.rft.shards import answer_rows, compute_shards
-from entangle.commands.rft.work import FLAGS, Work, measured_rows, reward_function_of, rollouts_fingerprint
 from entangle.config import EMBEDDED, RftConfig
 from entangle.errors import ConfigError
 from entangle.measure.inputs import load_policy_of
+from entangle.measure.prompts import (
+    ANSWERS,
+    FLAGS,
+    PromptMeasurement,
+    measured_rows,
+    reward_function_of,
+    rollouts_fingerprint,
+    shard_rows,
+    shards_of,
+)
 from entangle.models import Policy
 from entangle.rewards.rollouts import Prompt, Rollout, fingerprint, load_prompts, load_rollouts
 from entangle.rewards.signals import Setting, Thresholds, measure, summarise, unmeasured
 from entangle.runs.folder import RunFolder
-from entangle.runs.progress import notes_console
+from entangle.runs.session import Session
 from entangle.scores import make_engine
 from entangle.tables import rft as rft_tables
 
@@ -62,29 +67,26 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
         UserError: an option, the data, the model, the reward or the run folder can't be used.
         Interrupted: Ctrl-C; the shard at hand is finished first.
     """
-    processes = PartialState(cpu=not torch.cuda.is_available())
-    console = notes_console(console, is_shown=processes.is_main_process)
+    session = Session.start(config, console)
     reward_function = reward_function_of(config)
     prompts = _load_prompts(config) if config.rollouts is None else []
-    policy = load_policy_of(config, processes)
+    policy = load_policy_of(config, session.processes)
     read = read_rollouts(config, policy)
     prompts = prompts or [rollout.prompt for rollout in read]
-    run = RunFolder(config.run_path)
     identity = dict(policy.identity) | {"data": fingerprint(prompts), "rollouts": rollouts_fingerprint(read)}
-    with processes.main_process_first():
-        run.begin(config, identity, overwrite=config.overwrite and processes.is_main_process)
-    if run.is_complete:
-        console.print(f"{run.path} holds this run already; nothing to compute.", markup=False)
-        return RftResult.load(run.path)
-    started = time.monotonic()
+    if not session.begin(identity):
+        return RftResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     gamma_indices = frozenset(prompt.index for prompt in prompts[: config.gamma_positions])
-    work = Work(config, policy, engine, reward_function, gamma_indices)
-    compute_shards(run, work, prompts, read, console, processes)
-    if processes.is_main_process:
-        _finish(run, work, console, time.monotonic() - started)
-    processes.wait_for_everyone()
-    return RftResult.load(run.path)
+    measurement = PromptMeasurement(config, policy, engine, reward_function, gamma_indices)
+    shards, rollouts = shards_of(prompts, config.shard_size), {r.prompt.index: r for r in read}
+    session.compute(
+        ANSWERS,
+        list(map(len, shards)),
+        lambda number, advance: {ANSWERS: shard_rows(measurement, shards[number], rollouts, advance)},
+        unit="prompts",
+    )
+    return RftResult.load(session.finish(lambda: _close(session, measurement)))
 
 
 def _load_prompts(config: RftConfig) -> list[Prompt]:
@@ -109,34 +111,37 @@ def read_rollouts(config: RftConfig, policy: Policy) -> list[Rollout]:
     return load_rollouts(config.rollouts, policy.tokenizer, max_length=config.max_length, limit=config.limit)
 
 
-def _finish(run: RunFolder, work: Work, console: Console, seconds: float) -> None:
+def _close(session: Session, measurement: PromptMeasurement) -> None:
     """Measure every prompt from the kept answers, and write what closes a run, its summary last."""
-    rows, config = answer_rows(run), work.config
+    run, config, seconds = session.run, measurement.config, session.seconds
+    rows = run.read_shards(ANSWERS)
     assert isinstance(config, RftConfig)
     gamma = _gamma(rows)
     used = measured_rows(rows)
     lengths = [int(length) for entry in used["lengths"] for length in entry] if len(used) else [1]
     longest = config.max_completion_length if config.rollouts is None else max(lengths)
-    prompts = prompt_rows(rows, Setting(work.support, config.group_size, longest, gamma))
+    prompts = prompt_rows(rows, Setting(measurement.support, config.group_size, longest, gamma))
     measured = measured_rows(prompts)
-    summary = work.answer_summary(rows) | {
+    summary = measurement.answer_summary(rows) | {
         "setting": {"group_size": config.group_size, "max_length": longest, "gamma": gamma}
-        | dataclasses.asdict(work.support),
+        | dataclasses.asdict(measurement.support),
     }
     if len(measured):
-        thresholds = Thresholds.choose(measured, work.support, config.std_threshold, config.mean_threshold)
-        summary |= summarise(measured, _equal_groups(used), work.support, thresholds)
-    notes = work.notes(summary)
+        thresholds = Thresholds.choose(
+            measured, measurement.support, config.std_threshold, config.mean_threshold
+        )
+        summary |= summarise(measured, _equal_groups(used), measurement.support, thresholds)
+    notes = measurement.notes(summary)
     if gamma == gamma:
         notes.append(
             "gamma is a lower estimate, so bounds with it (bound_paper, bound_length) aren't certified."
         )
     for note in notes:
-        console.print(f"Note: {note}", markup=False)
+        session.note(note)
     run.write_table("prompts.parquet", prompts)
     if config.plots and len(measured):
         _draw(run, measured, summary)
-    run.write_json("provenance.json", work.provenance(notes, seconds))
+    run.write_json("provenance.json", measurement.provenance(notes, seconds))
     run.write_json("summary.json", summary)
 
 

@@ -6,7 +6,7 @@ Shared by `entangle rft` and `entangle joint`, which also has a preference pair 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,16 @@ import torch
 
 from entangle.config import EMBEDDED, JointConfig, RftConfig
 from entangle.data import TokenizedPair
-from entangle.models import Policy
+from entangle.models import Policy, check_reference
 from entangle.rewards.functions import AnswerSet, FromFile, RewardError, RewardFunction, build_reward_function
 from entangle.rewards.rollouts import Prompt, Rollout, Sampling, fingerprint, prompt_tokens, sample_answers
 from entangle.rewards.statistics import Support, cut_answers
 from entangle.runs.provenance import environment
 from entangle.scores import Engine, row_logps
 from entangle.scores.jacobian import jacobian_norm
+
+ANSWERS = "answers"
+"""The folder of shards: one row per prompt."""
 
 FLAGS = ("dropped", "empty", "non_finite")
 """Why a prompt has no numbers: it leaves no room for an answer; an answer or a response has no token; a reward or
@@ -56,8 +59,8 @@ def measured_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Work:
-    """Sampling, rewards and scores of one prompt after the other.
+class PromptMeasurement:
+    """What every prompt goes through: sampling, rewards and scores.
 
     Args:
         config: the options.
@@ -216,3 +219,37 @@ class Work:
             "reward": dataclasses.asdict(self.reward_function) | {"name": self.reward_function.name},  # pyright: ignore[reportArgumentType]
             "sampling": None if self.config.rollouts else dataclasses.asdict(self.sampling), "notes": list(notes),
         }  # fmt: skip
+
+
+def shards_of(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    """Prompts cut into shards of `size`."""
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
+def shard_rows(
+    measurement: PromptMeasurement,
+    prompts: Sequence[Prompt],
+    read: Mapping[int, Rollout],
+    advance: Callable[[int], None],
+) -> pd.DataFrame:
+    """The rows of a shard's prompts.
+
+    What is drawn for a prompt depends on the options and on its shard, not on the process or on what was computed
+    before.
+
+    Args:
+        measurement: what makes a row of a prompt.
+        prompts: the shard's prompts.
+        read: answers that were read, by prompt index; none: they are sampled.
+        advance: told of every prompt.
+    """
+    rollouts = read or measurement.rollouts(prompts)
+    first = next((r for p in prompts if (r := rollouts.get(p.index)) is not None and not r.is_empty), None)
+    if first is not None:
+        policy = measurement.policy
+        check_reference(policy, first.collate(policy.pad_id).to(policy.device))
+    rows = []
+    for prompt in prompts:
+        rows.append(measurement.row(prompt, rollouts.get(prompt.index)))
+        advance(1)
+    return pd.DataFrame(rows)
