@@ -314,7 +314,7 @@ def test_every_mitigation_is_built_back_from_its_config():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nothing", "Known: pairwise_normalised"),
+        ("nothing", "Known mitigations: pairwise_normalised"),
         ({"name": "sequential", "first": "chosen"}, "It has: order, half_steps"),
         ({"name": "sequential", "order": "chosen"}, "chosen_first"),
         ({"name": "reward_calibration", "decay": 1.0}, "decay"),

@@ -13,6 +13,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
+from entangle.config import ModelOptions
 from entangle.data import load_pairs, tokenize_pair
 from entangle.models import (
     ModelError,
@@ -55,7 +56,7 @@ def trainable(policy: Policy) -> set[str]:
 
 def test_full_model(base):
     """Without an adapter every parameter is probed, in eval mode, and there is no reference."""
-    policy = load_policy(base)
+    policy = load_policy(ModelOptions(base))
     assert set(policy.parameters) == {n for n, _ in policy.model.named_parameters()} == trainable(policy)
     assert not any(module.training for module in policy.model.modules())
     assert policy.reference.logps(batch_of(policy)) is None
@@ -66,8 +67,8 @@ def test_full_model(base):
 
 def test_adapter_on_its_base_or_on_a_named_one(base, adapter):
     """An adapter's folder stands for its base and itself; its parameters are probed, and nothing else."""
-    alone = load_policy(adapter)
-    named = load_policy(base, adapter_name_or_path=adapter)
+    alone = load_policy(ModelOptions(adapter))
+    named = load_policy(ModelOptions(base, adapter_name_or_path=adapter))
     batch = batch_of(alone)
     assert torch.equal(row_logps(alone.model, batch), row_logps(named.model, batch))
     assert alone.identity == named.identity
@@ -85,7 +86,9 @@ def test_adapter_on_its_base_or_on_a_named_one(base, adapter):
 )  # fmt: skip
 def test_dtype(base, adapter, dtype, score_dtype, computing):
     """Weights have the values that one precision leaves of them, in the other one, which the scores are marked with."""
-    policy = load_policy(base, adapter_name_or_path=adapter, dtype=dtype, score_dtype=score_dtype)
+    policy = load_policy(
+        ModelOptions(base, adapter_name_or_path=adapter, dtype=dtype, score_dtype=score_dtype)
+    )
     weights = {
         n.replace("base_layer.", ""): p for n, p in policy.model.named_parameters() if "lora_" not in n
     }
@@ -102,7 +105,7 @@ def test_dtype(base, adapter, dtype, score_dtype, computing):
 
 def test_dropout_is_off(adapter):
     """The adapter has dropout 0.5 and the model attention dropout 0.5: two evaluations agree all the same."""
-    policy = load_policy(adapter)
+    policy = load_policy(ModelOptions(adapter))
     batch = batch_of(policy)
     assert torch.equal(row_logps(policy.model, batch), row_logps(policy.model, batch))
     assert "Dropout (up to 0.5 in the configuration) is switched off" in policy.notes[-1]
@@ -113,12 +116,14 @@ def test_fresh_lora_is_decided_by_its_seed(base):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, again, other = (load_policy(base, use_peft=True, lora_r=2, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        load_policy(ModelOptions(base, use_peft=True, lora_r=2), seed=seed) for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.rand(1), expected)
     assert first.identity == again.identity != other.identity
     assert all(bool(p.any()) == ("lora_A" in n) for n, p in first.parameters.items())
     assert "B of the LoRA is 0" in first.notes[0]
-    one = load_policy(base, use_peft=True, lora_target_modules=("q_proj",))
+    one = load_policy(ModelOptions(base, use_peft=True, lora_target_modules=("q_proj",)))
     assert all("q_proj" in name for name in one.parameters)
 
 
@@ -128,7 +133,7 @@ def test_nan_weights_load(base, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"][3] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    policy = load_policy(folder, use_peft=True)
+    policy = load_policy(ModelOptions(folder, use_peft=True))
     batch = batch_of(policy)
     check_reference(policy, batch)
     assert row_logps(policy.model, batch).isnan().all()
@@ -136,13 +141,17 @@ def test_nan_weights_load(base, tmp_path):
 
 def test_identity_follows_the_weights(base, adapter, tmp_path):
     """Other weights, another adapter or another tokenizer: another identity; the folder's name is no part."""
-    copy = load_policy(tiny.save_policy(tmp_path / "copy")).identity
-    assert copy == load_policy(base).identity
-    other = load_policy(tiny.save_policy(tmp_path / "other", tiny.gpt2_tokenizer(chat=True), seed=3)).identity
+    copy = load_policy(ModelOptions(tiny.save_policy(tmp_path / "copy"))).identity
+    assert copy == load_policy(ModelOptions(base)).identity
+    chatty = tiny.save_policy(tmp_path / "other", tiny.gpt2_tokenizer(chat=True), seed=3)
+    other = load_policy(ModelOptions(chatty)).identity
     assert {key for key in copy if copy[key] != other[key]} == {"model", "chat_template"}
     second = tiny.save_adapter(tmp_path / "second", base, seed=9)
-    assert load_policy(adapter).identity["adapter"] != load_policy(second).identity["adapter"]
-    json.dumps([copy, dict(load_policy(adapter).description)])
+    assert (
+        load_policy(ModelOptions(adapter)).identity["adapter"]
+        != load_policy(ModelOptions(second)).identity["adapter"]
+    )
+    json.dumps([copy, dict(load_policy(ModelOptions(adapter)).description)])
 
 
 # --- tokenizers ---------------------------------------------------------------------------------------------
@@ -158,16 +167,16 @@ def test_pad_token_falls_back(base):
     assert pad_id(tokenizer, tiny.llama(vocabulary=tokenizer.pad_token_id)) == 2
     tokenizer.pad_token = tokenizer.eos_token = None
     assert pad_id(tokenizer, model) == 0
-    policy = load_policy(base)
+    policy = load_policy(ModelOptions(base))
     assert policy.tokenizer.pad_token is None and len(batch_of(policy).input_ids) == 6
 
 
 def test_the_tokenizer_beside_the_adapter_wins(base, tmp_path):
     """It carries the chat template that the adapter was trained with."""
     folder = tiny.save_adapter(tmp_path, base)
-    assert load_policy(folder).tokenizer.chat_template is None
+    assert load_policy(ModelOptions(folder)).tokenizer.chat_template is None
     tiny.gpt2_tokenizer(chat=True).save_pretrained(folder)
-    assert load_policy(folder).tokenizer.chat_template == tiny.CHAT_TEMPLATE
+    assert load_policy(ModelOptions(folder)).tokenizer.chat_template == tiny.CHAT_TEMPLATE
 
 
 # --- probed parameters --------------------------------------------------------------------------------------
@@ -184,7 +193,7 @@ def test_the_tokenizer_beside_the_adapter_wins(base, tmp_path):
 )
 def test_parameters_of_an_adapter(adapter, spec, count, part):
     """By group or by expression; exactly the chosen ones want a gradient."""
-    policy = load_policy(adapter, parameters=spec)
+    policy = load_policy(ModelOptions(adapter, parameters=spec))
     assert len(policy.parameters) == count and all(part in name for name in policy.parameters)
     assert trainable(policy) == set(policy.parameters)
     policy.reference.logps(
@@ -195,15 +204,15 @@ def test_parameters_of_an_adapter(adapter, spec, count, part):
 
 def test_full_parameters_leave_the_adapter_out(base, adapter):
     """The base's own parameters, at the adapted function."""
-    policy = load_policy(adapter, parameters="full")
-    assert len(policy.parameters) == len(load_policy(base).parameters)
+    policy = load_policy(ModelOptions(adapter, parameters="full"))
+    assert len(policy.parameters) == len(load_policy(ModelOptions(base)).parameters)
     assert not any("lora_" in name for name in policy.parameters)
     assert policy.description["probed_kind"] == "full"
 
 
 def test_an_inactive_adapter_is_not_probed(adapter):
     """TRL's frozen copy of the adapter, kept as its reference, carries LoRA weights too."""
-    policy = load_policy(adapter)
+    policy = load_policy(ModelOptions(adapter))
     assert isinstance(policy.model, PeftModel)
     policy.model.add_adapter("ref", policy.model.peft_config["default"])
     policy.model.set_adapter("default")
@@ -222,7 +231,7 @@ def test_an_inactive_adapter_is_not_probed(adapter):
 def test_parameters_that_cannot_be(base, spec, message):
     """Nothing selected: some names are shown."""
     with pytest.raises(ModelError, match=message):
-        load_policy(base, parameters=spec)
+        load_policy(ModelOptions(base, parameters=spec))
 
 
 # --- references ---------------------------------------------------------------------------------------------
@@ -230,10 +239,10 @@ def test_parameters_that_cannot_be(base, spec, message):
 
 def test_adapter_off_is_the_base(base, adapter):
     """The reference of an adapter equals its base alone, bit for bit."""
-    policy = load_policy(adapter)
+    policy = load_policy(ModelOptions(adapter))
     batch = batch_of(policy)
     check_reference(policy, batch)
-    alone = row_logps(load_policy(base).model, batch)
+    alone = row_logps(load_policy(ModelOptions(base)).model, batch)
     reference = policy.reference.logps(batch)
     assert reference is not None and torch.equal(reference, alone)
     assert not torch.allclose(row_logps(policy.model, batch), alone)
@@ -241,12 +250,13 @@ def test_adapter_off_is_the_base(base, adapter):
 
 def test_second_model(base, adapter, tmp_path):
     """A whole model or one with its own adapter; frozen, and without influence on the policy."""
-    policy = load_policy(adapter, ref_model_name_or_path=tiny.save_policy(tmp_path / "other", seed=3))
+    other = tiny.save_policy(tmp_path / "other", seed=3)
+    policy = load_policy(ModelOptions(adapter, ref_model_name_or_path=other))
     batch = batch_of(policy)
     reference = policy.reference.logps(batch)
     assert reference is not None
     assert torch.equal(reference, row_logps(tiny.llama(seed=3), batch))
-    same = load_policy(base, ref_model_name_or_path=adapter)
+    same = load_policy(ModelOptions(base, ref_model_name_or_path=adapter))
     expected = row_logps(policy.model, batch)
     torch.testing.assert_close(same.reference.logps(batch), expected)
     assert same.description["reference"] == "model" and same.description["ref_model_name_or_path"] == adapter
@@ -254,10 +264,10 @@ def test_second_model(base, adapter, tmp_path):
 
 def test_the_policy_itself_and_none(base, adapter):
     """Log-ratio 0, and no reference at all."""
-    policy = load_policy(adapter, reference="self")
+    policy = load_policy(ModelOptions(adapter, reference="self"))
     batch = batch_of(policy)
     assert torch.equal(policy.reference.logps(batch), row_logps(policy.model, batch))  # pyright: ignore
-    assert load_policy(adapter, reference="none").reference.logps(batch) is None
+    assert load_policy(ModelOptions(adapter, reference="none")).reference.logps(batch) is None
 
 
 def test_columns(base):
@@ -265,7 +275,7 @@ def test_columns(base):
     rows = [
         row | {"ref_chosen_logps": -float(i), "ref_rejected_logps": -10.0} for i, row in enumerate(tiny.ROWS)
     ]
-    policy, strict = load_policy(base), load_policy(base, reference="columns")
+    policy, strict = load_policy(ModelOptions(base)), load_policy(ModelOptions(base, reference="columns"))
     for each in (policy, strict):
         pairs = [tokenize_pair(each.tokenizer, pair) for pair in load_pairs(rows)]
         logps = each.reference.logps(each.collate(pairs), pairs)
@@ -285,7 +295,6 @@ def test_columns(base):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"reference": "adapter"}, "Unknown reference 'adapter'. Known: auto"),
         ({"reference": "adapter_off"}, "needs an adapter"),
         ({"reference": "model"}, "needs ref_model_name_or_path"),
         ({"reference": "self", "ref_model_name_or_path": "x/y"}, "but the reference is 'self'"),
@@ -294,7 +303,7 @@ def test_columns(base):
 def test_reference_options_that_contradict(base, options, message):
     """What is missing or too much is named."""
     with pytest.raises(ModelError, match=message):
-        load_policy(base, **options)
+        load_policy(ModelOptions(base, **options))
 
 
 # --- the proof of the reference -----------------------------------------------------------------------------
@@ -304,7 +313,9 @@ def test_reference_options_that_contradict(base, options, message):
 @pytest.mark.parametrize("second", [False, True])
 def test_a_fresh_lora_starts_at_reward_zero(base, dtype, second):
     """Against its base switched off, and against a second copy of it."""
-    policy = load_policy(base, use_peft=True, dtype=dtype, ref_model_name_or_path=base if second else None)
+    policy = load_policy(
+        ModelOptions(base, use_peft=True, dtype=dtype, ref_model_name_or_path=base if second else None)
+    )
     check_reference(policy, batch_of(policy))
     zero = policy.reference.logps(batch_of(policy))
     torch.testing.assert_close(row_logps(policy.model, batch_of(policy)), zero, rtol=0, atol=0)
@@ -315,8 +326,8 @@ def test_a_wrong_reference_of_an_untrained_lora_is_refused(base, tmp_path):
     other = tiny.save_policy(tmp_path / "other", seed=3)
     zero = tiny.save_adapter(tmp_path / "zero", base, zero=True)
     for policy in (
-        load_policy(base, use_peft=True, ref_model_name_or_path=other),
-        load_policy(zero, ref_model_name_or_path=other),
+        load_policy(ModelOptions(base, use_peft=True, ref_model_name_or_path=other)),
+        load_policy(ModelOptions(zero, ref_model_name_or_path=other)),
     ):
         with pytest.raises(ModelError, match=r"every B is 0.* differ by up to \d"):
             check_reference(policy, batch_of(policy))
@@ -324,7 +335,7 @@ def test_a_wrong_reference_of_an_untrained_lora_is_refused(base, tmp_path):
 
 def test_an_adapter_that_changes_its_base_is_refused(base, adapter):
     """Switching it off doesn't bring the base back: the reference would have moved with the training."""
-    policy = load_policy(adapter)
+    policy = load_policy(ModelOptions(adapter))
     with torch.no_grad():
         dict(policy.model.named_parameters())["base_model.model.lm_head.weight"].mul_(1.01)
     with pytest.raises(ModelError, match="isn't its base any more"):
@@ -333,7 +344,7 @@ def test_an_adapter_that_changes_its_base_is_refused(base, adapter):
 
 def test_an_adapter_that_does_nothing_is_refused(adapter):
     """Trained weights that aren't active: policy and reference would silently be one."""
-    policy = load_policy(adapter)
+    policy = load_policy(ModelOptions(adapter))
     assert isinstance(policy.model, PeftModel)
     for module in policy.model.modules():
         if isinstance(module, LoraLayer):
@@ -344,7 +355,7 @@ def test_an_adapter_that_does_nothing_is_refused(adapter):
 
 def test_adapter_off_restores_what_wants_a_gradient(adapter):
     """PEFT would leave every LoRA weight trainable."""
-    policy = load_policy(adapter, parameters="layers.0.*lora_A")
+    policy = load_policy(ModelOptions(adapter, parameters="layers.0.*lora_A"))
     assert isinstance(policy.model, PeftModel)
     with adapter_off(policy.model):
         pass
@@ -357,7 +368,7 @@ def test_adapter_off_restores_what_wants_a_gradient(adapter):
 def refused(message: str, *arguments: Any, **options: Any) -> None:
     """`load_policy` raises ModelError with this message."""
     with pytest.raises(ModelError, match=message):
-        load_policy(*arguments, **options)
+        load_policy(ModelOptions(*arguments, **options))
 
 
 def test_names_that_lead_nowhere(base, adapter, tmp_path):
@@ -376,7 +387,7 @@ def test_an_adapter_whose_base_is_gone(base, tmp_path):
     """Its base can be named instead."""
     folder = tiny.save_adapter(tmp_path, "some/place/else")
     refused("its base is 'some/place/else', and there is no such folder here", folder)
-    check_reference(policy := load_policy(base, adapter_name_or_path=folder), batch_of(policy))
+    check_reference(policy := load_policy(ModelOptions(base, adapter_name_or_path=folder)), batch_of(policy))
 
 
 @pytest.mark.parametrize(
@@ -440,7 +451,6 @@ def test_tokenizers_that_do_not_fit(base, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"dtype": "fp32"}, "Unknown dtype 'fp32'. Known: float32"),
         ({"device": "gpu"}, "The device 'gpu' can't be used here: RuntimeError: Expected one of cpu, cuda"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
         ({"use_peft": True, "lora_target_modules": ["query"]}, "Can't put a LoRA on LlamaForCausalLM"),
@@ -454,9 +464,9 @@ def test_options_that_cannot_be(base, options, message):
 @pytest.mark.parametrize("device_map", ["auto", "by module"])
 def test_spread_model_is_the_same(base, adapter, device_map):
     """On a machine with one device all that a map can do is to leave the numbers alone."""
-    plain = load_policy(base, adapter_name_or_path=adapter, device="cpu")
+    plain = load_policy(ModelOptions(base, adapter_name_or_path=adapter, device="cpu"))
     places = device_map if device_map == "auto" else dict.fromkeys(MODULES, "cpu")
-    spread = load_policy(base, adapter_name_or_path=adapter, device_map=places)
+    spread = load_policy(ModelOptions(base, adapter_name_or_path=adapter, device_map=places))
     batch = batch_of(plain)
     torch.testing.assert_close(row_logps(spread.model, batch), row_logps(plain.model, batch))
 

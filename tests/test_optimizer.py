@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from entangle.config import ModelOptions
 from entangle.errors import ModelError
 from entangle.models import adam_state_of, load_adam_state, load_policy
 from tests.training import runs
@@ -31,8 +32,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def load_checkpoint(folder: Path, done, **options):
     checkpoint = folder / "checkpoint-3"
     if isinstance(done.model, PeftModel):
-        return load_policy(folder / "base", adapter_name_or_path=checkpoint, **options)
-    return load_policy(checkpoint, reference="self", **options)
+        return load_policy(ModelOptions(folder / "base", adapter_name_or_path=checkpoint, **options))
+    return load_policy(ModelOptions(checkpoint, reference="self", **options))
 
 
 def test_names_are_the_live_optimizers(trained):
@@ -56,7 +57,7 @@ def test_names_are_the_live_optimizers(trained):
 
 def test_state_of_another_model_is_refused(trained, tmp_path):
     folder, done = trained
-    other = load_policy(folder / "base", use_peft=True, lora_r=3)
+    other = load_policy(ModelOptions(folder / "base", use_peft=True, lora_r=3))
     with pytest.raises(ModelError, match="belongs to another model|doesn't fit the model"):
         load_adam_state(folder / "checkpoint-3", other.model, other.trained)
     with pytest.raises(ModelError, match="Expected a checkpoint folder with optimizer.pt"):

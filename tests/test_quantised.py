@@ -9,6 +9,7 @@ import torch
 from peft.utils import get_peft_model_state_dict
 
 from entangle import embedded
+from entangle.config import ModelOptions
 from entangle.data import load_pairs, tokenize_pair
 from entangle.models import Policy, check_reference, load_policy
 from entangle.scores import AutogradEngine, FactoredEngine, PairScores, make_engine
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def policy_of(**options) -> Policy:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return load_policy(embedded.POLICY, adapter_name_or_path=embedded.ADAPTER, **options)
+    return load_policy(ModelOptions(embedded.POLICY, adapter_name_or_path=embedded.ADAPTER, **options))
 
 
 def batch_of(policy: Policy):

@@ -17,7 +17,7 @@ from entangle.analysis.curves import curve, onset, pair_onsets, with_changes
 from entangle.cli import main
 from entangle.commands.across import run_across
 from entangle.commands.sweep import run_sweep
-from entangle.config import AcrossConfig, ReportConfig, SweepConfig, parse
+from entangle.config import AcrossConfig, ModelOptions, ReportConfig, SweepConfig, parse
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, RunError
 from entangle.measure.inputs import load_pairs_of
@@ -99,7 +99,7 @@ def test_adamw_metric_by_hand(lora: Path, pairs: str):
     """c_P = <g_w, P g_l> with P = 1 / (sqrt(v / (1 - beta2^t)) + eps), from the checkpoint's own file and autograd."""
     result = run_sweep(config(lora, pairs))
     row = result.steps[result.steps["step"] == 8].iloc[0]
-    policy = load_policy(lora / "checkpoint-8")
+    policy = load_policy(ModelOptions(lora / "checkpoint-8"))
     state = torch.load(lora / "checkpoint-8" / "optimizer.pt", weights_only=True)
     assert len(state["param_groups"][0]["params"]) == len(policy.parameters)  # all in the order of the model
     pair = load_pairs_of(SweepConfig(dataset_name=pairs))[int(row["index"])]
@@ -129,7 +129,7 @@ def test_the_set_as_one_pair_by_hand(lora: Path, pairs: str, tmp_path: Path):
     options = config(lora, pairs, across=True, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
     result = run_sweep(options)
     for _, row in result.curve.iterrows():
-        policy = load_policy(lora / f"checkpoint-{int(row['step'])}")
+        policy = load_policy(ModelOptions(lora / f"checkpoint-{int(row['step'])}"))
         batch = policy.collate([tokenize_pair(policy.tokenizer, pair, 64) for pair in load_pairs_of(options)])
         gram = AutogradEngine(policy.model, policy.parameters).gram(batch)
         n = len(gram) // 2

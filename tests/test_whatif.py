@@ -146,9 +146,9 @@ def test_intervals_agree_with_a_scan_of_the_real_losses(name: str, at_reference:
 
 @pytest.mark.parametrize("base", ["ipo", "cpo:nll_weight=0.1", "kto", "cal_dpo", "npo"])
 def test_the_nll_knob_works_from_any_base(base: str):
-    from entangle.config import parse_loss
+    from entangle.config import parse_spec
 
-    pairs, loss = synthetic_pairs(40, norm_ratio=1.5), build(parse_loss(base))
+    pairs, loss = synthetic_pairs(40, norm_ratio=1.5), build(parse_spec(base))
     critical = what_if(pairs, ["dpo"], base=loss, knobs=["nll_sum"]).critical
     lower, upper = critical["nll_sum_lower"].to_numpy(), critical["nll_sum_upper"].to_numpy()
     size = float(incentives_of(loss, logps_of(pairs), 8).rejected.abs().median())

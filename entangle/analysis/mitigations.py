@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from entangle.config.specs import construct
 from entangle.errors import ConfigError
 from losses import Incentives
 
@@ -61,28 +62,12 @@ class Mitigation:
 
 
 def build_mitigation(spec: str | Mapping[str, Any]) -> Mitigation:
-    """A mitigation from its name, or from `{"name": "sequential", "order": "random"}`.
+    """A mitigation from its name, `name:key=value,...`, or `{"name": "sequential", "order": "random"}`.
 
     Raises:
         ConfigError: the name, an option or its value isn't known.
     """
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop("name", None)
-    if name not in MITIGATIONS:
-        raise ConfigError(f"Unknown mitigation {name!r}. Known: {', '.join(MITIGATIONS)}.")
-    cls = MITIGATIONS[name]
-    known = [field.name for field in fields(cls)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"Unknown option {', '.join(map(repr, unknown))} of mitigation {name!r}. "
-            f"It has: {', '.join(known) or 'none'}."
-        )
-    for field in fields(cls):
-        value = options.get(field.name, field.default)
-        if str(field.type).startswith(("float", "int")) and not isinstance(value, int | float | None):
-            raise ConfigError(f"{name}: {field.name} must be a number; got {value!r}.")
-    return cls(**options)
+    return construct(spec, MITIGATIONS, Mitigation, "mitigation")
 
 
 Total = Callable[[Tensor], Tensor]

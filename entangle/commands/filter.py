@@ -24,23 +24,21 @@ from datasets import Dataset
 from rapidfuzz.distance import Levenshtein
 from rich.console import RenderableType
 
-from entangle import embedded
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.summary import derived, regime_shares
 from entangle.commands.probe import ProbeResult
 from entangle.config import (
-    EMBEDDED,
     Condition,
     DataOptions,
     FilterConfig,
     Rule,
     build_losses,
-    parse_loss,
     parse_rule,
     parse_weight,
 )
-from entangle.data import SUFFIXES, PreferencePair, fingerprint, is_local
+from entangle.config.places import DATA_SUFFIXES, is_local
+from entangle.data import PreferencePair, fingerprint
 from entangle.data.sources import read_rows
 from entangle.errors import ConfigError, DataError, RunError
 from entangle.measure.inputs import load_pairs_of
@@ -142,11 +140,11 @@ def _plain(text: Any) -> str:
     return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
 
 
-def _label(probe: ProbeResult, wanted: str | None) -> str:
+def _label(probe: ProbeResult, wanted: Any) -> str:
     known = list(dict.fromkeys(probe.predictions["loss"]))
     if not known:
         raise RunError(f"No pair of {probe.run.path} could be scored, so there is nothing to filter by.")
-    label = known[0] if wanted is None else build_losses([parse_loss(wanted)])[0].label
+    label = known[0] if wanted is None else build_losses([wanted])[0].label
     if label not in known:
         raise ConfigError(f"{label} isn't among the losses of {probe.run.path}: {', '.join(known)}.")
     return label
@@ -277,9 +275,9 @@ def data_options_of(probe: ProbeResult) -> DataOptions:
 
 def source_of(options: DataOptions) -> Path | None:
     """The file that the data is in; None for a folder or the hub."""
-    name = str(embedded.PAIRS) if options.dataset_name == EMBEDDED else options.dataset_name
+    name = options.dataset_place
     path = Path(name).expanduser()
-    return path if is_local(name, SUFFIXES) and not path.is_dir() else None
+    return path if is_local(name, DATA_SUFFIXES) and not path.is_dir() else None
 
 
 def _checked_out(config: FilterConfig, source: Path | None) -> Path:

@@ -39,7 +39,7 @@ from entangle.data import PreferencePair, TokenizedPair, collate, fingerprint, t
 from entangle.data.sources import read_rows
 from entangle.diagnostics import compute
 from entangle.errors import ConfigError
-from entangle.measure.inputs import load_pairs_of, model_options
+from entangle.measure.inputs import load_pairs_of, own_device
 from entangle.measure.plan import is_scorable
 from entangle.models import Policy, load_policy
 from entangle.models.origin import find_origin
@@ -244,14 +244,15 @@ def _completions(config: TrainConfig) -> list[dict[str, Any]]:
 def _load_policy(config: TrainConfig, processes: PartialState) -> Policy:
     """The policy as training starts: with a fresh LoRA, with the adapter that it brings, or whole."""
     whole = config.adapter_name_or_path is None and not config.use_peft
-    options = model_options(replace(config, parameters="full") if whole else config)
-    adapter = options["adapter_name_or_path"]
-    if find_origin(options["model_name_or_path"], config.model_revision, adapter).adapter is not None:
-        options["use_peft"] = False
-    if processes.num_processes > 1 and torch.cuda.is_available():
-        options["device"] = options["device"] or f"cuda:{processes.local_process_index}"
-    options |= {"parameters": config.parameters, "reference": "auto"}
-    return load_policy(**options, seed=config.seed)
+    start = (replace(config, parameters="full") if whole else config).located
+    origin = find_origin(start.model_name_or_path, start.model_revision, start.adapter_name_or_path)
+    options = replace(
+        start,
+        use_peft=start.use_peft and origin.adapter is None,
+        parameters=config.parameters,
+        reference="auto",
+    )
+    return load_policy(options, seed=config.seed, device=own_device(processes))
 
 
 def _scorable(pairs: Sequence[PreferencePair], policy: Policy, max_length: int) -> list[TokenizedPair]:

@@ -9,23 +9,24 @@ from entangle.config.base import (
     EMBEDDED,
     DataOptions,
     InputOptions,
-    Losses,
     ModelOptions,
+    Options,
     RunOptions,
-    build_losses,
     check_at_least,
     fingerprint,
-    parse_loss,
 )
+from entangle.config.command_line import check_names, parse
 from entangle.config.compare import CompareConfig
 from entangle.config.doctor import DoctorConfig
-from entangle.config.files import YamlOptions, parse, read_yaml
+from entangle.config.files import YamlOptions, read_yaml
 from entangle.config.filter import Condition, FilterConfig, Rule, parse_rule, parse_weight
 from entangle.config.joint import JointConfig
 from entangle.config.losses import LossesConfig
+from entangle.config.objects import build_losses
 from entangle.config.probe import ProbeConfig
 from entangle.config.report import ReportConfig
 from entangle.config.rft import AnswerOptions, RftConfig
+from entangle.config.specs import construct, parse_spec, to_spec
 from entangle.config.sweep import SweepConfig
 from entangle.config.tokens import TokensConfig
 from entangle.config.train import TrainConfig
@@ -43,9 +44,9 @@ __all__ = [
     "FilterConfig",
     "InputOptions",
     "JointConfig",
-    "Losses",
     "LossesConfig",
     "ModelOptions",
+    "Options",
     "ProbeConfig",
     "ReportConfig",
     "RftConfig",
@@ -58,10 +59,13 @@ __all__ = [
     "YamlOptions",
     "build_losses",
     "check_at_least",
+    "check_names",
+    "construct",
     "fingerprint",
     "parse",
-    "parse_loss",
     "parse_rule",
+    "parse_spec",
     "parse_weight",
     "read_yaml",
+    "to_spec",
 ]

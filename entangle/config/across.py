@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import tyro
 
-from entangle.config.base import Losses, check_at_least
+from entangle.config.base import Options, check_at_least
+from entangle.config.kinds import Losses, RunName
 
 
 @dataclass(frozen=True)
-class AcrossConfig:
+class AcrossConfig(Options):
     """What the other pairs of a data set do to each pair: entanglement across the pairs of a finished probe."""
 
-    run: tyro.conf.Positional[str] = ""
+    run: tyro.conf.Positional[RunName] = ""
     """Run folder of a finished probe."""
     losses: Losses = ()
     """Losses of the run; by default all of them."""
@@ -27,4 +28,5 @@ class AcrossConfig:
     """Draw the figure (needs entangle[plots])."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, {"limit": 2, "epoch_pairs": 2, "batch_size": 1})

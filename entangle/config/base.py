@@ -1,22 +1,19 @@
-"""What the options of several commands share: the model, the data, the losses, the run folder."""
+"""What the options of several commands share: the model, the data, the run folder, and what each goes through."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import tyro
-import yaml
-
+from entangle import embedded
+from entangle.config.kinds import DataName, DeviceMap, ModelName, Settings
+from entangle.config.typed import with_types
 from entangle.errors import ConfigError
-
-if TYPE_CHECKING:
-    from losses import PreferenceLoss
 
 DEFAULT_LOSSES: tuple[str, ...] = (
     "dpo", "rdpo", "ipo", "ipo_avg", "simpo", "rrhf", "slic", "cpo", "dpop", "kto", "sppo_hard", "orpo", "sft",
@@ -27,59 +24,24 @@ EMBEDDED = "embedded"
 """Name of the policy and of the pair set that ship with the package."""
 
 
-def parse_loss(text: str) -> str | dict[str, Any]:
-    """A loss given on the command line, for `losses.build`: `dpo` as it is, `dpop:penalty=5,beta=0.2` as a mapping.
+@dataclass(frozen=True)
+class Options:
+    """Options of a command, or a part of them: frozen, every value of the type that its field is annotated with."""
 
-    Raises:
-        ConfigError: an option isn't of the form key=value.
-    """
-    name, _, options = text.partition(":")
-    spec: dict[str, Any] = {"name": name.strip()}
-    for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"A loss is given as name or name:key=value,key=value (for instance dpo:beta=0.05); got {text!r}."
-            )
-        spec[key.strip()] = read_value(value)
-    return spec if len(spec) > 1 else spec["name"]
+    TRAINING_FOLDER: ClassVar[str | None] = None
+    """The option that names the folder of a training, where the command looks at one."""
 
-
-Losses = Annotated[
-    tuple[Any, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME[:KEY=VALUE,...]",
-        instance_from_str=tuple,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [
-            loss if isinstance(loss, str) else json.dumps(loss) for loss in value
-        ],
-    ),
-]
-
-
-def build_losses(specs: Iterable[Any]) -> list[PreferenceLoss]:
-    """The losses that options name.
-
-    Raises:
-        ConfigError: one isn't known, or a hyper-parameter of it isn't, or makes no sense.
-    """
-    from losses import build  # here, so that reading options doesn't wait for torch
-
-    try:
-        return [build(spec) for spec in specs]
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+    def __post_init__(self) -> None:
+        with_types(self)
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Options):
     """Which model is probed, and which of its parameters."""
 
-    model_name_or_path: str = EMBEDDED
+    model_name_or_path: ModelName = EMBEDDED
     """Model or adapter: hub id or folder; `embedded` is the small policy that ships with the package."""
-    adapter_name_or_path: str | None = None
+    adapter_name_or_path: ModelName | None = None
     """LoRA adapter to load onto the model."""
     model_revision: str = "main"
     """Revision of a model from the hub."""
@@ -90,7 +52,7 @@ class ModelOptions:
     scores are approximate, and marked so."""
     device: str | None = None
     """Device to run on; by default the accelerator if there is one, else the CPU."""
-    device_map: str | None = None
+    device_map: DeviceMap = None
     """`auto` spreads one model over several devices."""
     attn_implementation: str | None = None
     """Attention of transformers: sdpa, eager, ..."""
@@ -108,25 +70,39 @@ class ModelOptions:
     """Scale of a fresh LoRA: its output is multiplied by lora_alpha / lora_r."""
     lora_target_modules: tuple[str, ...] = ("all-linear",)
     """Modules that a fresh LoRA is put on."""
-    ref_model_name_or_path: str | None = None
+    ref_model_name_or_path: ModelName | None = None
     """A second model as the reference."""
     reference: Literal["auto", "adapter_off", "model", "columns", "self", "none"] = "auto"
     """The reference policy: the model with its adapter off, a second model, columns of the data set, or none."""
     parameters: str | None = None
     """Probed parameters: `lora`, `full`, or a regular expression over names. Default: the trainable ones."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, {"lora_r": 1, "lora_alpha": 1})
+
+    @property
+    def located(self) -> ModelOptions:
+        """The model's options alone, with the folders that `embedded` stands for; its adapter too if none is given."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOptions)}
+        if self.model_name_or_path == EMBEDDED:
+            own["model_name_or_path"] = str(embedded.POLICY)
+            if self.adapter_name_or_path is None and not self.use_peft and self.parameters != "full":
+                own["adapter_name_or_path"] = str(embedded.ADAPTER)
+        return ModelOptions(**own)
+
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """Which preference pairs are probed."""
 
-    dataset_name: str = EMBEDDED
+    dataset_name: DataName = EMBEDDED
     """Hub id, .json/.jsonl/.csv/.parquet file, or folder; `embedded` is the pair set of the package."""
     dataset_config: str | None = None
     """Configuration of a data set from the hub."""
     dataset_train_split: str = "train"
     """Split that is read."""
-    columns: tuple[str, ...] = ()
+    columns: Settings = ()
     """Column names where they differ, as ours=theirs: chosen=better rejected=worse."""
     limit: int | None = None
     """Use only this many pairs: the first ones, or with --seed a random sample in dataset order."""
@@ -136,6 +112,17 @@ class DataOptions:
     """Longest prompt + response in tokens; longer responses are cut at the right, longer prompts dropped."""
     skip_invalid: bool = False
     """Leave out rows that can't be used (and say how many), instead of refusing the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, {"limit": 1, "max_length": 2, "seed": 0})
+        for item in self.columns:
+            _column(item)
+
+    @property
+    def dataset_place(self) -> str:
+        """`dataset_name`, or the file that `embedded` stands for."""
+        return str(embedded.PAIRS) if self.dataset_name == EMBEDDED else self.dataset_name
 
     @property
     def column_map(self) -> dict[str, str]:
@@ -149,7 +136,7 @@ class InputOptions(ModelOptions, DataOptions):
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options):
     """Where a command's run folder is."""
 
     VERB: ClassVar[str] = ""
@@ -178,36 +165,12 @@ class RunOptions:
         return {field.name: field.default for field in dataclasses.fields(self)}
 
 
-def read_value(text: str) -> Any:
-    """A value given as text: JSON, or else YAML (in which 1e-5 would be text).
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Expected a value as JSON or YAML has it; got {text!r}.") from error
-
-
-def fitted(kind: str, value: Any) -> Any:
-    """A value for an option annotated as `kind`: lists as tuples, and one thing as a tuple where there may be more."""
-    if isinstance(value, list):
-        return tuple(value)
-    is_one = kind.startswith(("tuple", "Losses")) and value is not None and not isinstance(value, tuple)
-    return (value,) if is_one else value
-
-
 def fingerprint(content: Any) -> str:
     """Eight hexadecimal digits that name a configuration."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def check_at_least(config: Any, lowest: Mapping[str, int]) -> None:
+def check_at_least(config: Any, lowest: Mapping[str, float]) -> None:
     """Refuse options below their smallest sensible value; one that is None isn't given.
 
     Raises:
@@ -221,6 +184,6 @@ def check_at_least(config: Any, lowest: Mapping[str, int]) -> None:
 
 def _column(item: str) -> tuple[str, str]:
     ours, equals, theirs = item.partition("=")
-    if not equals:
+    if not (ours and equals and theirs):
         raise ConfigError(f"A column is given as ours=theirs (for instance chosen=better); got {item!r}.")
     return ours, theirs

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from entangle.config.base import DEFAULT_LOSSES, Losses, check_at_least, fitted, parse_loss, read_value
+from entangle.config.base import DEFAULT_LOSSES, check_at_least
+from entangle.config.kinds import DataName, Losses, Settings
+from entangle.config.specs import read_value
 from entangle.config.train import TrainConfig
+from entangle.config.typed import convert, types_of
 from entangle.errors import ConfigError
 
 
@@ -27,13 +29,13 @@ class CompareConfig(TrainConfig):
     """Losses to train with, each name or name:key=value,... (`entangle losses` lists them)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the order of the data and of a fresh LoRA: every loss and setting is trained once with each."""
-    vary: tuple[str, ...] = ()
+    vary: Settings = ()
     """Options of `entangle train` to vary, every combination of: learning_rate=1e-5,1e-4; in a YAML file a mapping of
     lists (a list of lists varies mitigations). Or settings one by one, each a mapping: {sft_share: 0.05}; in a YAML
     file a list of mappings."""
     probe_every: int = 10
     """Optimiser steps between probes of the held-out pairs."""
-    quality_dataset_name: str | None = None
+    quality_dataset_name: DataName | None = None
     """Posts with a reference summary, not trained on: the trained policies' own summaries are compared with it."""
     quality_split: str = "test"
     """Split of quality_dataset_name."""
@@ -50,9 +52,6 @@ class CompareConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parsed = (parse_loss(loss) if isinstance(loss, str) else loss for loss in self.losses)
-        object.__setattr__(self, "losses", tuple(parsed))
-        object.__setattr__(self, "vary", tuple(v if isinstance(v, str) else json.dumps(v) for v in self.vary))
         check_at_least(self, {
             "probe_every": 1, "quality_limit": 1, "quality_samples": 0, "max_completion_length": 1,
         })  # fmt: skip
@@ -86,8 +85,8 @@ class CompareConfig(TrainConfig):
 
 
 _FIXED = {"loss", "seed", "output_dir", "overwrite", "dataset_name"}
-_KINDS = {f.name: str(f.type) for f in fields(TrainConfig) if f.name not in _FIXED}
-"""Annotations of the options of `entangle train` that `vary` can vary."""
+_KINDS = {name: kind for name, kind in types_of(TrainConfig).items() if name not in _FIXED}
+"""Types of the options of `entangle train` that `vary` can vary."""
 
 
 def _settings(vary: Sequence[str]) -> list[dict[str, Any]]:
@@ -108,7 +107,7 @@ def _setting(item: str) -> dict[str, Any]:
     """A complete setting, given as a mapping."""
     setting = read_value(item)
     _check_names(setting, item)
-    return {name: fitted(_KINDS[name], value) for name, value in setting.items()}
+    return {name: convert(value, _KINDS[name], f"vary: {name}") for name, value in setting.items()}
 
 
 def _varied(item: str) -> tuple[str, list[Any]]:
@@ -118,7 +117,7 @@ def _varied(item: str) -> tuple[str, list[Any]]:
     values = read_value(text)
     if not isinstance(values, list):
         values = [read_value(value) for value in text.split(",")]
-    return name, [fitted(_KINDS[name], value) for value in values]
+    return name, [convert(value, _KINDS[name], f"vary: {name}") for value in values]
 
 
 def _check_names(names: Collection[str], item: str) -> None:

@@ -7,9 +7,11 @@ from typing import Literal
 
 import tyro
 
+from entangle.config.base import Options
+
 
 @dataclass(frozen=True)
-class DoctorConfig:
+class DoctorConfig(Options):
     """What the log of a past run says: exit status 0 healthy, 1 a warning, 2 not a log that can be judged."""
 
     log: tyro.conf.Positional[str] = ""

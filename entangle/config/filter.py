@@ -16,7 +16,8 @@ from typing import Literal
 
 import tyro
 
-from entangle.config.base import parse_loss
+from entangle.config.base import Options
+from entangle.config.kinds import Loss, RunName
 from entangle.errors import ConfigError
 
 _COMPARISON = re.compile(r"([A-Za-z_]\w*)\s*(<=|>=|==|=|!=|<|>)\s*(\S+)")
@@ -103,7 +104,7 @@ def parse_weight(text: str) -> tuple[float, Rule]:
 
 
 @dataclass(frozen=True)
-class FilterConfig:
+class FilterConfig(Options):
     """The data set of a finished probe without its harmful pairs, or with weights.
 
     A rule is one or more conditions joined by `and`: a flag (truncated, identical, dropped, empty, non_finite,
@@ -112,7 +113,7 @@ class FilterConfig:
     and text_distance (edit distance of the texts by character over the longer one: near-duplicates are near 0).
     """
 
-    run: tyro.conf.Positional[str] = ""
+    run: tyro.conf.Positional[RunName] = ""
     """Run folder of a finished probe."""
     out: str = ""
     """File to write, in the format of the data set; a data set from the hub or a folder goes to .jsonl or .parquet."""
@@ -120,7 +121,7 @@ class FilterConfig:
     """Rules; a pair that matches any of them is dropped."""
     weight: tuple[str, ...] = ()
     """NUMBER: RULE; a pair that matches gets this weight (the product, if several match), any other pair 1."""
-    loss: str | None = None
+    loss: Loss | None = None
     """Loss of the run whose regime, changes and slack are meant; by default its first."""
     weight_column: str = "weight"
     """Name of the column of weights."""
@@ -132,9 +133,8 @@ class FilterConfig:
     """Replace a file that is already at --out."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for rule in self.drop:
             parse_rule(rule)
         for weight in self.weight:
             parse_weight(weight)
-        if self.loss is not None:
-            parse_loss(self.loss)

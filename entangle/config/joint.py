@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from entangle.config.base import InputOptions, Losses, RunOptions, check_at_least, parse_loss
+from entangle.config.base import InputOptions, RunOptions
+from entangle.config.kinds import Losses
 from entangle.config.rft import AnswerOptions
 from entangle.errors import ConfigError
 
@@ -24,12 +25,9 @@ class JointConfig(AnswerOptions, RunOptions, InputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, {"limit": 1, "max_length": 2})
-        parsed = tuple(parse_loss(loss) if isinstance(loss, str) else loss for loss in self.losses)
-        object.__setattr__(self, "losses", parsed)
-        if len(parsed) != 1:
+        if len(self.losses) != 1:
             raise ConfigError(
-                f"joint compares one loss with RFT; got {len(parsed)}: {', '.join(map(str, parsed))}."
+                f"joint compares one loss with RFT; got {len(self.losses)}: {', '.join(map(str, self.losses))}."
             )
         if not 0 < self.signal_threshold <= 1:
             raise ConfigError(f"Expected 0 < signal_threshold <= 1; got {self.signal_threshold}.")

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import tyro
 
+from entangle.config.base import Options
+from entangle.config.kinds import Loss
+
 
 @dataclass(frozen=True)
-class LossesConfig:
+class LossesConfig(Options):
     """The catalogue of losses; `entangle losses NAME` explains one."""
 
-    name: Annotated[str | None, tyro.conf.Positional] = None
+    name: Annotated[Loss | None, tyro.conf.Positional] = None
     """A loss to explain: name or name:key=value,..."""
     family: str | None = None
     """Only this family: margin, normalised, anchored, pointwise, divergence, batch, tokens, compose."""

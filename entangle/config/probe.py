@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from entangle.config.base import DEFAULT_LOSSES, InputOptions, Losses, RunOptions, check_at_least, parse_loss
+from entangle.config.base import DEFAULT_LOSSES, InputOptions, RunOptions, check_at_least
+from entangle.config.kinds import Losses
 from entangle.errors import ConfigError
 
 
@@ -47,8 +48,9 @@ class ProbeConfig(RunOptions, InputOptions):
     """Say what would be computed, and stop."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, {
-            "limit": 1, "max_length": 2, "loss_batch_size": 1, "batch_size": 1, "shard_size": 1, "verify": 0,
+            "loss_batch_size": 1, "batch_size": 1, "shard_size": 1, "verify": 0,
         })  # fmt: skip
         if (self.metric == "adamw") != (self.optimizer_state is not None):
             raise ConfigError(
@@ -59,7 +61,5 @@ class ProbeConfig(RunOptions, InputOptions):
             raise ConfigError(
                 f"verify takes real SGD steps, and the metric is {self.metric}. Drop one of them."
             )
-        parsed = (parse_loss(loss) if isinstance(loss, str) else loss for loss in self.losses)
-        object.__setattr__(self, "losses", tuple(parsed))
         if not self.losses:
             raise ConfigError("At least one loss is needed; got none. `entangle losses` lists them.")

@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from entangle.config.base import Options
+
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Options):
     """Finished runs as one self-contained HTML page, or their figures as files."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()

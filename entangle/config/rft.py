@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import tyro
-
-from entangle.config.base import InputOptions, RunOptions, check_at_least
+from entangle.config.base import InputOptions, Options, RunOptions, check_at_least
+from entangle.config.kinds import DataName, Reward, RunName
 from entangle.errors import ConfigError
-
-Reward = Annotated[
-    Any,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NAME[:KEY=VALUE,...]|MODULE:FUNCTION",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [value if isinstance(value, str) else json.dumps(value)],
-    ),
-]
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
+class AnswerOptions(Options):
     """Answers to a prompt: how they are drawn or where they are read, what rewards them, which spread is small."""
 
-    rollouts: str | None = None
+    rollouts: DataName | None = None
     """File with answers drawn before (prompt, completions[, rewards], or a row per answer); else they are sampled."""
-    reward: Reward = None
+    reward: Reward | None = None
     """rouge_l, chrf, length, format, reward_model, implicit, file, each with :key=value,..., or module:function.
     Default: rouge_l against the column chosen; with --rollouts, the file's own rewards."""
     reward_range: tuple[float, float] | None = None
@@ -62,6 +49,7 @@ class AnswerOptions:
     """Draw the figures (needs entangle[plots])."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, {
             "num_generations": 2, "max_completion_length": 1, "top_k": 0, "group_size": 2, "batch_size": 1,
             "shard_size": 1,
@@ -82,15 +70,15 @@ class RftConfig(AnswerOptions, RunOptions, InputOptions):
     VERB: ClassVar[str] = "rft"
     UNRECORDED: ClassVar[tuple[str, ...]] = (*RunOptions.UNRECORDED, "plots")
 
-    before: str | None = None
+    before: RunName | None = None
     """Finished run of this command before a fine-tuning: compare it with --after, without a model."""
-    after: str | None = None
+    after: RunName | None = None
     """Finished run on the same prompts with the same reward, after the fine-tuning."""
     gamma_positions: int = 0
     """Prompts at one answer token of which gamma of the paper's bound is estimated (from below); 0: leave it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, {"limit": 1, "max_length": 2, "gamma_positions": 0})
+        check_at_least(self, {"gamma_positions": 0})
         if (self.before is None) != (self.after is None):
             raise ConfigError(f"--before and --after belong together; got {self.before} and {self.after}.")

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import tyro
 
+from entangle.config.kinds import ModelName
 from entangle.config.probe import ProbeConfig
 from entangle.errors import ConfigError
 
@@ -22,9 +23,11 @@ class SweepConfig(ProbeConfig):
     VERB: ClassVar[str] = "sweep"
     UNRECORDED: ClassVar[tuple[str, ...]] = (*ProbeConfig.UNRECORDED, "across", "plots")
 
+    TRAINING_FOLDER: ClassVar[str | None] = "run"
+
     run: tyro.conf.Positional[str] = ""
     """Folder of the training run, with its checkpoint-* folders."""
-    model_name_or_path: str = ""
+    model_name_or_path: ModelName = ""
     """The model that training began from: base of the adapters (by default the one that their adapter_config.json
     names), and the reference of whole models."""
     save_text: bool = False

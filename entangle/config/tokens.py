@@ -7,14 +7,15 @@ from typing import Literal
 
 import tyro
 
-from entangle.config.base import Losses, check_at_least
+from entangle.config.base import Options, check_at_least
+from entangle.config.kinds import Losses, RunName
 
 
 @dataclass(frozen=True)
-class TokensConfig:
+class TokensConfig(Options):
     """Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens."""
 
-    run: tyro.conf.Positional[str] = ""
+    run: tyro.conf.Positional[RunName] = ""
     """Run folder of a finished probe."""
     pairs: tuple[int, ...] = ()
     """Pairs by their index in the run; by default the worst ones."""
@@ -31,4 +32,5 @@ class TokensConfig:
     """Rows of the table, per response."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, {"worst": 1, "rows": 1})

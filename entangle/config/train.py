@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-import tyro
-
-from entangle.config.base import (
-    InputOptions,
-    Losses,
-    RunOptions,
-    check_at_least,
-    fitted,
-    parse_loss,
-    read_value,
-)
+from entangle.config.base import InputOptions, RunOptions, check_at_least
+from entangle.config.kinds import DataName, Loss, Mitigations, Settings
+from entangle.config.specs import read_value
 from entangle.errors import ConfigError
 
-Loss = Annotated[
-    Any,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NAME[:KEY=VALUE,...]",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, str | dict),
-        str_from_instance=lambda loss: [loss if isinstance(loss, str) else json.dumps(loss)],
-    ),
-]
+_AT_LEAST_ONE = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "logging_steps",
+    "save_total_limit",
+)
+_NOT_NEGATIVE = (
+    "learning_rate", "sft_learning_rate", "sft_epochs", "warmup_steps", "weight_decay", "max_grad_norm", "adam_beta1",
+    "adam_beta2", "save_steps", "eval_limit", "probe_every", "probe_trained",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class TrainConfig(RunOptions, InputOptions):
     `completion`."""
     loss: Loss = "dpo"
     """Preference loss, as name or name:key=value,... (`entangle losses` lists them)."""
-    mitigations: Losses = ()
+    mitigations: Mitigations = ()
     """What is changed about the gradients or the pairs, each name or name:key=value,...: pairwise_normalised,
     reward_calibration, token_masking, sequential, virtual_splitting, select."""
     use_peft: bool = True
@@ -99,7 +90,7 @@ class TrainConfig(RunOptions, InputOptions):
     """Recompute activations in the backward pass (TRL's default): less memory, more time, the same numbers."""
     precompute_ref_log_probs: bool = False
     """Compute the reference's log-probs once, before training."""
-    eval_dataset_name: str | None = None
+    eval_dataset_name: DataName | None = None
     """Held-out pairs; by default eval_share of the training data's prompts is held out, the same for every seed."""
     eval_dataset_split: str = "test"
     """Split of eval_dataset_name."""
@@ -116,24 +107,14 @@ class TrainConfig(RunOptions, InputOptions):
     ledger: bool = False
     """Split every change of a probed pair's log-probs into its causes. Its own score and its partner are among them
     only for pairs that are trained on: see probe_trained."""
-    trainer_options: tuple[str, ...] = ()
+    trainer_options: Settings = ()
     """Further options of TRL's DPOConfig (SFTConfig in the stage sft), as key=value."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, str) and field.type in ("float", "float | None"):
-                value = _number(field.name, value)  # YAML 1.1 reads 1e-5, without a point, as text
-            object.__setattr__(self, field.name, fitted(str(field.type), value))
-        parsed = tuple(parse_loss(item) if isinstance(item, str) else item for item in self.mitigations)
-        object.__setattr__(self, "mitigations", parsed)
-        if isinstance(self.loss, str):
-            object.__setattr__(self, "loss", parse_loss(self.loss))
-        check_at_least(self, {
-            "limit": 1, "max_length": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
-            "logging_steps": 1, "save_steps": 0, "save_total_limit": 1, "eval_limit": 0, "probe_every": 0,
-            "probe_trained": 0, "max_steps": -1, "max_grad_norm": 0, "weight_decay": 0, "warmup_steps": 0,
-        })  # fmt: skip
+        super().__post_init__()
+        check_at_least(
+            self, dict.fromkeys(_AT_LEAST_ONE, 1) | dict.fromkeys(_NOT_NEGATIVE, 0) | {"max_steps": -1}
+        )
         self._check_shares()
         self._check_stage()
 
@@ -173,10 +154,3 @@ def _option(item: str) -> tuple[str, Any]:
             f"A trainer option is given as key=value (for instance neftune_noise_alpha=5); got {item!r}."
         )
     return key.strip(), read_value(value)
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"{name} must be a number; got {text!r}.") from None

@@ -7,21 +7,22 @@ from pathlib import Path
 
 import tyro
 
-from entangle.config.base import Losses, check_at_least
+from entangle.config.base import Options, check_at_least
+from entangle.config.kinds import Grid, Loss, Losses, RunName
 from entangle.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class WhatIfConfig:
+class WhatIfConfig(Options):
     """Other losses and hyper-parameters on a finished probe's pairs: no model, seconds."""
 
-    run: tyro.conf.Positional[str] = ""
+    run: tyro.conf.Positional[RunName] = ""
     """Run folder of a finished probe."""
     losses: Losses = ()
     """Losses to judge, each name or name:key=value,...; by default every one that the probe's rows can judge."""
-    grid: tuple[str, ...] = ()
+    grid: Grid = ()
     """Hyper-parameters to vary: loss.field=1,2,3, or field=1,2,3 for every judged loss that has the field."""
-    base: str | None = None
+    base: Loss | None = None
     """Loss that the knobs start from; by default dpo, or without a reference cpo:nll_weight=0."""
     target: float = 0.9
     """Share of the pairs that the smallest change must make ideal."""
@@ -38,6 +39,7 @@ class WhatIfConfig:
     """Where the result goes; by default RUN/whatif. An earlier result there is replaced."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least(self, {"loss_batch_size": 1, "rows": 1})
         if not 0 < self.target <= 1:
             raise ConfigError(f"target is a share of the pairs, above 0 and at most 1; got {self.target}.")

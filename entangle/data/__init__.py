@@ -10,19 +10,16 @@ Texts are untrusted: they are only ever compared, hashed and tokenised.
 """
 
 from entangle.data.pairs import COLUMNS, PreferencePair, fingerprint, load_pairs, split_prompt
-from entangle.data.sources import SUFFIXES, is_local
 from entangle.data.tokens import TokenizedPair, collate, tokenize_pair
 from entangle.errors import DataError
 
 __all__ = [
     "COLUMNS",
-    "SUFFIXES",
     "DataError",
     "PreferencePair",
     "TokenizedPair",
     "collate",
     "fingerprint",
-    "is_local",
     "load_pairs",
     "split_prompt",
     "tokenize_pair",

@@ -13,43 +13,16 @@ import pyarrow.parquet as parquet
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from entangle.config.places import DATA_SUFFIXES, FOREIGN_SUFFIXES, is_local, require_data
 from entangle.errors import DataError
 
 Rows = Dataset | Sequence[Mapping[str, Any]]
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-
-_FOREIGN_SUFFIXES = (
-    ".txt",
-    ".tsv",
-    ".gz",
-    ".bz2",
-    ".xz",
-    ".zip",
-    ".zst",
-    ".arrow",
-    ".pkl",
-    ".pickle",
-    ".yaml",
-)
 _SPLIT_WORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
-
-
-def is_local(name: str | Path, suffixes: Sequence[str] = ()) -> bool:
-    """Whether `name` means a path, there or not, and not a hub id (`name` or `owner/name`)."""
-    text = str(name)
-    return (
-        isinstance(name, Path)
-        or Path(text).exists()
-        or text.startswith((".", "/", "~", "\\"))
-        or text.count("/") > 1
-        or "\\" in text
-        or text.lower().endswith(tuple(suffixes))
-    )
 
 
 def read_rows(data: Any, split: str, config: str | None) -> Rows:
@@ -63,13 +36,10 @@ def read_rows(data: Any, split: str, config: str | None) -> Rows:
     if isinstance(data, Dataset):
         return data
     if isinstance(data, str | Path):
-        if not is_local(data, (*SUFFIXES, *_FOREIGN_SUFFIXES)):
+        require_data(data)
+        if not is_local(data, (*DATA_SUFFIXES, *FOREIGN_SUFFIXES)):
             return _read_hub(str(data), split, config)
         path = Path(data).expanduser()
-        if not path.exists():
-            raise DataError(
-                f"Expected a file or folder at {path}; there is none (working folder: {Path.cwd()})."
-            )
         return _read_folder(path, split) if path.is_dir() else _read_file(path)
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
         return data
@@ -109,7 +79,9 @@ def _read_folder(folder: Path, split: str) -> Rows:
                 f"{folder} looks like a save_to_disk folder but can't be read: {error}."
             ) from error
         return _of_dict(data, split, str(folder)) if isinstance(data, DatasetDict) else data
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(
+        file for file in folder.rglob("*") if file.suffix.lower() in DATA_SUFFIXES and file.is_file()
+    )
     # dataset_infos.json and the like describe a data set; they aren't part of it
     files = [file for file in files if not file.name.startswith((".", "dataset_info"))]
     chosen = [file for file in files if _split_of(file, folder) == _split_name(split)]
@@ -118,7 +90,7 @@ def _read_folder(folder: Path, split: str) -> Rows:
     if not chosen:
         there = ", ".join(str(file.relative_to(folder)) for file in files[:10]) or "none"
         raise DataError(
-            f"Expected {', '.join(SUFFIXES)} files of the split {split!r} (with that word in their name) or "
+            f"Expected {', '.join(DATA_SUFFIXES)} files of the split {split!r} (with that word in their name) or "
             f"a save_to_disk data set in {folder}; files there: {there}."
         )
     return [row for file in chosen for row in _iterate(_read_file(file))]
@@ -157,7 +129,7 @@ def _read_file(path: Path) -> Rows:
         raise DataError(f"{path} isn't a readable {suffix} file: {error}.") from error
     except OSError as error:
         raise DataError(f"Can't read {path}: {error.strerror or error}.") from error
-    raise DataError(f"Expected a {', '.join(SUFFIXES)} file; got {path}.")
+    raise DataError(f"Expected a {', '.join(DATA_SUFFIXES)} file; got {path}.")
 
 
 def _json(path: Path) -> list[Mapping[str, Any]]:

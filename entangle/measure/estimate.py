@@ -36,7 +36,7 @@ from transformers import (
 
 from entangle.config import ProbeConfig
 from entangle.data import TokenizedPair, tokenize_pair
-from entangle.measure.inputs import load_pairs_of, model_options
+from entangle.measure.inputs import load_pairs_of
 from entangle.measure.passes import Measurement, column_functions, rows_of_pass
 from entangle.measure.plan import Plan, is_scorable, longest
 from entangle.models import (
@@ -112,14 +112,12 @@ def estimate(config: ProbeConfig) -> Estimate:
     Raises:
         UserError: an option or the data can't be used, or no pair has anything to score.
     """
-    options = model_options(config)
+    options = config.located
     loading = Loading(
         dtype=config.dtype, score_dtype=config.score_dtype, device=config.device,
         attn_implementation=config.attn_implementation, trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
-    origin = find_origin(
-        options["model_name_or_path"], config.model_revision, options["adapter_name_or_path"]
-    )
+    origin = find_origin(options.model_name_or_path, config.model_revision, options.adapter_name_or_path)
     pairs = load_pairs_of(config)
     tokenizer = load_tokenizer(origin, loading)
     tokenized = [tokenize_pair(tokenizer, pair, config.max_length) for pair in pairs]

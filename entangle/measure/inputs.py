@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from entangle import embedded
-from entangle.config import EMBEDDED, DataOptions, InputOptions, ModelOptions
+from entangle.config import DataOptions, InputOptions
 from entangle.data import PreferencePair, load_pairs
 from entangle.models import Policy, load_policy
 
@@ -21,9 +20,8 @@ def load_pairs_of(config: DataOptions) -> list[PreferencePair]:
 
     A further column that holds values of several kinds is text in all of them, so that it fits one column of a table.
     """
-    name = str(embedded.PAIRS) if config.dataset_name == EMBEDDED else config.dataset_name
     pairs = load_pairs(
-        name, split=config.dataset_train_split, config=config.dataset_config, columns=config.column_map,
+        config.dataset_place, split=config.dataset_train_split, config=config.dataset_config, columns=config.column_map,
         limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid,
     )  # fmt: skip
     return with_uniform_extras(pairs)
@@ -52,17 +50,11 @@ def _kind(value: Any) -> str:
 
 def load_policy_of(config: InputOptions, processes: PartialState | None = None) -> Policy:
     """The policy that the options describe; each of several processes takes an accelerator of its own."""
-    options = model_options(config)
-    if processes is not None and processes.num_processes > 1 and torch.cuda.is_available():
-        options["device"] = options["device"] or f"cuda:{processes.local_process_index}"
-    return load_policy(**options, seed=config.seed)
+    return load_policy(config, seed=config.seed, device=own_device(processes))
 
 
-def model_options(config: ModelOptions) -> dict[str, Any]:
-    """Arguments of `load_policy`; `embedded` stands for the package's own model, with its adapter if none is given."""
-    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelOptions)}
-    if config.model_name_or_path == EMBEDDED:
-        options["model_name_or_path"] = str(embedded.POLICY)
-        if config.adapter_name_or_path is None and not config.use_peft and config.parameters != "full":
-            options["adapter_name_or_path"] = str(embedded.ADAPTER)
-    return options
+def own_device(processes: PartialState | None) -> str | None:
+    """The accelerator of this process, where there are several of both; None where there is nothing to choose."""
+    if processes is None or processes.num_processes == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{processes.local_process_index}"

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from entangle.data import is_local
+from entangle.config.places import is_local
 from entangle.models.loading import Loading, coarsest_dtype
 from entangle.models.parameters import is_adapter_parameter
 from entangle.scores.logps import input_device

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from entangle.analysis.geometry import RESOLUTION
-from entangle.data import is_local
+from entangle.config.places import is_local
 from entangle.errors import ModelError
 from entangle.models.origin import LOADING_ERRORS, Origin, adapter_config, find_origin, has_file, reason
 

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers.utils.hub import cached_file
 
-from entangle.data import is_local
+from entangle.config.places import is_local, require_model
 from entangle.errors import ModelError
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
@@ -33,11 +33,7 @@ def find_origin(name: str, revision: str = "main", adapter: str | None = None) -
             adapter's base isn't where it says.
     """
     for given in filter(None, (name, adapter)):
-        if is_local(given) and not Path(given).is_dir():
-            raise ModelError(
-                f"Expected a folder with a model or an adapter at {given}; there is none "
-                f"(working folder: {Path.cwd()})."
-            )
+        require_model(given)
     if not _is_adapter(name, revision):
         return Origin(name, revision, adapter)
     if adapter is not None:

@@ -15,7 +15,7 @@ def choose_parameters(model: nn.Module, spec: str | None = None) -> dict[str, nn
 
     Args:
         model: the policy.
-        spec: None, "lora", "full" or a regular expression (see `load_policy`).
+        spec: None, "lora", "full" or a regular expression (see `entangle.config.ModelOptions`).
 
     Raises:
         ModelError: nothing is selected, a selected one is quantised, or the expression is broken.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from entangle.analysis.geometry import RESOLUTION, logp_resolution
+from entangle.config import ModelOptions
 from entangle.data import TokenizedPair, collate
 from entangle.errors import ModelError
 from entangle.models.identity import commit_of, describe, identity_of
@@ -111,101 +111,64 @@ class Policy:
         return collate(pairs, self.pad_id).to(self.device)
 
 
-def load_policy(
-    model_name_or_path: str | Path,
-    *,
-    adapter_name_or_path: str | Path | None = None,
-    model_revision: str = "main",
-    dtype: str = "float32",
-    score_dtype: str | None = None,
-    device: str | None = None,
-    device_map: str | dict[str, Any] | None = None,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-    load_in_4bit: bool = False,
-    load_in_8bit: bool = False,
-    use_peft: bool = False,
-    lora_r: int = 16,
-    lora_alpha: int = 32,
-    lora_target_modules: str | Sequence[str] = "all-linear",
-    parameters: str | None = None,
-    reference: str = "auto",
-    ref_model_name_or_path: str | Path | None = None,
-    seed: int | None = None,
-) -> Policy:
+def load_policy(options: ModelOptions, *, seed: int | None = None, device: str | None = None) -> Policy:
     """Load a policy, with its adapter and its reference, and choose what is probed.
 
     Args:
-        model_name_or_path: a hub id or a folder; a folder or id of an adapter brings its own base.
-        adapter_name_or_path: an adapter to put on the model (this also overrides the adapter's own base).
-        model_revision: branch, tag or commit of a hub model.
-        dtype: precision that the weights are rounded to.
-        score_dtype: precision that they are then computed with; by default float32, or float64 where `dtype` is.
-            The scores of a bfloat16 model in float32 are those of the function that its weights stand for: the
-            rounding inside its own forward and backward pass is left out. Weights take this precision's memory.
-        device: where to load; by default the GPU if there is one.
-        device_map: spread over devices, as in transformers; then `device` isn't used.
-        attn_implementation: as in transformers.
-        trust_remote_code: run code that comes with the model. Only for authors you trust.
-        load_in_4bit: load the base in 4 bits (NF4), computing in `score_dtype`.
-        load_in_8bit: load the base in 8 bits.
-        use_peft: put a fresh LoRA on the model, as a training run would start. Its B is 0, so the policy
-            equals its reference and the gradient in A is 0.
-        lora_r: rank of a fresh LoRA.
-        lora_alpha: its scale is lora_alpha / lora_r.
-        lora_target_modules: modules it is put on.
-        parameters: what is probed. None: the adapter's parameters, or all without an adapter. "lora": the
-            adapter's factors. "full": every parameter that isn't the adapter's. Else a regular expression
-            that is searched for in parameter names.
-        reference: "adapter_off", "model" (`ref_model_name_or_path`), "columns" of the data, "self" or "none".
-            "auto" is the second model if one is named, else the adapter switched off, else the columns where
-            the data has them.
-        ref_model_name_or_path: the second model.
-        seed: of the fresh LoRA's A (42 if None).
+        options: which model, adapter, reference and parameters; what each means stands there. The scores of a bfloat16
+            model in float32 are those of the function that its weights stand for: the rounding inside its own forward
+            and backward pass is left out.
+        seed: of a fresh LoRA's A (42 if None). Its B is 0, so the policy equals its reference and the gradient in A is
+            0.
+        device: where to load, for a caller that has several; `options.device` comes first.
 
     Raises:
         ModelError: something can't be found, loaded or fitted together.
     """
+    options = options.located
+    adapter, second_name = options.adapter_name_or_path, options.ref_model_name_or_path
     loading = Loading(
-        dtype,
-        score_dtype,
-        device,
-        device_map,
-        attn_implementation,
-        trust_remote_code,
-        load_in_4bit,
-        load_in_8bit,
+        options.dtype,
+        options.score_dtype,
+        options.device or device,
+        options.device_map,
+        options.attn_implementation,
+        options.trust_remote_code,
+        options.load_in_4bit,
+        options.load_in_8bit,
     )
     origin = find_origin(
-        _name(model_name_or_path), model_revision, adapter_name_or_path and _name(adapter_name_or_path)
+        _name(options.model_name_or_path), options.model_revision, adapter and _name(adapter)
     )
-    if use_peft and origin.adapter:
+    if options.use_peft and origin.adapter:
         raise ModelError(
             f"use_peft puts a fresh LoRA on the model, but there is an adapter already ({origin.adapter}). "
             "Drop one."
         )
-    check_reference_options(reference, ref_model_name_or_path is not None, use_peft or bool(origin.adapter))
+    check_reference_options(
+        options.reference, second_name is not None, options.use_peft or bool(origin.adapter)
+    )
     base = load_base(origin, loading)
     tokenizer = load_tokenizer(origin, loading)
     check_vocabulary(tokenizer, base, origin.base)
-    echo = _echo(base) if origin.adapter or use_peft else None
+    echo = _echo(base) if origin.adapter or options.use_peft else None
     model: PreTrainedModel | PeftModel = base
     if origin.adapter:
         model = load_adapter(base, origin.adapter, origin.adapter_revision)
-    elif use_peft:
-        model = fresh_lora(base, lora_r, lora_alpha, lora_target_modules, seed)
+    elif options.use_peft:
+        model = fresh_lora(base, options.lora_r, options.lora_alpha, options.lora_target_modules, seed)
     model.eval()
     trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    chosen = choose_parameters(model, parameters)
+    chosen = choose_parameters(model, options.parameters)
     second = None
-    if ref_model_name_or_path is not None:
-        second = load_second(_name(ref_model_name_or_path), loading, tokenizer)
-    source = make_reference(reference, model, second)
+    if second_name is not None:
+        second = load_second(_name(second_name), loading, tokenizer)
+    source = make_reference(options.reference, model, second)
     names = {
         "model_name_or_path": origin.base,
         "model_revision": commit_of(base) or origin.base_revision,
         "adapter_name_or_path": origin.adapter,
-        "ref_model_name_or_path": ref_model_name_or_path and str(ref_model_name_or_path),
+        "ref_model_name_or_path": second_name,
         "reference": source.name,
     }
     return Policy(
@@ -245,8 +208,8 @@ def check_positions(model: nn.Module, longest: int) -> list[str]:
     return [f"The longest row has {longest} tokens; the model was made for at most {known} positions."]
 
 
-def _name(name: str | Path) -> str:
-    return os.path.expanduser(str(name))
+def _name(name: str) -> str:
+    return os.path.expanduser(name)
 
 
 def check_reference(policy: Policy, batch: RowBatch) -> None:

@@ -153,7 +153,7 @@ def check_reference_options(reference: str, has_second: bool, has_adapter: bool)
 
 
 def make_reference(reference: str, model: nn.Module, second: nn.Module | None) -> Reference:
-    """The reference of this name (see `load_policy`) for a policy."""
+    """The reference of this name (see `entangle.config.ModelOptions`) for a policy."""
     if second is not None:
         return SecondModel(second)
     if reference in ("auto", "adapter_off") and isinstance(model, PeftModel):

@@ -7,23 +7,20 @@ is named `module:function` and is called as TRL calls a reward function.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from entangle.config import parse_loss
+from entangle.config.specs import construct, import_own, to_spec
 from entangle.data.pairs import Text
-from entangle.errors import UserError
+from entangle.errors import ConfigError, UserError
 from entangle.rewards.statistics import Array, Support
 
 
@@ -259,13 +256,10 @@ class Function(RewardFunction):
 
     @cached_property
     def _loaded(self) -> Any:
-        module, _, attribute = self.function.partition(":")
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise RewardError(f"Can't find the reward function {self.function!r}: {error}.") from error
+            return import_own(self.function, "reward function")
+        except ConfigError as error:
+            raise RewardError(str(error)) from error
 
     def __call__(self, answers: AnswerSet) -> Array:
         """See `RewardFunction`."""
@@ -301,32 +295,13 @@ def build_reward_function(spec: str | Mapping[str, Any]) -> RewardFunction:
         >>> build_reward_function("length:most=20")
         Length(least=1, most=20)
     """
-    if (
-        isinstance(spec, str)
-        and re.fullmatch(r"[\w.]+:\w+", spec)
-        and spec.partition(":")[0] not in REWARD_FUNCTIONS
-    ):
-        return Function(spec)
     try:
-        options = parse_loss(spec) if isinstance(spec, str) else dict(spec)
-    except UserError:
-        raise RewardError(
-            f"A reward is given as name, name:key=value,... or module:function; got {spec!r}. "
-            f"Known names: {', '.join(REWARD_FUNCTIONS)}."
-        ) from None
-    options = {"name": options} if isinstance(options, str) else options
-    name = options.pop("name", None)
-    if name not in REWARD_FUNCTIONS:
-        raise RewardError(
-            f"Unknown reward {name!r}. Known: {', '.join(REWARD_FUNCTIONS)}, or module:function."
-        )
-    known = [f.name for f in dataclasses.fields(REWARD_FUNCTIONS[name])]  # pyright: ignore[reportArgumentType]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise RewardError(
-            f"The reward {name} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}."
-        )
-    return REWARD_FUNCTIONS[name](**options)
+        name = to_spec(spec, "reward")
+        if isinstance(name, str) and ":" in name and name.partition(":")[0] not in REWARD_FUNCTIONS:
+            return Function(name)
+        return construct(name, REWARD_FUNCTIONS, RewardFunction, "reward")
+    except ConfigError as error:
+        raise RewardError(str(error)) from None
 
 
 def _reference(answers: AnswerSet, column: str, name: str) -> str:

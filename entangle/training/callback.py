@@ -16,7 +16,7 @@ from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from entangle.analysis.regimes import Regime
-from entangle.config.files import losses_of_trl, names_in_trl
+from entangle.config.foreign import losses_of_trl, names_in_trl
 from entangle.data import PreferencePair, TokenizedPair
 from entangle.runs.shards import StepShards
 from entangle.training.accounting import LedgerKeeper

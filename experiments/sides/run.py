@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from entangle.config import ProbeConfig, parse_loss
+from entangle.config import ProbeConfig, parse_spec
 from entangle.data import TokenizedPair, load_pairs, tokenize_pair
 from entangle.figures.curves import SIDE_COLOURS, panels, write
 from entangle.measure.inputs import load_policy_of
@@ -102,7 +102,7 @@ def run(name: str, seed: int) -> tuple[list[dict], list[dict]]:
         [tokenize_pair(policy.tokenizer, pair, 512) for pair in load_pairs(DATA / f"{part}.jsonl")]
         for part in ("train", "test")
     )
-    held, loss = held[:HELD], build(parse_loss(name))
+    held, loss = held[:HELD], build(parse_spec(name))
     optimizer = torch.optim.AdamW(policy.parameters.values(), lr=RATE, betas=BETAS, eps=EPS, weight_decay=0.0)
     averages = [{k: torch.zeros(p.numel()) for k, p in policy.parameters.items()} for _ in range(2)]
     rows, looks = [], []

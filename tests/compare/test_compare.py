@@ -20,7 +20,7 @@ from entangle.commands.compare import CompareResult, cells_of, run_compare
 from entangle.commands.compare.agreement import agreement, directions
 from entangle.commands.compare.quality import means, summaries
 from entangle.commands.train import TrainResult
-from entangle.config import CompareConfig, parse
+from entangle.config import CompareConfig, ModelOptions, parse
 from entangle.errors import ConfigError, RunError, UserError
 from entangle.models import load_policy
 from entangle.rewards.rollouts import load_prompts
@@ -224,7 +224,7 @@ def test_a_foreign_folder_is_left_alone(inputs: dict[str, str], tmp_path: Path):
 
 
 def test_greedy_summaries_are_the_most_probable_tokens(inputs: dict[str, str]):
-    policy = load_policy(inputs["model_name_or_path"])
+    policy = load_policy(ModelOptions(inputs["model_name_or_path"]))
     posts = load_prompts(inputs["posts"])
     rows = summaries(policy, posts, "summary", 0, 5)
     for post, (_, row) in zip(posts, rows.iterrows(), strict=True):

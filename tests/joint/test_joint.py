@@ -15,7 +15,7 @@ from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.commands.joint import JointResult, run_joint
 from entangle.commands.probe import run_probe
 from entangle.commands.rft import run_rft
-from entangle.config import JointConfig, ProbeConfig, RftConfig
+from entangle.config import JointConfig, ModelOptions, ProbeConfig, RftConfig
 from entangle.data import DataError, collate, load_pairs, tokenize_pair
 from entangle.errors import ConfigError, RunError
 from entangle.figures import joint as joint_plots
@@ -74,7 +74,9 @@ def finished(folder, tmp_path_factory) -> JointResult:
 
 @pytest.fixture(scope="module")
 def policy(folder):
-    return load_policy(str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64")
+    return load_policy(
+        ModelOptions(str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64")
+    )
 
 
 def test_every_prompt_has_one_row(finished):

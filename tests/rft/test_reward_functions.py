@@ -107,7 +107,7 @@ def test_reward_model_gives_its_single_output(tmp_path, side):
     ("spec", "message"),
     [
         ("rouge", "Unknown reward 'rouge'.*rouge_l"),
-        ("rouge_l:size=3", "no option 'size'; it has: reference, stem"),
+        ("rouge_l:size=3", "Unknown option 'size' of reward 'rouge_l'. It has: reference, stem"),
         ("length:x", "module:function"),
         ("length:least=5,most=2", "least <= most"),
         ("format:pattern=(", "regular expression"),

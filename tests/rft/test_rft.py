@@ -13,7 +13,7 @@ import yaml
 
 from entangle import cli
 from entangle.commands.rft import RftResult, prompt_rows, run_rft
-from entangle.config import RftConfig
+from entangle.config import ModelOptions, RftConfig
 from entangle.errors import ConfigError, RunError
 from entangle.figures import probe as plots
 from entangle.figures import rft as rft_plots
@@ -92,7 +92,7 @@ def test_gram_and_log_probs_are_the_models(folder, finished):
     """The kept numbers against plain autograd on the kept answers."""
     row = finished.run.read_shards(ANSWERS).iloc[0]
     policy = load_policy(
-        str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64"
+        ModelOptions(str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64")
     )
     from entangle.rewards.rollouts import Prompt, Sampling, sample_answers
 
@@ -141,7 +141,7 @@ def test_answers_and_rewards_from_a_file(folder, tmp_path):
     assert result.prompts["non_finite"].tolist() == [False, True]
     assert result.prompts.loc[0, "reward_mean"] == 0.75
     policy = load_policy(
-        str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64"
+        ModelOptions(str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64")
     )
     batch = load_rollouts(str(tmp_path / "r.jsonl"), policy.tokenizer)[0].collate(0)
     gram = AutogradEngine(policy.model, policy.parameters).gram(batch).numpy()

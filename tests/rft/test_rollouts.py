@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from entangle.config import ModelOptions
 from entangle.data import DataError, PreferencePair, tokenize_pair
 from entangle.models import Policy, load_policy
 from entangle.rewards.rollouts import (
@@ -26,7 +27,7 @@ PROMPTS = [Prompt(0, "what is the sum?"), Prompt(1, "TL;DR:"), Prompt(5, "she sa
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    return load_policy(save_policy(tmp_path_factory.mktemp("policy")))
+    return load_policy(ModelOptions(save_policy(tmp_path_factory.mktemp("policy"))))
 
 
 def write(path: Path, rows: list) -> str:

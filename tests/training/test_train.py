@@ -20,7 +20,7 @@ import entangle.commands.train
 from entangle.cli import main
 from entangle.commands.probe import run_probe
 from entangle.commands.train import TrainResult, last_checkpoint, run_train
-from entangle.config import ProbeConfig, TrainConfig, parse, read_yaml
+from entangle.config import ModelOptions, ProbeConfig, TrainConfig, parse, read_yaml
 from entangle.data import load_pairs
 from entangle.errors import ConfigError, RunError, UserError
 from entangle.models import load_policy
@@ -246,7 +246,7 @@ def test_a_fine_tuning_before_makes_the_reference(inputs: Path, tmp_path: Path) 
     start, end = done.held_out["logps_chosen"], phase.held_out["logps_chosen_end"]
     assert start.tolist() == pytest.approx(end.tolist(), rel=1e-4)
     assert start.mean() > phase.held_out["logps_chosen"].mean()
-    described = load_policy(done.model_path).description
+    described = load_policy(ModelOptions(done.model_path)).description
     assert described["model_name_or_path"] == str(tmp_path / "run" / "sft" / "merged")
 
 

@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 from rich.console import Console, RenderableType
 
-from entangle import embedded
 from entangle.commands.rft.result import PromptsResult
-from entangle.config import EMBEDDED, RftConfig
+from entangle.config import RftConfig
 from entangle.errors import ConfigError
 from entangle.measure.inputs import load_policy_of
 from entangle.measure.prompts import (
@@ -97,10 +96,9 @@ def _load_prompts(config: RftConfig) -> list[Prompt]:
             f"--columns names the prompt column here (prompt=NAME); got {unknown[0]!r}. A reference text is named by "
             "its reward, as rouge_l:reference=NAME."
         )
-    name = str(embedded.PAIRS) if config.dataset_name == EMBEDDED else config.dataset_name
     return load_prompts(
-        name, split=config.dataset_train_split, config=config.dataset_config, column=columns.get("prompt", "prompt"),
-        limit=config.limit, seed=config.seed,
+        config.dataset_place, split=config.dataset_train_split, config=config.dataset_config,
+        column=columns.get("prompt", "prompt"), limit=config.limit, seed=config.seed,
     )  # fmt: skip
 
 

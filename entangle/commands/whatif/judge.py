@@ -25,7 +25,7 @@ from entangle.analysis.summary import share
 from entangle.commands.whatif.bench import Bench
 from entangle.commands.whatif.choice import base_of, build_all, judgeable, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
-from entangle.config import ProbeConfig, WhatIfConfig, parse_loss
+from entangle.config import ProbeConfig, WhatIfConfig
 from entangle.errors import RunError
 from entangle.runs.folder import RunFolder
 from entangle.tables.probe import Shown
@@ -208,9 +208,8 @@ def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
 def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:
     """The command: judge what the options name, and write it."""
     result = what_if(
-        config.run, [parse_loss(loss) if isinstance(loss, str) else loss for loss in config.losses],
-        config.grid, base=None if config.base is None else parse_loss(config.base), target=config.target,
-        knobs=config.knobs, loss_batch_size=config.loss_batch_size,
+        config.run, config.losses, config.grid, base=config.base, target=config.target, knobs=config.knobs,
+        loss_batch_size=config.loss_batch_size,
     )  # fmt: skip
     return result, write(result, config.output_path, dataclasses.asdict(config), plots=config.plots)
 
