@@ -13,16 +13,14 @@ from entangle.analysis.geometry import PairGeometry
 from entangle.scores.base import (
     Engine,
     Metric,
-    PairScores,
-    check_pairs,
-    module_name,
-    pair_scores,
     stack_geometry,
     studying,
 )
-from entangle.scores.logps import Rows, input_device, scored_logps
+from entangle.scores.logps import Rows, input_device, row_logps, scored_logps
 from entangle.scores.reduce import dots
 from entangle.scores.rows import RowBatch
+from entangle.scores.summing import PassSums
+from entangle.scores.terms import module_name
 
 
 class AutogradEngine(Engine):
@@ -32,10 +30,13 @@ class AutogradEngine(Engine):
     `gram` the scores of all rows.
     """
 
-    def pairs(self, batch: RowBatch, *, modules: bool = False, metric: Metric | None = None) -> PairScores:
-        """See `Engine.pairs`."""
-        check_pairs(batch)
+    def blocks(
+        self, batch: RowBatch, metric: Metric | None, sums: PassSums | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Engine.blocks`."""
         rows, n = self._rows(batch), len(batch.prompt_length)
+        if sums is not None and not sums.is_known:
+            sums.know(row_logps(self.model, batch))
         logps = torch.zeros(2 * n, dtype=torch.float64)
         columns: dict[str, Tensor] = defaultdict(lambda: torch.zeros(5, n, dtype=torch.float64))
         for i in range(n):
@@ -44,10 +45,16 @@ class AutogradEngine(Engine):
             for name in self.parameters:
                 root = metric[name].to(chosen[name].device).double().sqrt() if metric else 1.0
                 g_w, g_l = (chosen[name].double() * root).ravel(), (rejected[name].double() * root).ravel()
-                columns[module_name(name)][:, i] += stack_geometry(
-                    PairGeometry.from_scores(g_w[None], g_l[None])
-                )[:, 0].cpu()
-        return pair_scores(logps, columns, self.resolution, modules)
+                block = stack_geometry(PairGeometry.from_scores(g_w[None], g_l[None]))
+                columns[module_name(name)][:, i] += block[:, 0].cpu()
+                if sums is not None:
+                    value = torch.stack([chosen[name], rejected[name]]).reshape(2, -1, 1)
+                    sums.add(name, value, block.isfinite().all(0), pairs=torch.tensor([i]))
+        if sums is not None:
+            for number, twins in enumerate(sums.twins):
+                for module, gram in self._module_grams(rows, torch.cat([twins, twins + n]), metric).items():
+                    sums.add_twins(module, number, gram)
+        return logps, columns
 
     def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
         """See `Engine.gram`."""
@@ -105,6 +112,16 @@ class AutogradEngine(Engine):
                 for handle in handles:
                     handle.remove()
         return norms
+
+    def _module_grams(self, rows: Rows, chosen: Tensor, metric: Metric | None) -> dict[str, Tensor]:
+        """<S_a, P S_b> of some of the rows by module."""
+        scores = [self.score(rows[i : i + 1])[1] for i in chosen.tolist()]
+        grams: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        for name in self.parameters:
+            matrix = torch.stack([score[name].ravel() for score in scores]).double()
+            weighted = matrix * metric[name].to(matrix).ravel() if metric else matrix
+            grams[module_name(name)] = grams[module_name(name)] + (weighted @ matrix.T).cpu()
+        return grams
 
     def _rows(self, batch: RowBatch) -> Rows:
         return Rows.from_batch(batch.to(input_device(self.model)))

@@ -16,6 +16,7 @@ from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometr
 from entangle.errors import UserError
 from entangle.scores.logps import evaluating
 from entangle.scores.rows import RowBatch
+from entangle.scores.summing import PassSums
 
 Metric = Mapping[str, Tensor]
 """A diagonal metric P: positive weights by parameter name, of the parameter's shape. None means P = 1."""
@@ -86,9 +87,29 @@ class Engine(ABC):
         self.parameters = dict(parameters)
         self.notes: list[str] = []
 
+    def pairs(
+        self,
+        batch: RowBatch,
+        *,
+        modules: bool = False,
+        metric: Metric | None = None,
+        sums: PassSums | None = None,
+    ) -> PairScores:
+        """Log-probs and Gram block of every pair, dots being <g, P g'>; `batch.group_size` must be 2.
+
+        With `sums`, from `GroupSums.of_pass`, the scores are added up there on the way.
+        """
+        check_pairs(batch)
+        logps, blocks = self.blocks(batch, metric, sums)
+        if sums is not None and (undo := sums.finish(blocks)) is not None:
+            self.blocks(batch, metric, undo)
+        return pair_scores(logps, blocks, self.resolution, modules)
+
     @abstractmethod
-    def pairs(self, batch: RowBatch, *, modules: bool = False, metric: Metric | None = None) -> PairScores:
-        """Log-probs and Gram block of every pair, dots being <g, P g'>; `batch.group_size` must be 2."""
+    def blocks(
+        self, batch: RowBatch, metric: Metric | None, sums: PassSums | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Log-probs of pairs, `(2n,)` float64, and the five columns of their blocks by module, `(5, n)` float64."""
 
     @abstractmethod
     def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
@@ -140,11 +161,6 @@ def check_pairs(batch: RowBatch) -> None:
     """Raise ValueError unless the batch holds pairs."""
     if batch.group_size != 2:
         raise ValueError(f"pairs() needs 2 responses per prompt; got group_size {batch.group_size}.")
-
-
-def module_name(parameter: str) -> str:
-    """The module that a parameter is reported under: its name without the last part."""
-    return parameter.rpartition(".")[0] or parameter
 
 
 def stack_geometry(geometry: PairGeometry) -> Tensor:

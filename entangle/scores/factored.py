@@ -17,12 +17,7 @@ from entangle.scores.autograd import AutogradEngine
 from entangle.scores.base import (
     Engine,
     Metric,
-    PairScores,
     UncoveredParameter,
-    check_pairs,
-    module_name,
-    pair_scores,
-    stack_geometry,
     studying,
 )
 from entangle.scores.check import disagreeing, logps_agree, sample_rows
@@ -33,7 +28,8 @@ from entangle.scores.prefix import Split, record_split, split_for
 from entangle.scores.reduce import gram_block, pair_block
 from entangle.scores.rows import RowBatch
 from entangle.scores.sites import Recorder, find_sites
-from entangle.scores.terms import Score
+from entangle.scores.summing import PassSums, Sink
+from entangle.scores.terms import Score, module_name
 
 
 class FactoredEngine(Engine):
@@ -84,26 +80,31 @@ class FactoredEngine(Engine):
         """See `Engine.resolution`; also what the layers were seen to compute in (autocast)."""
         return max([super().resolution, *(RESOLUTION.get(dtype, 0.0) for dtype in self._dtypes)])
 
-    def pairs(self, batch: RowBatch, *, modules: bool = False, metric: Metric | None = None) -> PairScores:
-        """See `Engine.pairs`."""
-        check_pairs(batch)
+    def blocks(
+        self, batch: RowBatch, metric: Metric | None, sums: PassSums | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Engine.blocks`."""
         n = len(batch.prompt_length)
         blocks: dict[str, Tensor] = {}
         kernels = Kernels()
 
         def take(name: str, score: Score) -> None:
-            block = pair_block(score, self._weight(metric, name, score), kernels)
-            blocks[module_name(name)] = blocks.get(module_name(name), 0.0) + block
+            weight, module = self._weight(metric, name, score), module_name(name)
+            sink = None if sums is None else Sink(sums, name)
+            block = pair_block(score, weight, kernels, sink)
+            blocks[module] = blocks.get(module, 0.0) + block
+            if sums is not None:
+                for number, twins in enumerate(sums.twins):
+                    sums.add_twins(module, number, gram_block(score.of(twins), weight))
 
-        logps = self._run(batch, take)
+        logps = self._run(batch, take, None if sums is None else sums.know)
         unused = torch.zeros(5, n, dtype=torch.float64)  # a module that wasn't called has zero scores
         columns = {module_name(name): unused for name in self.parameters}
         columns |= {name: block.cpu() for name, block in blocks.items()}
         if self._fallback:
-            slow = self._fallback.pairs(batch, modules=True, metric=metric)
-            for name, geometry in (slow.modules or {}).items():
-                columns[name] = columns[name] + stack_geometry(geometry)
-        return pair_scores(logps, columns, self.resolution, modules)
+            for name, block in self._fallback.blocks(batch, metric, sums)[1].items():
+                columns[name] = columns[name] + block
+        return logps, columns
 
     def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
         """See `Engine.gram`."""
@@ -172,24 +173,37 @@ class FactoredEngine(Engine):
             f"response: {few}"
         )
 
-    def _run(self, batch: RowBatch, take: Callable[[str, Score], None]) -> Tensor:
-        """One pass over all rows: every parameter's scores go to `take`; log pi `(rows,)` float64."""
+    def _run(
+        self,
+        batch: RowBatch,
+        take: Callable[[str, Score], None],
+        know: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """One pass over all rows: every parameter's scores go to `take`; log pi `(rows,)` float64.
+
+        `know` is told these log-probs before there are any scores.
+        """
         check_adapters(self.model, self.parameters, self._folded)
         rows = Rows.from_batch(batch.to(input_device(self.model)))
         if not self._are_rules_checked:
             self._check_rules(rows, batch.group_size)
         if self._split(rows, batch.group_size) is not None and not self._is_sharing_checked:
             self._check_sharing(rows, batch.group_size)
-        return self._record(rows, self._split(rows, batch.group_size), batch.group_size, take)
+        return self._record(rows, self._split(rows, batch.group_size), batch.group_size, take, know)
 
     def _split(self, rows: Rows, group_size: int) -> Split | None:
         return split_for(self.model, rows, group_size) if self._share_prompts else None
 
     def _record(
-        self, rows: Rows, split: Split | None, group_size: int, take: Callable[[str, Score], None]
+        self,
+        rows: Rows,
+        split: Split | None,
+        group_size: int,
+        take: Callable[[str, Score], None],
+        know: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         shapes = {name: matrix_shape(p) for name, p in self.parameters.items()}
-        recorder = Recorder(self._sites, shapes, group_size, take)
+        recorder = Recorder(self._sites, shapes, group_size, take, know)
         with studying(self.model, {}), folded(self._folded):
             if split is None:
                 logps = record_rows(self.model, rows, recorder)
@@ -254,6 +268,7 @@ def record_rows(model: nn.Module, rows: Rows, recorder: Recorder) -> Tensor:
     """Run all rows at full length under a recorder; log pi of every row, `(rows,)` float64."""
     with recorder.recording(len(rows)):
         logps = scored_logps(model, rows).sum(1, dtype=torch.float64)
+    recorder.know(logps.detach())
     if logps.requires_grad:
         logps.sum().backward()
     return logps

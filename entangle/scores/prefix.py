@@ -165,6 +165,7 @@ def record_split(model: nn.Module, split: Split, recorder: Recorder) -> Tensor:
     if logits.shape[1] != split.rest.index.shape[1]:
         logits = gather_positions(logits, split.rest.index)
     logps = target_logps(logits, split.rest.targets, split.rest.valid).sum(1, dtype=torch.float64)
+    recorder.know(logps.detach())
     if logps.requires_grad:
         logps.sum().backward()
     open_states = [

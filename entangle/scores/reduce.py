@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from entangle.scores.ghost import Ghost, Kernels, cheapest_ghost
+from entangle.scores.summing import Sink
 from entangle.scores.terms import OneHot, Outer, Score
 
 DOUBLE_ELEMENTS = 2**22
@@ -15,16 +16,23 @@ PASS_COST = 16
 """What one pass over a written-out element costs, in multiply-adds of a matrix product."""
 
 
-def pair_block(score: Score, weight: Tensor | None, kernels: Kernels | None = None) -> Tensor:
+def pair_block(
+    score: Score, weight: Tensor | None, kernels: Kernels | None = None, sink: Sink | None = None
+) -> Tensor:
     """(A, B, c, A - c, B - c) of every pair, `(5, n)` float64, in the order of `GEOMETRY_COLUMNS`.
 
     Member 0 is chosen, member 1 rejected. `weight` `(a, b)` is the metric in this parameter; `kernels` go from one
     parameter to the next, for layers that read the same input. In either form the gaps come from the difference of
-    the scores.
+    the scores. With a `sink` the scores are summed there. That takes the products that write them out in any case, so
+    that the ghost form is only worth its price against the passes over what is written out.
     """
     ghost = cheapest_ghost(score, members=2) if weight is None else None
-    if ghost is not None and ghost.pair_cost < _written_out_cost(score) / score.prompts:
-        return ghost.pair_block(kernels or Kernels())
+    alternative = _written_out_cost(score) if sink is None else _passing_cost(score)
+    if ghost is not None and ghost.pair_cost < alternative / score.prompts:
+        block = ghost.pair_block(kernels or Kernels())
+        if sink is not None:
+            sink.add_factored(score, block.isfinite().all(0))
+        return block
     total = torch.zeros(4, score.prompts, dtype=torch.float64, device=score.device)
     for start, stop, value in score.slices():
         chosen, rejected = value.flatten(1).chunk(2)
@@ -35,7 +43,10 @@ def pair_block(score: Score, weight: Tensor | None, kernels: Kernels | None = No
             metric = weight[start:stop].flatten().to(value)
             left, right = chosen * metric, rejected * metric
         factors = ((left, chosen), (right, rejected), (left, difference), (right, difference))
-        total += torch.stack([(x * y).sum(1) for x, y in factors]).double()
+        part = torch.stack([(x * y).sum(1) for x, y in factors]).double()
+        if sink is not None:
+            sink.add(value, part.isfinite().all(0), start)
+        total += part
     sq_chosen, sq_rejected, gap_chosen, gap_rejected = total[0], total[1], total[2], -total[3]
     inner = torch.where(sq_chosen <= sq_rejected, sq_chosen - gap_chosen, sq_rejected - gap_rejected)
     return torch.stack([sq_chosen, sq_rejected, inner, gap_chosen, gap_rejected])
@@ -80,4 +91,10 @@ def _written_out_cost(score: Score) -> int:
         for term in member
         if isinstance(term, Outer) and not (isinstance(term.left, OneHot) or isinstance(term.right, OneHot))
     ]
-    return score.prompts * a * b * (sum(positions) + PASS_COST * len(score.members))
+    return score.prompts * a * b * sum(positions) + _passing_cost(score)
+
+
+def _passing_cost(score: Score) -> int:
+    """What passing over all rows' written-out scores costs, in multiply-adds."""
+    a, b = score.shape
+    return score.prompts * a * b * PASS_COST * len(score.members)

@@ -103,6 +103,7 @@ class Recorder:
         shapes: matrix shape (a, b) of every parameter.
         group_size: K; passes record either all K * n rows, or n prompts for K backward passes.
         take: called once per parameter that was used, with its scores.
+        know: told the rows' log-probs before any scores.
 
     Attributes:
         dtypes: precisions in which gradients arrived.
@@ -114,9 +115,11 @@ class Recorder:
         shapes: Mapping[str, tuple[int, int]],
         group_size: int,
         take: Callable[[str, Score], None],
+        know: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.dtypes: set[torch.dtype] = set()
-        self._sites, self._shapes, self._group_size, self._take = sites, shapes, group_size, take
+        self._sites, self._shapes, self._group_size = sites, shapes, group_size
+        self._take, self._know = take, know
         self._taps: dict[Site, list[Tap]] = defaultdict(list)
         self._terms: dict[str, list[list[Term]]] = defaultdict(lambda: [[] for _ in range(group_size)])
         self._owners: dict[str, list[Site]] = defaultdict(list)
@@ -136,6 +139,11 @@ class Recorder:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def know(self, logps: Tensor) -> None:
+        """Pass on the rows' log-probs; to be called before their backward pass."""
+        if self._know is not None:
+            self._know(logps)
 
     def flush(self) -> None:
         """Hand over what is still waiting for gradients that don't come."""

@@ -18,6 +18,11 @@ SLICE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Most elements that a written-out slice of scores has, over all rows: what the device's cache likes."""
 
 
+def module_name(parameter: str) -> str:
+    """The module that a parameter is reported under: its name without the last part."""
+    return parameter.rpartition(".")[0] or parameter
+
+
 def slice_elements(device: torch.device) -> int:
     """`SLICE_ELEMENTS` of a device; an accelerator's where its kind isn't listed."""
     return SLICE_ELEMENTS.get(device.type, SLICE_ELEMENTS["cuda"])
@@ -170,6 +175,11 @@ class Score:
 
     def __len__(self) -> int:
         return len(self.members) * self.prompts
+
+    def of(self, prompts: Tensor) -> Score:
+        """The responses to some of the prompts."""
+        rows = prompts.to(self.device)
+        return Score(tuple(tuple(term[rows] for term in member) for member in self.members), self.shape)
 
     def first_row(self) -> Score:
         """The first row alone."""
