@@ -44,8 +44,8 @@ from entangle.data import SUFFIXES, PreferencePair, fingerprint, is_local
 from entangle.data.sources import read_rows
 from entangle.errors import ConfigError, DataError, RunError
 from entangle.measure.inputs import load_pairs_of
-from entangle.tables import filter as filter_tables
-from entangle.tables import probe as tables
+from entangle.tables.base import Shown
+from entangle.tables.filter import filter_tables
 from entangle.version import __version__
 
 SCORES = ("cosine", "norm_ratio", "regime", "change_chosen", "change_rejected", "slack")
@@ -57,7 +57,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class FilterResult(tables.Shown):
+class FilterResult(Shown):
     """What was decided, row by row of the data set.
 
     Args:
@@ -72,7 +72,7 @@ class FilterResult(tables.Shown):
 
     def renderable(self) -> RenderableType:
         """The summary as rich tables."""
-        return filter_tables.summary_tables(self.summary)
+        return filter_tables(self.summary)
 
 
 def run_filter(config: FilterConfig) -> FilterResult:

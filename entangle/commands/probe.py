@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from torch import Tensor
 
 from entangle import embedded
@@ -46,9 +46,8 @@ from entangle.runs.progress import Interrupted, deferred_interrupt, notes_consol
 from entangle.runs.provenance import environment
 from entangle.scores import Engine, Metric, PairScores, fast_gemm, make_engine
 from entangle.scores.rows import RowBatch
-from entangle.tables import diagnostics as diagnostic_tables
-from entangle.tables import modules as module_tables
-from entangle.tables import probe as tables
+from entangle.tables.base import Shown
+from entangle.tables.probe import probe_tables
 from losses import PreferenceLoss
 
 TOKENS_PER_PASS = 4096
@@ -69,7 +68,7 @@ ROW_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class ProbeResult(tables.Shown):
+class ProbeResult(Shown):
     """A finished probe: its rows as data frames, its aggregates, its folder.
 
     Args:
@@ -103,23 +102,14 @@ class ProbeResult(tables.Shown):
 
     def renderable(self, worst: int = 3) -> RenderableType:
         """The tables as rich objects: regimes, groups, distributions and the `worst` pairs."""
-        losses = list(self.summary["regimes"])
-        parts: list[RenderableType] = [tables.heading(self.summary, self.run.read_json("provenance.json"))]
-        if not losses:
-            return Group(*parts, "No pair could be scored.")
-        parts.append(tables.regime_table(self.summary))
-        if "groups" in self.summary:
-            parts.append(tables.group_table(self.summary))
-        parts.append(tables.quantile_table(self.summary))
-        if "modules" in self.summary:
-            parts.append(module_tables.module_tables(self.summary["modules"]))
-        if "diagnostics" in self.summary:
-            parts.append(diagnostic_tables.correlation_tables(self.summary["diagnostics"]))
-        if "verification" in self.summary:
-            parts.append(tables.verification_table(self.summary["verification"]))
-        texts = self.run.table("texts.parquet")
-        parts.append(tables.pair_cards(self.pairs, self.predictions, texts, losses[0], worst))
-        return Group(*parts)
+        return probe_tables(
+            self.summary,
+            self.run.read_json("provenance.json"),
+            self.pairs,
+            self.predictions,
+            self.run.table("texts.parquet"),
+            worst,
+        )
 
 
 @dataclass(frozen=True)
