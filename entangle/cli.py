@@ -75,7 +75,7 @@ def losses(arguments: Sequence[str]) -> int:
 
     from entangle import catalogue
     from entangle.config import LossesConfig, parse, parse_loss
-    from entangle.tables.probe import loss_table
+    from entangle.tables.losses import loss_table
 
     config, _ = parse(LossesConfig, arguments, prog="entangle losses")
     console = Console()
@@ -180,19 +180,19 @@ def doctor(arguments: Sequence[str]) -> int:
 
     from entangle.config import DoctorConfig, parse
     from entangle.doctor import RULES, examine, read_log
-    from entangle.tables.doctor import report_text, rule_table
+    from entangle.tables.doctor import findings_text, rule_table
 
     config, _ = parse(DoctorConfig, arguments, prog="entangle doctor")
     console = Console()
     if config.list_rules:
-        console.print(rule_table(RULES.values()))
+        console.print(rule_table(vars(rule) for rule in RULES.values()))
         return 0
     _need(config.log, "the log of a past run: entangle doctor LOG")
     report = examine(read_log(config.log, config.trainer), config.rules)
     if config.json:
         print(json.dumps(report.content, indent=2))
     else:
-        console.print(report_text(report), soft_wrap=True)
+        console.print(findings_text(report.content), soft_wrap=True)
     return report.exit_status
 
 

@@ -24,7 +24,7 @@ from entangle.commands.whatif import WhatIf
 from entangle.config import ProbeConfig, RunOptions, TrainConfig, parse
 from entangle.errors import RunError
 from entangle.runs.folder import RunFolder
-from entangle.tables.probe import Shown
+from entangle.tables.base import Shown
 
 
 @dataclass(frozen=True)

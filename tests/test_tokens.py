@@ -12,12 +12,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from entangle.analysis.wording import visible
 from entangle.cli import main
 from entangle.commands.probe import ProbeResult, run_probe
 from entangle.commands.tokens import TokenResult, run_tokens, token_text
 from entangle.config import ProbeConfig, TokensConfig
 from entangle.runs.folder import RunFolder
-from entangle.tables.tokens import visible
 from tests.run_folders import synthetic_run
 from tests.tiny import gpt2_tokenizer, llama_tokenizer, save_adapter, save_policy
 
@@ -146,7 +146,7 @@ def test_text_of_the_data_cannot_act(run, capsys):
 
 
 def test_heat_map_escapes_what_would_open_a_formula(run):
-    from entangle.figures.probe import new_axes
+    from entangle.figures.style import new_axes
     from entangle.figures.tokens import heat_map
 
     result = take_apart(run, pairs=(1,), matrix=True)

@@ -1,4 +1,4 @@
-"""One plain sentence per pair and loss: what is going on, and what would change it."""
+"""Numbers in words, and one plain sentence per pair and loss: what is going on, and what would change it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HAPPENS = {
     Regime.BOTH_UP: "Under {loss} both rise: pulling the chosen response up lifts the rejected one "
     "(their gradients' product is {ratio_rejected:.2f} of the rejected's own square).",
     Regime.INVERTED: "Under {loss} the chosen falls and the rejected rises: its incentives point the wrong way here.",
-    Regime.DEGENERATE: "Under {loss} a change is too small for its sign to be told in this precision.",
+    Regime.DEGENERATE: "Under {loss} a change is too small for this precision to know its sign.",
 }
 _BAND = "It would be ideal for an incentive ratio between {lower:.3g} and {upper:.3g}{narrow}; {loss} has {rho:.3g}: "
 _HELPS = {
@@ -66,7 +66,7 @@ def sentence_codes(rows: pd.DataFrame) -> np.ndarray:
     return happen_code.astype(int) * len(helps) + help_code
 
 
-def explain(pair: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
+def pair_sentence(pair: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
     """Say what one step of a loss does to a pair, why, and which incentive ratio would be ideal.
 
     Args:
@@ -76,12 +76,83 @@ def explain(pair: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
     row = {**pair, **prediction}
     sentence = SENTENCES[int(sentence_codes(pd.DataFrame([row]))[0])]
     d_w, d_l = row["incentive_chosen"], row["incentive_rejected"]
+    of_chosen, of_rejected = _ratio(row["inner"], row["sq_chosen"]), _ratio(row["inner"], row["sq_rejected"])
     return sentence.format(
-        loss=row["loss"], d_w=d_w, d_l=d_l, rho=_ratio(d_w, d_l),
-        ratio_chosen=_ratio(row["inner"], row["sq_chosen"]), lower=_ratio(row["inner"], row["sq_chosen"]),
-        ratio_rejected=_ratio(row["inner"], row["sq_rejected"]), upper=_ratio(row["sq_rejected"], row["inner"]),
-    )  # fmt: skip
+        loss=row["loss"],
+        d_w=d_w,
+        d_l=d_l,
+        rho=_ratio(d_w, d_l),
+        ratio_chosen=of_chosen,
+        ratio_rejected=of_rejected,
+        lower=of_chosen,
+        upper=_ratio(row["sq_rejected"], row["inner"]),
+    )
 
 
 def _ratio(above: float, below: float) -> float:
     return above / below if below else math.nan
+
+
+def spoken(name: str) -> str:
+    """A name of the code as words.
+
+    >>> spoken("both_up")
+    'both up'
+    """
+    return name.replace("_", " ")
+
+
+def is_known(value: float | None) -> bool:
+    """Whether a number is there: JSON has neither NaN nor infinity, which are written as null."""
+    return value is not None and value == value
+
+
+def share_text(part: Mapping[str, float]) -> str:
+    """A share of pairs with its interval.
+
+    >>> share_text({"count": 13, "share": 0.31, "low": 0.21, "high": 0.42})
+    '31 % (95 % interval 21 to 42 %)'
+    """
+    low, high = (f"{100 * part[end]:.0f}" for end in ("low", "high"))
+    return f"{100 * part['share']:.0f} % (95 % interval {low} to {high} %)"
+
+
+def portion(part: Mapping[str, float]) -> str:
+    """A share without its interval: `31 %`, or the number of pairs where that would round to nothing.
+
+    >>> portion({"count": 1, "share": 0.001})
+    '1 pair'
+    """
+    return f"{100 * part['share']:.0f} %" if part["share"] >= 0.005 else counted(int(part["count"]))
+
+
+def counted(count: int, noun: str = "pair") -> str:
+    """`1 pair`, `3 pairs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def correlation_text(rho: Mapping[str, float | None]) -> str:
+    """A rank correlation with its interval."""
+    if not is_known(rho["rho"]):
+        return "unknown"
+    return f"{rho['rho']:.2f} (95 % interval {rho['low']:.2f} to {rho['high']:.2f})"
+
+
+LONGEST = 24
+"""Characters of a token that are shown."""
+
+
+def visible(text: str, longest: int = LONGEST) -> str:
+    r"""A token as it can be printed anywhere: spaces as ␣, control characters escaped, cut if long.
+
+    >>> visible(" cat\n")
+    '␣cat\\n'
+    """
+    shown = "".join(_character(c) for c in text)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def _character(c: str) -> str:
+    if c == " ":
+        return "␣"
+    return c if c.isprintable() else c.encode("unicode_escape").decode("ascii")

@@ -45,8 +45,8 @@ from entangle.models import load_adam_state
 from entangle.runs.progress import notes_console, progress_bar
 from entangle.scores import gram_products, make_engine
 from entangle.scores.gram import directions_at_a_time
-from entangle.tables import across as across_tables
-from entangle.tables import probe as tables
+from entangle.tables.across import across_tables
+from entangle.tables.base import Shown
 
 ACROSS = "across.json"
 SIDES = ("chosen", "rejected")
@@ -54,7 +54,7 @@ PARTS = ("own", "partner", "pull", "push")
 
 
 @dataclass(frozen=True)
-class AcrossResult(tables.Shown):
+class AcrossResult(Shown):
     """What all other pairs do to each pair.
 
     Args:
@@ -74,7 +74,7 @@ class AcrossResult(tables.Shown):
 
     def renderable(self) -> RenderableType:
         """The set as one pair, and a row per loss."""
-        return across_tables.report(self.summary)
+        return across_tables(self.summary)
 
 
 def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossResult:
@@ -137,9 +137,10 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
     probe.run.write_table("across.parquet", result.rows)
     probe.run.write_json(ACROSS, summary)
     if config.plots:
-        from entangle.figures.across import parts_figure
+        from entangle.figures.epochs import parts_figure
+        from entangle.figures.style import save
 
-        parts_figure(summary, probe.run.path / "across.png")
+        save(parts_figure(summary), probe.run.path / "across.png")
     return result
 
 

@@ -42,8 +42,8 @@ from entangle.data import PreferencePair, fingerprint
 from entangle.data.sources import read_rows
 from entangle.errors import ConfigError, DataError, RunError
 from entangle.measure.inputs import load_pairs_of
-from entangle.tables import filter as filter_tables
-from entangle.tables import probe as tables
+from entangle.tables.base import Shown
+from entangle.tables.filter import filter_tables
 from entangle.version import __version__
 
 SCORES = ("cosine", "norm_ratio", "regime", "change_chosen", "change_rejected", "slack")
@@ -55,7 +55,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class FilterResult(tables.Shown):
+class FilterResult(Shown):
     """What was decided, row by row of the data set.
 
     Args:
@@ -70,7 +70,7 @@ class FilterResult(tables.Shown):
 
     def renderable(self) -> RenderableType:
         """The summary as rich tables."""
-        return filter_tables.summary_tables(self.summary)
+        return filter_tables(self.summary)
 
 
 def run_filter(config: FilterConfig) -> FilterResult:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 
 from entangle import embedded
 from entangle.analysis.predictions import check_labels, may_have_reference, predict_losses, usable_losses
@@ -38,14 +38,13 @@ from entangle.runs.progress import progress_bar
 from entangle.runs.provenance import environment
 from entangle.runs.session import Advance, Session
 from entangle.scores import Metric, fast_gemm, make_engine
-from entangle.tables import diagnostics as diagnostic_tables
-from entangle.tables import modules as module_tables
-from entangle.tables import probe as tables
+from entangle.tables.base import Shown
+from entangle.tables.probe import probe_tables
 from losses import PreferenceLoss
 
 
 @dataclass(frozen=True)
-class ProbeResult(tables.Shown):
+class ProbeResult(Shown):
     """A finished probe: its rows as data frames, its aggregates, its folder.
 
     Args:
@@ -79,23 +78,14 @@ class ProbeResult(tables.Shown):
 
     def renderable(self, worst: int = 3) -> RenderableType:
         """The tables as rich objects: regimes, groups, distributions and the `worst` pairs."""
-        losses = list(self.summary["regimes"])
-        parts: list[RenderableType] = [tables.heading(self.summary, self.run.read_json("provenance.json"))]
-        if not losses:
-            return Group(*parts, "No pair could be scored.")
-        parts.append(tables.regime_table(self.summary))
-        if "groups" in self.summary:
-            parts.append(tables.group_table(self.summary))
-        parts.append(tables.quantile_table(self.summary))
-        if "modules" in self.summary:
-            parts.append(module_tables.module_tables(self.summary["modules"]))
-        if "diagnostics" in self.summary:
-            parts.append(diagnostic_tables.correlation_tables(self.summary["diagnostics"]))
-        if "verification" in self.summary:
-            parts.append(tables.verification_table(self.summary["verification"]))
-        texts = self.run.table("texts.parquet")
-        parts.append(tables.pair_cards(self.pairs, self.predictions, texts, losses[0], worst))
-        return Group(*parts)
+        return probe_tables(
+            self.summary,
+            self.run.read_json("provenance.json"),
+            self.pairs,
+            self.predictions,
+            self.run.table("texts.parquet"),
+            worst,
+        )
 
 
 def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResult:

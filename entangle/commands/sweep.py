@@ -25,8 +25,8 @@ from entangle.measure.inputs import load_pairs_of
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import Interrupted
 from entangle.runs.session import Session
-from entangle.tables.probe import Shown
-from entangle.tables.sweep import sweep_table
+from entangle.tables.base import Shown
+from entangle.tables.sweep import sweep_tables
 
 OPTIMIZER = "optimizer.pt"
 
@@ -67,7 +67,7 @@ class SweepResult(Shown):
 
     def renderable(self) -> RenderableType:
         """The table as a rich object."""
-        return sweep_table(self.curve, self.summary)
+        return sweep_tables(self.curve, self.summary)
 
 
 def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResult:
@@ -234,6 +234,7 @@ def _write(result: SweepResult, config: SweepConfig) -> None:
     result.run.write_table("curve.parquet", result.curve)
     result.run.write_json("summary.json", result.summary)
     if config.plots:
-        from entangle.figures.curves import trajectory, write
+        from entangle.figures.curves import trajectory
+        from entangle.figures.style import save
 
-        write(trajectory(result.curve, result.summary["onset"]), result.run.path / "sweep.png")
+        save(trajectory(result.curve, result.summary["onset"]), result.run.path / "sweep.png")

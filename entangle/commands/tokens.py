@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from entangle.analysis.predictions import is_scored
+from entangle.analysis.verdict import worst_pairs
 from entangle.commands.probe import ProbeResult
 from entangle.config import TokensConfig, build_losses
 from entangle.data import TokenizedPair
@@ -31,8 +32,8 @@ from entangle.models import Policy
 from entangle.runs.progress import notes_console
 from entangle.scores.check import logps_agree
 from entangle.scores.tokens import TokenProducts, token_products
-from entangle.tables import probe as tables
-from entangle.tables import tokens as token_tables
+from entangle.tables.base import Shown
+from entangle.tables.tokens import token_table
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -40,7 +41,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class TokenResult(tables.Shown):
+class TokenResult(Shown):
     """Pairs taken apart into tokens.
 
     Args:
@@ -68,7 +69,7 @@ class TokenResult(tables.Shown):
         numbers = self.probe.pairs.merge(predictions[predictions["loss"] == self.loss], on="index")
         by_index = {row["index"]: row for row in numbers.to_dict("records")}
         return Group(*(
-            token_tables.pair_table(by_index[i], self.tokens[self.tokens["index"] == i], self.loss, rows)
+            token_table(by_index[i], self.tokens[self.tokens["index"] == i], self.loss, rows)
             for i in wanted
         ))  # fmt: skip
 
@@ -186,7 +187,9 @@ def _write(result: TokenResult) -> None:
     if result.matrices:
         from entangle.figures.tokens import write_heat_maps
 
-        write_heat_maps(result, run.path / "tokens")
+        pairs = result.probe.pairs
+        cosines = dict(zip(pairs["index"].tolist(), pairs["cosine"].tolist(), strict=True))
+        write_heat_maps(result.matrices, result.tokens, cosines, run.path / "tokens")
     run.write_table("tokens.parquet", result.tokens)
 
 
@@ -227,7 +230,7 @@ def _indices(probe: ProbeResult, config: TokensConfig, labels: Sequence[str]) ->
     worst = [
         int(index)
         for label in labels
-        for index in tables.worst_pairs(probe.pairs, probe.predictions, label, config.worst)["index"]
+        for index in worst_pairs(probe.pairs, probe.predictions, label, config.worst)["index"]
     ]
     if not worst:
         raise ConfigError(

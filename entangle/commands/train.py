@@ -48,7 +48,7 @@ from entangle.runs.progress import Interrupted, progress_bar
 from entangle.runs.provenance import environment, hash_texts
 from entangle.runs.session import Session
 from entangle.scores import Engine, make_engine, row_logps
-from entangle.tables import probe as tables
+from entangle.tables.base import Shown
 from entangle.tables.train import train_table
 from entangle.training import PreferenceTrainer
 from entangle.training.arguments import trainer_arguments
@@ -70,7 +70,7 @@ PASS = 8
 
 
 @dataclass(frozen=True)
-class TrainResult(tables.Shown):
+class TrainResult(Shown):
     """A finished training run.
 
     Args:

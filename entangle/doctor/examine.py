@@ -59,7 +59,8 @@ class Report:
             "first_step": min(steps, default=None), "last_step": max(steps, default=None),
             "healthy": self.is_healthy,
             "findings": [
-                asdict(finding) | {key: getattr(self.rule(finding.rule), key) for key in ("threshold", "reason", "ask")}
+                asdict(finding)
+                | {key: getattr(self.rule(finding.rule), key) for key in ("threshold", "meaning", "reason", "ask")}
                 for finding in self.findings
             ],
             "rules": [rule.name for rule in self.asked],

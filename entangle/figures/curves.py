@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from entangle.analysis.curves import Z
-from entangle.analysis.regimes import REGIMES, Regime
-from entangle.figures.probe import COLOURS, new_axes
+from entangle.analysis.regimes import REGIMES
+from entangle.figures import regimes
+from entangle.figures.style import FAINT, GREEN, INK, QUIET, SIDE_COLOURS, legend_below, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SIDE_COLOURS = {"chosen": "#2b5c8a", "rejected": "#c8382e"}
-
-
-def panels(
-    rows: int, columns: int, width: float, height: float, *, sharex: bool = True, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` x `columns` axes, row by row; sizes in inches."""
-    figure = new_axes(width, height).get_figure(root=True)
-    assert figure is not None
-    figure.clear()
-    axes = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).flat)
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def change_lines(axes: Axes, points: pd.DataFrame) -> Axes:
@@ -42,7 +29,7 @@ def change_lines(axes: Axes, points: pd.DataFrame) -> Axes:
         middle, error = points[f"moved_{side}"], Z * points[f"moved_{side}_error"]
         axes.plot(points["step"], middle, "-", color=colour, lw=1.6, marker="o", ms=3, label=side)
         axes.fill_between(points["step"], middle - error, middle + error, color=colour, alpha=0.18, lw=0)
-    axes.axhline(0, color="#999999", lw=0.8, zorder=0)
+    axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
     axes.set_ylabel("change of log-prob, nats")
     return axes
 
@@ -50,62 +37,74 @@ def change_lines(axes: Axes, points: pd.DataFrame) -> Axes:
 def regime_areas(axes: Axes, points: pd.DataFrame, suffix: str = "") -> Axes:
     """Stacked shares of the predicted regimes over steps; `suffix` chooses the columns of another metric."""
     points = points.dropna(subset=[f"{REGIMES[0]}{suffix}"])
-    shown = [regime for regime in REGIMES if (points[f"{regime}{suffix}"] > 0).any()]
-    axes.stackplot(
-        points["step"], *(100 * points[f"{regime}{suffix}"] for regime in shown), alpha=0.85,
-        colors=[COLOURS[regime] for regime in shown], labels=[regime.replace("_", " ") for regime in shown],
-    )  # fmt: skip
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("predicted regime, % of pairs")
+    shares = pd.DataFrame({regime: 100 * points[f"{regime}{suffix}"] for regime in REGIMES})
+    regimes.regime_areas(axes, points["step"], shares)
+    axes.set_ylabel("predicted regime, % of pairs" if not suffix else "predicted in AdamW's metric, %")
     return axes
 
 
 def cosine_band(axes: Axes, points: pd.DataFrame) -> Axes:
     """Median cosine of the two gradients, with quartiles."""
-    axes.plot(points["step"], points["cosine"], "-", color="#333333", lw=1.6, marker="o", ms=3)
-    axes.fill_between(
-        points["step"], points["cosine_q25"], points["cosine_q75"], color="#333333", alpha=0.15, lw=0
-    )
+    axes.plot(points["step"], points["cosine"], "-", color=INK, lw=1.6, marker="o", ms=3)
+    axes.fill_between(points["step"], points["cosine_q25"], points["cosine_q75"], color=INK, alpha=0.15, lw=0)
     axes.set_ylabel("cosine, median and quartiles")
     return axes
 
 
 def set_band(axes: Axes, points: pd.DataFrame) -> Axes:
-    """The rho for which the set as one pair is ideal, and the loss's own rho: below the band both means fall."""
-    low, high = (points[name].clip(0.1, 10) for name in ("set_low", "set_high"))
-    colour = COLOURS[Regime.IDEAL]
+    """The rho for which the set as one pair is ideal, and the loss's own rho: below the band both means fall.
+
+    Where no rho is ideal there is no band: a cross at the bottom says so.
+    """
+    is_open = points["set_low"] < points["set_high"]
+    low, high = (points[name].clip(0.1, 10).where(is_open) for name in ("set_low", "set_high"))
     axes.fill_between(
-        points["step"], low, high, where=low < high, color=colour, alpha=0.3, lw=0, label="set ideal"
+        points["step"], low, high, where=is_open, color=GREEN, alpha=0.3, lw=0, label="set ideal"
     )
-    axes.plot(points["step"], low, "-", color=colour, lw=1.2, marker="o", ms=3)
-    axes.plot(points["step"], high, "-", color=colour, lw=1.2, marker="o", ms=3)
-    axes.plot(points["step"], points["set_rho"], "--", color="#222222", lw=1.2, label="the loss")
+    for edge in (low, high):
+        axes.plot(points["step"], edge, "-", color=GREEN, lw=1.2, marker="o", ms=3)
+    empty = points.loc[~is_open, "step"]
+    if len(empty):
+        axes.plot(
+            empty,
+            np.full(len(empty), 0.04),
+            "x",
+            color=QUIET,
+            ms=5,
+            label="no rho is ideal",
+            transform=axes.get_xaxis_transform(),
+        )
+    axes.plot(points["step"], points["set_rho"], "--", color=INK, lw=1.2, label="rho of the loss")
     axes.set_yscale("log")
     axes.set_ylabel("rho = d_w / d_l")
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     return axes
 
 
-def trajectory(points: pd.DataFrame, onset: int | None = None) -> Figure:
-    """Log-probs, regimes and cosine below each other; the onset of the coupled decrease is marked."""
-    draws = [change_lines, regime_areas, cosine_band]
+def trajectory(
+    points: pd.DataFrame, onset: int | None = None, width: float = 7.0, height: float = 2.7
+) -> Figure:
+    """Log-probs, regimes and cosine below each other; the onset of the coupled decrease is marked.
+
+    Args:
+        points: rows of `entangle.analysis.curves.curve`.
+        onset: the step from which on both means stay below their start.
+        width: inches.
+        height: inches of each panel.
+    """
+    draws = [change_lines]
+    if "ideal" in points:
+        draws.append(regime_areas)
+    if "cosine" in points:
+        draws.append(cosine_band)
     if "cosine_adamw" in points:
-        draws.append(lambda axes, points: regime_areas(axes, points, "_adamw"))
+        draws.append(partial(regime_areas, suffix="_adamw"))
     if "set_cosine" in points:
         draws.append(set_band)
-    figure, axes = panels(len(draws), 1, 7.0, 2.7 * len(draws))
+    figure, axes = panels(len(draws), 1, width, height * len(draws))
     for draw, each in zip(draws, axes, strict=True):
         draw(each, points)
         if onset is not None:
-            each.axvline(onset, color="#222222", lw=1, ls="--", label=f"onset, step {onset}")
-    for each in axes[:2]:
-        each.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=5)
-    if "cosine_adamw" in points:
-        axes[3].set_ylabel("predicted in AdamW's metric, %")
+            each.axvline(onset, color=INK, lw=1, ls="--", label=f"onset, step {onset}")
     axes[-1].set_xlabel("optimiser step")
+    legend_below(figure)
     return figure
-
-
-def write(figure: Figure, path: str | Path) -> None:
-    """Write a figure; the suffix decides the format."""
-    figure.savefig(path, dpi=130)

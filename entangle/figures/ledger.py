@@ -9,20 +9,10 @@ import numpy as np
 import pandas as pd
 
 from entangle.analysis.ledger import MEANINGS, PARTS, cumulate, over_time
-from entangle.figures.probe import new_axes, save
+from entangle.figures.style import CAUSE_COLOURS, INK, figure_of, legend_below, new_axes, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-SHADES = {
-    "own": "#2a9d6f",
-    "partner": "#c8382e",
-    "others": "#e0a526",
-    "momentum": "#2b5c8a",
-    "decay": "#7a5230",
-    "clipping": "#d1699e",
-    "remainder": "#9a9a9a",
-}
 
 
 def write_figures(ledger: pd.DataFrame, folder: Path) -> list[str]:
@@ -67,7 +57,7 @@ def stacked(axes: Axes, ledger: pd.DataFrame, side: str) -> Axes:
     """
     sums, used = running_sums(ledger, side)
     steps, heights = sums.index.to_numpy(), sums[used].to_numpy().T
-    colours = [SHADES[part] for part in used]
+    colours = [CAUSE_COLOURS[part] for part in used]
     axes.stackplot(
         steps,
         np.clip(heights, 0, None),
@@ -77,13 +67,13 @@ def stacked(axes: Axes, ledger: pd.DataFrame, side: str) -> Axes:
         alpha=0.85,
     )
     axes.stackplot(steps, np.clip(heights, None, 0), colors=colours, lw=0, alpha=0.85)
-    axes.plot(steps, sums["measured"], color="black", lw=1.8, label="measured change")
-    axes.axhline(0, color="black", lw=0.6)
+    axes.plot(steps, sums["measured"], color=INK, lw=1.8, label="measured change")
+    axes.axhline(0, color=INK, lw=0.6)
     axes.set_xlim(steps[0], steps[-1])
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("nats since the start")
     pairs = ledger["index"].unique()
     who = f"pair {pairs[0]}" if len(pairs) == 1 else f"mean over {len(pairs)} pairs"
     axes.set_title(f"What moved the {side} log-prob ({who})", loc="left", fontsize=11)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    legend_below(figure_of(axes))
     return axes

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+NARROW, WIDE = 4.6, 9.2
+"""Inches of a figure in half of the page, and over all of it."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +33,35 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that plotly draws.
+    """A figure of `entangle.figures`, as it stands on the page and in a file.
 
     Args:
+        name: its file's, without the suffix.
         caption: what it shows.
         alt: the same for those who can't see it, with the main numbers.
-        data: plotly's traces. Strings from data must have gone through `plain`.
-        layout: plotly's layout, without colours of text and grid: the page's theme sets them.
-        height: pixels.
+        draw: from the width in inches to the drawing.
+        width: inches in a file.
+        is_wide: whether it takes the page's whole width.
         terms: keys of the definitions it needs.
         table: its numbers.
-        live: name of the script's function that draws it from the pairs, instead of `data`.
+        live: name of the script's function that draws it on the page, where a reader acts on it.
     """
 
+    name: str
     caption: str
     alt: str
-    data: Sequence[Mapping[str, Any]] = ()
-    layout: Mapping[str, Any] = field(default_factory=dict)
-    height: int = 360
+    draw: Callable[[float], Drawing]
+    width: float = 7.0
+    is_wide: bool = False
     terms: Sequence[str] = ()
     table: Table | None = None
     live: str = ""
     kind: str = field(default="figure", init=False)
+
+    @property
+    def page_width(self) -> float:
+        """Inches on the page."""
+        return WIDE if self.is_wide else NARROW
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,3 @@ class Section:
     lead: str
     columns: Mapping[int, Sequence[Block]]
     terms: Sequence[str] = ()
-
-
-def plain(text: Any) -> str:
-    """A string that plotly, which reads some tags, shows as it is."""
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

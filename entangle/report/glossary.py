@@ -93,7 +93,7 @@ GLOSSARY: dict[str, Entry] = {
         "signs of the two predicted changes",
         "ideal (+, -): chosen rises, rejected falls. both up (+, +): pulling the chosen up lifts the rejected. "
         "both down (-, -): pushing the rejected down drags the chosen along. inverted (-, +): the incentives point the "
-        "wrong way. degenerate: a change is smaller than the arithmetic can tell from zero, so its sign isn't guessed.",
+        "wrong way. degenerate: a change is smaller than the errors of the arithmetic, so its sign isn't guessed.",
     ),
     "interval": Entry(
         "interval of a share",
@@ -128,7 +128,7 @@ GLOSSARY: dict[str, Entry] = {
     "precision": Entry(
         "precision",
         "",
-        "The arithmetic that the scores were computed in. A sign closer to zero than it can tell counts as degenerate. "
+        "The arithmetic that the scores were computed in. A change smaller than its errors counts as degenerate. "
         "Scores in 16 bits are approximate.",
     ),
     "metric": Entry(
@@ -185,7 +185,7 @@ GLOSSARY: dict[str, Entry] = {
     "verification": Entry(
         "checked by real steps",
         "measured: log-prob after one real SGD step - before",
-        "Predictions against measured changes. Signs agree: of those that both arithmetics can tell. Slope and R^2: "
+        "Predictions against measured changes. Signs agree: of the changes larger than both errors. Slope and R^2: "
         "of measured on predicted. Error ratio: error of a step / error of half of it; 4 for a second-order remainder.",
     ),
     "rank_correlation": Entry(
@@ -237,7 +237,7 @@ GLOSSARY: dict[str, Entry] = {
         "expected reward gradient",
         "|d E[r] / d parameters|",
         "Its squared norm is estimated without bias from all pairs of a prompt's answers, so an estimate may be "
-        "negative (drawn as 0); above two standard errors it is told from 0.",
+        "negative (drawn as 0); above two standard errors it is hardly chance.",
     ),
     "prompt_signal": Entry(
         "signal",

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from entangle.analysis.regimes import REGIMES
-from entangle.analysis.wording import SENTENCES
+from entangle.analysis.wording import SENTENCES, spoken
 from entangle.errors import RunError, UserError
-from entangle.figures.probe import COLOURS
+from entangle.figures.style import MARKERS, REGIME_COLOURS
+from entangle.report import drawing
 from entangle.report.blocks import Figure, Prose, Section, Table
-from entangle.report.charts import MARKS, spoken
 from entangle.report.glossary import definition_key, glossary
+from entangle.report.pairs import has_pairs
 from entangle.report.rows import COLUMNS, INFINITE, extra_columns, pair_rows
-from entangle.report.sections import has_pairs, sections
+from entangle.report.sections import sections
 from entangle.report.source import Source
 from entangle.report.verdict import verdict
-from entangle.tables.probe import count_line, model_name
+from entangle.tables.base import count_line, model_name
 from entangle.version import __version__
 
 LARGEST = 14_000_000
@@ -38,7 +39,7 @@ def write_page(sources: Sequence[Source], path: str | Path) -> Path:
     """Write the page of some runs to `path`, whole or not at all.
 
     Raises:
-        UserError: jinja2 or plotly isn't installed.
+        UserError: jinja2 or matplotlib isn't installed.
         RunError: `path` can't be written.
     """
     target = Path(path)
@@ -64,10 +65,9 @@ def render_page(sources: Sequence[Source]) -> str:
         sources: the runs, shown side by side in this order.
 
     Raises:
-        UserError: jinja2 or plotly isn't installed.
+        UserError: jinja2 or matplotlib isn't installed.
     """
-    environment, plotly = _environment(), _plotly()
-    shown = sections(sources)
+    environment, shown = _environment(), sections(sources)
     drawn = {
         f"{section.key}-{run}-{place}": block
         for section in shown
@@ -75,34 +75,64 @@ def render_page(sources: Sequence[Source]) -> str:
         for place, block in enumerate(blocks)
         if isinstance(block, Figure)
     }
-    figures = {
-        key: {"data": block.data, "layout": block.layout, "live": block.live, "run": int(key.split("-")[1])}
-        for key, block in drawn.items()
+    pictures = {
+        key: "" if figure.live else drawing.svg(figure.draw, figure.page_width, key)
+        for key, figure in drawn.items()
     }
-    left = LARGEST - len(plotly) - len(json.dumps(figures))
+    live = {
+        key: {"view": figure.live, "run": int(key.split("-")[1])}
+        for key, figure in drawn.items()
+        if figure.live
+    }
+    left = LARGEST - sum(map(len, pictures.values()))
     runs = [_run(source, left // len(sources)) for source in sources]
     content = {
-        "figures": figures, "runs": runs, "sentences": SENTENCES, "infinite": INFINITE,
+        "live": live,
+        "runs": runs,
+        "sentences": SENTENCES,
+        "infinite": INFINITE,
         "regimes": [
-            {"name": str(r), "text": spoken(r), "colour": COLOURS[r], "mark": MARKS.get(str(r), "x")} for r in REGIMES
+            {
+                "name": str(regime),
+                "text": spoken(regime),
+                "colour": f"var({drawing.THEME[REGIME_COLOURS[regime]]})",
+                "mark": MARKERS[regime],
+            }
+            for regime in REGIMES
         ],
         "columns": [{"name": name, "text": text} for name, text, _ in COLUMNS],
-    }  # fmt: skip
+    }
     script = _asset("report.js")
     entries = glossary(extra["name"] for run in runs for extra in run["extra"])
     facts, any_pairs = [_facts(source) for source in sources], any(map(has_pairs, sources))
     return environment.get_template("page.html").render(
-        title=f"Gradient entanglement: {', '.join(source.name for source in sources)}", version=__version__,
-        policy=_policy([plotly, script]), css=_asset("report.css"), plotly=plotly, script=script,
-        content=safe_json(content), sections=shown,
-        glossary=entries if any_pairs else {key: entries[key] for key in entries if key in _terms(shown, facts)},
+        title=f"Gradient entanglement: {', '.join(source.name for source in sources)}",
+        version=__version__,
+        policy=_policy([script]),
+        css=_style(),
+        script=script,
+        content=safe_json(content),
+        pictures=pictures,
+        sections=shown,
+        glossary=entries
+        if any_pairs
+        else {key: entries[key] for key in entries if key in _terms(shown, facts)},
         columns=COLUMNS,
         runs=[
             run | {"verdict": verdict(source), "facts": fact, "about": _about(source)}
             for run, source, fact in zip(runs, sources, facts, strict=True)
         ],
         has_pairs=any_pairs,
-    )  # fmt: skip
+    )
+
+
+def _style() -> str:
+    """The style sheet, with the colours of data that its figures use."""
+    text = _asset("report.css")
+    for is_dark in (False, True):
+        mark = f"/* data colours, {'dark' if is_dark else 'light'} */"
+        text = text.replace(mark, drawing.palette(is_dark))
+    return text
 
 
 def _terms(shown: Sequence[Section], facts: Sequence[Sequence[tuple[str, str, str]]]) -> set[str]:
@@ -112,9 +142,10 @@ def _terms(shown: Sequence[Section], facts: Sequence[Sequence[tuple[str, str, st
         block if isinstance(block, Table) else block.table for block in blocks if not isinstance(block, Prose)
     ]
     return {
-        *(key for section in shown for key in section.terms), *(key for row in facts for _, _, key in row),
+        *(key for section in shown for key in section.terms),
+        *(key for row in facts for _, _, key in row),
         *(heading.term for table in tables if table is not None for heading in table.head),
-    }  # fmt: skip
+    }
 
 
 def safe_json(content: Any) -> str:
@@ -136,7 +167,7 @@ def _policy(scripts: Sequence[str]) -> str:
         for script in scripts
     )
     return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -145,26 +176,15 @@ def _environment() -> Any:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise _missing("jinja2") from error
+        raise UserError("The report needs jinja2: pip install 'entangle[report]'.") from error
     environment = Environment(
-        loader=PackageLoader("entangle.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["spoken"] = spoken
+        loader=PackageLoader("entangle.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment
-
-
-def _plotly() -> str:
-    """The library that plotly's wheel brings along, as it stands in a page: line ends as an HTML parser sees them."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise _missing("plotly") from error
-    return get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script")
-
-
-def _missing(package: str) -> UserError:
-    return UserError(f"The report needs {package}: pip install 'entangle[report]'.")
 
 
 def _asset(name: str) -> str:
@@ -174,13 +194,14 @@ def _asset(name: str) -> str:
 def _run(source: Source, budget: int) -> dict[str, Any]:
     rows = pair_rows(source, budget) if has_pairs(source) else None
     return {
-        "name": source.name, "pairs": rows,
+        "name": source.name,
+        "pairs": rows,
         "extra": [
             {"name": name, "text": spoken(name), "term": definition_key(name)}
             for name in ([] if rows is None else extra_columns(source.scored))
         ],
         "scope": _scope(source.provenance),
-    }  # fmt: skip
+    }
 
 
 def _scope(provenance: Mapping[str, Any]) -> str:
@@ -206,9 +227,10 @@ def _facts(source: Source) -> list[tuple[str, str, str]]:
             ("parameters", f"{known['probed_parameters']:,} ({known.get('probed_kind', '?')})", "parameters")
         )
     for key, name, term in (
-        ("score_dtype", "precision", "precision"), ("metric", "metric", "metric"),
+        ("score_dtype", "precision", "precision"),
+        ("metric", "metric", "metric"),
         ("reference", "reference", "reference"),
-    ):  # fmt: skip
+    ):
         if key in known:
             facts.append((name, str(known[key]).upper() if key == "metric" else str(known[key]), term))
     return facts

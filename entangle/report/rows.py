@@ -14,14 +14,26 @@ from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.analysis.predictions import FLAGS
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.summary import derived
+from entangle.analysis.verdict import worst_pairs
 from entangle.analysis.wording import sentence_codes
 from entangle.report.source import Source
-from entangle.tables.probe import worst_pairs
 
 BASE_COLUMNS = (
-    "index", "prompt_hash", "prompt_length", *GEOMETRY_COLUMNS, "logps_chosen", "logps_rejected", "ref_logps_chosen",
-    "ref_logps_rejected", "cosine", "band_lower", "band_upper", "length_chosen", "length_rejected", *FLAGS,
-)  # fmt: skip
+    "index",
+    "prompt_hash",
+    "prompt_length",
+    *GEOMETRY_COLUMNS,
+    "logps_chosen",
+    "logps_rejected",
+    "ref_logps_chosen",
+    "ref_logps_rejected",
+    "cosine",
+    "band_lower",
+    "band_upper",
+    "length_chosen",
+    "length_rejected",
+    *FLAGS,
+)
 """Columns that every run has; a number in any other column is shown too."""
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -45,8 +57,14 @@ FEWEST = 5
 """Where fewer pairs fall under a loss, those with the least slack are shown too, up to this many."""
 
 KEPT = (
-    "band_lower", "band_upper", "logps_chosen", "logps_rejected", "length_chosen", "length_rejected", "prompt_length",
-)  # fmt: skip
+    "band_lower",
+    "band_upper",
+    "logps_chosen",
+    "logps_rejected",
+    "length_chosen",
+    "length_rejected",
+    "prompt_length",
+)
 """Columns that the page keeps as they are."""
 
 TOKEN_PAIRS = 200
@@ -83,10 +101,12 @@ def pair_rows(source: Source, budget: int) -> dict[str, Any]:
     per_pair = 110 + 34 * len(source.losses)
     kept = _sample(scored, wanted, max(1, int(0.65 * budget / per_pair)))
     table = {
-        "count": len(kept), "scored": len(scored), "total": len(source.pairs),
+        "count": len(kept),
+        "scored": len(scored),
+        "total": len(source.pairs),
         "columns": _columns(kept, extra_columns(scored)),
         "losses": [_loss(source, loss, kept) for loss in source.losses],
-    }  # fmt: skip
+    }
     places = {index: place for place, index in enumerate(kept["index"])}
     for entry, indices in zip(table["losses"], worst.values(), strict=True):
         entry["worst"] = [places[index] for index in indices]
@@ -148,9 +168,11 @@ def _loss(source: Source, loss: str, kept: pd.DataFrame) -> dict[str, Any]:
         "rho_varies": bool((d_w / d_l).round(9).nunique() > 1),
         "regimes": "".join(judged["regime"].astype(str).map(codes)),
         "sentences": "".join(chr(48 + code) for code in sentence_codes(judged)),
-        "d_w": numbers(d_w), "d_l": numbers(d_l),
-        "change_chosen": numbers(judged["change_chosen"]), "change_rejected": numbers(judged["change_rejected"]),
-    }  # fmt: skip
+        "d_w": numbers(d_w),
+        "d_l": numbers(d_l),
+        "change_chosen": numbers(judged["change_chosen"]),
+        "change_rejected": numbers(judged["change_rejected"]),
+    }
 
 
 def numbers(values: pd.Series) -> Any:

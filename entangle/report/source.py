@@ -101,10 +101,20 @@ def read_source(path: str | Path) -> Source:
     parts: dict[str, Any] = {
         name: _parts(run, name)
         for name in (
-            "predictions", "texts", "verification", "tokens", "modules", "steps", "curve", "ledger", "prompts",
-            "changes", "curves", "variants",
+            "predictions",
+            "texts",
+            "verification",
+            "tokens",
+            "modules",
+            "steps",
+            "curve",
+            "ledger",
+            "prompts",
+            "changes",
+            "curves",
+            "variants",
         )
-    }  # fmt: skip
+    }
     if (
         parts["variants"] is not None
     ):  # a comparison's ledger has a row per run, and none where its runs kept none
@@ -119,10 +129,13 @@ def read_source(path: str | Path) -> Source:
             f"{', '.join(sorted(file.name for file in run.path.iterdir()))}."
         )
     return Source(
-        name=run.path.resolve().name, summary=run.read_json("summary.json"), provenance=provenance,
-        what_if=_what_if(run), across=run.read_json("across.json") if (run.path / "across.json").is_file() else None,
+        name=run.path.resolve().name,
+        summary=run.read_json("summary.json"),
+        provenance=provenance,
+        what_if=_what_if(run),
+        across=run.read_json("across.json") if (run.path / "across.json").is_file() else None,
         **parts,
-    )  # fmt: skip
+    )
 
 
 def _parts(run: RunFolder, name: str) -> pd.DataFrame | None:
@@ -161,10 +174,17 @@ def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | 
         return None
     whole = pairs.set_index("index")
     scale = (whole["sq_chosen"] * whole["sq_rejected"]) ** 0.5
-    parts = pd.DataFrame({
-        "layer": modules["layer"].astype("Int64").fillna(-1).astype(int), "kind": modules["kind"].astype(str),
-        "share": modules["inner"] / modules["index"].map(scale),
-    }).groupby(["layer", "kind"], sort=False, as_index=False)["share"].sum()  # fmt: skip
+    parts = (
+        pd.DataFrame(
+            {
+                "layer": modules["layer"].astype("Int64").fillna(-1).astype(int),
+                "kind": modules["kind"].astype(str),
+                "share": modules["inner"] / modules["index"].map(scale),
+            }
+        )
+        .groupby(["layer", "kind"], sort=False, as_index=False)["share"]
+        .sum()
+    )
     return parts.assign(share=parts["share"] / (whole["inner"] / scale).sum())
 
 

@@ -6,23 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from entangle.tables.base import plain_table
+
 COLUMNS: dict[str, tuple[str, float, str]] = {
-    "chosen": ("moved_chosen", 1, "+.2f"), "rejected": ("moved_rejected", 1, "+.2f"),
-    "both fell": ("both_fell", 100, ".0f"), "predicted to": ("both_down", 100, ".0f"),
-    "accuracy": ("accuracy", 100, ".0f"), "ROUGE-L": ("rouge_l_greedy", 100, ".1f"),
+    "chosen": ("moved_chosen", 1, "+.2f"),
+    "rejected": ("moved_rejected", 1, "+.2f"),
+    "both fell": ("both_fell", 100, ".0f"),
+    "predicted to": ("both_down", 100, ".0f"),
+    "accuracy": ("accuracy", 100, ".0f"),
+    "ROUGE-L": ("rouge_l_greedy", 100, ".1f"),
     "length": ("length_greedy", 1, ".0f"),
-}  # fmt: skip
+}
 """Heads of the columns: the number below, its factor, its format."""
 
 LONGEST = 12
 """Characters of a setting that stand in the table itself; longer ones are numbered and listed above it."""
 
-EXPLAINED = (
+CAPTION = (
     "Probed pairs (held out, unless probe_trained is given): change of the mean log-probs since the start, nats; "
     "pairs that lost both, pairs predicted to under one step on themselves, pairs whose margin grew, %. Greedy "
     "summaries: ROUGE-L, %, and tokens."
@@ -33,7 +36,7 @@ def final_rows(variants: pd.DataFrame, start: Mapping[str, float]) -> tuple[list
     """Heads, and one row per loss and setting: the last point of the curves, mean over seeds and half the range.
 
     Args:
-        variants: rows of `CompareResult.variants`.
+        variants: one row per loss and setting: its last point, over seeds.
         start: quality of the summaries before training.
     """
     shown = {title: what for title, what in COLUMNS.items() if what[0] in variants}
@@ -47,18 +50,16 @@ def final_rows(variants: pd.DataFrame, start: Mapping[str, float]) -> tuple[list
     return ["", *shown], rows
 
 
-def comparison_table(variants: pd.DataFrame, start: Mapping[str, float], seeds: int) -> RenderableType:
+def comparison_tables(variants: pd.DataFrame, start: Mapping[str, float], seeds: int) -> RenderableType:
     """The final numbers for a terminal.
 
     Args:
-        variants: rows of `CompareResult.variants`.
+        variants: one row per loss and setting: its last point, over seeds.
         start: quality of the summaries before training.
         seeds: number of seeds.
     """
     title = f"After {int(variants['step'].max())} steps, mean of {seeds} seeds (± half the range)"
-    table = Table(
-        title=title, title_justify="left", caption=EXPLAINED, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    table = plain_table(title, caption=CAPTION, padding=(0, 1, 0, 0))
     heads, rows = final_rows(variants, start)
     for head in heads:  # numbers stay whole
         table.add_column(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
+
+from entangle.analysis.wording import is_known
+from entangle.tables.base import plain_table
 
 STRONGEST = 8
 """Couples of diagnostics that are shown."""
@@ -17,10 +18,7 @@ STRONGEST = 8
 def correlation_tables(summary: Mapping[str, Any]) -> RenderableType:
     """Diagnostics against the geometry, and the couples of diagnostics that rank pairs most alike."""
     by_couple = {(row["first"], row["second"]): row for row in summary["correlations"]}
-    against = Table(
-        title="Rank correlation of diagnostics with the geometry", title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )  # fmt: skip
+    against = plain_table("Rank correlation of diagnostics with the geometry")
     against.add_column("diagnostic", no_wrap=True)
     for name in summary["geometry"]:
         against.add_column(name, justify="right")
@@ -30,10 +28,12 @@ def correlation_tables(summary: Mapping[str, Any]) -> RenderableType:
     against.caption = "* the 95 % interval (in summary.json) excludes 0"
     if summary["loss"] is not None:
         against.caption += f"; change_chosen: predicted change of the chosen log-prob under {summary['loss']}"
-    couples = [row for couple, row in by_couple.items() if couple[1] in summary["columns"] and _is_known(row)]
+    couples = [
+        row for couple, row in by_couple.items() if couple[1] in summary["columns"] and is_known(row["rho"])
+    ]
     if not couples:
         return against
-    alike = Table(title="Diagnostics that rank pairs most alike", title_justify="left", box=box.SIMPLE_HEAD)
+    alike = plain_table("Diagnostics that rank pairs most alike")
     for name in ("diagnostic", "and", "rank correlation [95 % interval]"):
         alike.add_column(name)
     for row in sorted(couples, key=lambda row: -abs(row["rho"]))[:STRONGEST]:
@@ -41,12 +41,8 @@ def correlation_tables(summary: Mapping[str, Any]) -> RenderableType:
     return Group(against, alike)
 
 
-def _is_known(row: Mapping[str, Any]) -> bool:
-    return row["rho"] is not None and row["rho"] == row["rho"]
-
-
 def _starred(row: Mapping[str, Any]) -> str:
-    if not _is_known(row):
+    if not is_known(row["rho"]):
         return "-"
     return f"{row['rho']:+.2f}" + ("*" if row["low"] * row["high"] > 0 else " ")
 

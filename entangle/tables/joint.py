@@ -11,21 +11,24 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from entangle.analysis.wording import explain
-from entangle.tables.probe import percent, snippet
-from entangle.tables.rft import heading
+from entangle.analysis.findings import SIGNALS
+from entangle.analysis.wording import pair_sentence
+from entangle.tables.base import number, percent, snippet, with_interval
+from entangle.tables.rft import prompt_heading
 
 PAIR_STATES = {
-    "clear": "signal", "entangled": "entangled", "saturated": "saturated", "degenerate": "can't be told apart",
+    "clear": "signal",
+    "entangled": "entangled",
+    "saturated": "saturated",
+    "degenerate": "sign unknown",
     "tied": "tied rewards: no pair",
-}  # fmt: skip
+}
 RFT_STATES = {
-    "clear": "signal", "flat": "small std, low mean", "tied": "tied rewards, low", "solved": "small std, high mean",
-}  # fmt: skip
-VERDICTS = {
-    "both": "both have a signal", "dpo_only": "the pair alone", "rft_only": "the rewards alone", "neither": "neither",
-}  # fmt: skip
-
+    "clear": "signal",
+    "flat": "small std, low mean",
+    "tied": "tied rewards, low",
+    "solved": "small std, high mean",
+}
 _UNITS = {
     "dimensionless signal, in [0, 1]": ("pair_signal", "best_signal", "rft_signal"),
     "size of S_i - S_j (for answers: root mean square)": (
@@ -47,20 +50,31 @@ _RANKED = {
 }
 
 
-def report(
+def joint_tables(
     summary: Mapping[str, Any],
     provenance: Mapping[str, Any],
     prompts: pd.DataFrame,
     texts: pd.DataFrame | None,
 ) -> RenderableType:
-    """All tables of a run."""
-    parts: list[RenderableType] = [heading(summary, provenance)]
+    """All tables of a run, and its most telling prompts.
+
+    Args:
+        summary: the run's aggregates.
+        provenance: what its numbers were computed from.
+        prompts: its measured rows of prompts.
+        texts: index, chosen, rejected, best and worst answer of the prompts, where they were kept.
+    """
+    parts: list[RenderableType] = [prompt_heading(summary, provenance)]
     if "verdicts" not in summary:
         return Group(*parts, "No prompt could be measured.")
     parts += [
-        signal_table(summary), reason_table(summary), sampled_table(summary), rank_table(summary),
-        angle_table(summary), cards(prompts, texts, summary["loss"]),
-    ]  # fmt: skip
+        signal_table(summary),
+        reason_table(summary),
+        sampled_table(summary),
+        rank_table(summary),
+        angle_table(summary),
+        cards(prompts, texts, summary["loss"]),
+    ]
     return Group(*parts)
 
 
@@ -80,7 +94,7 @@ def signal_table(summary: Mapping[str, Any]) -> Table:
     for label, columns in _UNITS.items():
         cells = ["" if name is None else _quantiles(quantiles[name]) for name in columns]
         if label.startswith("norm"):
-            cells[2] = f"rms {_number(gradient['rms_norm'])} +- {_number(gradient['rms_norm_error'])}"
+            cells[2] = f"rms {number(gradient['rms_norm'])} +- {number(gradient['rms_norm_error'])}"
         table.add_row(label, *cells)
     table.caption = (
         "signal: incentive over the one at the start of training; for RFT the std over the half-range of the rewards. "
@@ -106,7 +120,7 @@ def reason_table(summary: Mapping[str, Any]) -> Table:
     table.add_row("all, % [95 %]", *(percent(states["rft"][name]) for name in shown), "")
     verdicts, limits = summary["verdicts"], summary["thresholds"]
     table.caption = (
-        ", ".join(f"{label}: {percent(verdicts[name])} %" for name, label in VERDICTS.items())
+        ", ".join(f"{label}: {percent(verdicts[name])} %" for name, label in SIGNALS.items())
         + f"; neither, were the two independent: {100 * summary['neither_if_independent']:.0f} %. "
         f"Limits: std {limits['std']:.3g}, mean {limits['mean']:.3g}, incentive {limits['signal']:.3g} of the start's"
     )
@@ -122,7 +136,7 @@ def sampled_table(summary: Mapping[str, Any]) -> Text:
     )
     text.append(
         f"best against worst: {shares}; of all pairs of two answers {100 * online['yield']:.0f} % have different "
-        f"rewards, their median signal is {_number(summary['quantiles']['online_signal']['0.5'])}\n",
+        f"rewards, their median signal is {number(summary['quantiles']['online_signal']['0.5'])}\n",
         style="not bold",
     )
     return text
@@ -135,7 +149,7 @@ def rank_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("rho", justify="right")
     for name, label in _RANKED.items():
         rho = summary["rank_correlations"][name]
-        table.add_row(label, f"{_number(rho['rho'])} [{_number(rho['low'])}, {_number(rho['high'])}]")
+        table.add_row(label, with_interval(rho))
     table.caption = "entangled pairs are the low-std prompts if the first is negative"
     return table
 
@@ -148,12 +162,14 @@ def angle_table(summary: Mapping[str, Any]) -> Table:
     for name, label in {"pair": "the data set's pairs", "online": "all pairs of sampled answers"}.items():
         row = summary["angles"][name]
         table.add_row(
-            label, f"{_number(row['cosine'])} [{_number(row['low'])}, {_number(row['high'])}]",
-            f"{_number(row['product']['mean'])} +- {_number(row['product']['error'])}", percent(row["positive"]),
-        )  # fmt: skip
+            label,
+            f"{number(row['cosine'])} [{number(row['low'])}, {number(row['high'])}]",
+            f"{number(row['product']['mean'])} +- {number(row['product']['error'])}",
+            percent(row["positive"]),
+        )
     steps = summary["reward_step"]
     moved = " and ".join(
-        f"{n} {steps[n]['mean']:+.3g} +- {_number(steps[n]['error'])}" for n in ("chosen", "rejected")
+        f"{n} {steps[n]['mean']:+.3g} +- {number(steps[n]['error'])}" for n in ("chosen", "rejected")
     )
     table.caption = (
         "<d, grad V>: change of the mean reward per unit learning rate of a preference step; the other way round, a "
@@ -196,12 +212,12 @@ def cards(prompts: pd.DataFrame, texts: pd.DataFrame | None, loss: str) -> Group
 def _card(title: str, row: Mapping[str, Any], text: Mapping[Any, str] | None, loss: str) -> Panel:
     pair = {name.removeprefix("pair_"): value for name, value in row.items() if name.startswith("pair_")}
     pair |= {"loss": loss}
-    body = Text(explain(pair, pair))
+    body = Text(pair_sentence(pair, pair))
     body.append(
-        f"\npair: {PAIR_STATES[row['pair_state']]}, signal {_number(row['pair_signal'])}, cosine "
-        f"{_number(row['pair_cosine'])}; rewards: {RFT_STATES[row['rft_state']]}, mean {_number(row['reward_mean'])}, "
-        f"std {_number(row['reward_std'])}; cosine of step and sampled reward gradient "
-        f"{_number(row['pair_reward_cosine'])}",
+        f"\npair: {PAIR_STATES[row['pair_state']]}, signal {number(row['pair_signal'])}, cosine "
+        f"{number(row['pair_cosine'])}; rewards: {RFT_STATES[row['rft_state']]}, mean {number(row['reward_mean'])}, "
+        f"std {number(row['reward_std'])}; cosine of step and sampled reward gradient "
+        f"{number(row['pair_reward_cosine'])}",
         style="dim",
     )
     if text is not None:
@@ -217,8 +233,4 @@ def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _quantiles(values: Mapping[str, float | None]) -> str:
-    return f"{_number(values['0.5'])} [{_number(values['0.05'])}, {_number(values['0.95'])}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.3g}"
+    return f"{number(values['0.5'])} [{number(values['0.05'])}, {number(values['0.95'])}]"

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from entangle.tables.probe import percent
+from entangle.tables.base import percent
 
 BAR = 16
 """Characters of a bar that stands for all of c."""
@@ -35,9 +35,13 @@ def _table(title: str, first: str, rows: Mapping[str, Mapping[str, Any]]) -> Tab
         )
     for name, row in rows.items():
         table.add_row(
-            Text(name), _percent(row["inner_share"]), _bar(row["inner_share"]), _percent(row["norm_share"]),
-            _cosine(row), percent(row["chosen_falls"]) if row["chosen_falls"]["count"] else "·",
-        )  # fmt: skip
+            Text(name),
+            _percent(row["inner_share"]),
+            _bar(row["inner_share"]),
+            _percent(row["norm_share"]),
+            _cosine(row),
+            percent(row["chosen_falls"]) if row["chosen_falls"]["count"] else "·",
+        )
     return table
 
 

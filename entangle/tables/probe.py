@@ -1,57 +1,58 @@
-"""The probe's tables for a terminal. Text from a data set is untrusted: it is printed with markup switched off."""
+"""The probe's tables for a terminal."""
 
 from __future__ import annotations
 
-import io
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.panel import Panel
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from entangle.analysis.regimes import REGIMES, Regime
-from entangle.analysis.wording import explain
-from entangle.catalogue import LossRow
-
-_COLOURS = {
-    Regime.IDEAL: "green",
-    Regime.BOTH_UP: "yellow",
-    Regime.BOTH_DOWN: "red",
-    Regime.INVERTED: "magenta",
-    Regime.DEGENERATE: "dim",
-}
+from entangle.analysis.verdict import verdict
+from entangle.tables.base import REGIME_STYLES, heading, number, percent, plain_table
+from entangle.tables.diagnostics import correlation_tables
+from entangle.tables.modules import module_tables
+from entangle.tables.pairs import pair_cards
 
 
-def percent(share: Mapping[str, float], *, interval: bool = True) -> str:
-    """`62 [51-72]`: a share and its interval in per cent; a dot for none at all."""
-    if share["count"] == 0 and not interval:
-        return "·"
-    text = f"{100 * share['share']:.0f}"
-    return f"{text} [{100 * share['low']:.0f}-{100 * share['high']:.0f}]" if interval else text
+def probe_tables(
+    summary: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    pairs: pd.DataFrame,
+    predictions: pd.DataFrame,
+    texts: pd.DataFrame | None,
+    worst: int = 3,
+) -> RenderableType:
+    """All tables of a probe: regimes, groups, distributions, what else was measured, the worst pairs, the verdict.
 
-
-def heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
-    """Pairs counted, and what the numbers are of: model, parameters, precision, metric."""
-    text = Text(count_line(summary), "bold")
-    text.append(
-        f"\n{model_name(provenance)}, {provenance['probed_parameters']:,} {provenance['probed_kind']} parameters, "
-        f"scores in {provenance['score_dtype']}, {provenance['metric'].upper()} metric, "
-        f"reference {provenance['reference']}\n",
-        style="not bold",
-    )
-    return text
-
-
-def model_name(provenance: Mapping[str, Any]) -> str:
-    """Model and adapter, without the folders that they lie in."""
-    names = [provenance["model_name_or_path"], provenance["adapter_name_or_path"]]
-    return " + ".join(dict.fromkeys(Path(name).name for name in names if name))
+    Args:
+        summary: the run's aggregates.
+        provenance: what its numbers were computed from.
+        pairs: its rows of pairs.
+        predictions: its rows of predictions.
+        texts: texts of the pairs, where they were kept.
+        worst: pairs that are shown.
+    """
+    parts: list[RenderableType] = [heading(summary, provenance)]
+    losses = list(summary["regimes"])
+    if not losses:
+        return Group(*parts, "No pair could be scored.")
+    parts.append(regime_table(summary))
+    if "groups" in summary:
+        parts.append(group_table(summary))
+    parts.append(quantile_table(summary))
+    if "modules" in summary:
+        parts.append(module_tables(summary["modules"]))
+    if "diagnostics" in summary:
+        parts.append(correlation_tables(summary["diagnostics"]))
+    if "verification" in summary:
+        parts.append(verification_table(summary["verification"]))
+    parts.append(pair_cards(pairs, predictions, texts, losses[0], worst))
+    parts.append(Text(verdict(summary["regimes"][losses[0]], losses[0]), "bold"))
+    return Group(*parts)
 
 
 def verification_table(verification: Mapping[str, Any]) -> Table:
@@ -61,14 +62,12 @@ def verification_table(verification: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "loss" else "right")
     for loss, row in verification.items():
         table.add_row(
-            Text(loss), str(row["steps"]), f"{row['signs_agree']} of {row['signs_compared']}",
-            *(_number(row[key]) for key in ("slope", "r_squared", "error_ratio")),
-        )  # fmt: skip
+            Text(loss),
+            str(row["steps"]),
+            f"{row['signs_agree']} of {row['signs_compared']}",
+            *(number(row[key], ".4g") for key in ("slope", "r_squared", "error_ratio")),
+        )
     return table
-
-
-def _number(value: float | None, form: str = ".4g") -> str:
-    return "-" if value is None or value != value else format(value, form)
 
 
 def regime_table(summary: Mapping[str, Any]) -> Table:
@@ -79,7 +78,7 @@ def regime_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("loss")
     table.add_column("rho", justify="right")
     for regime in shown:
-        table.add_column(regime, justify="right", style=_COLOURS[regime])
+        table.add_column(regime, justify="right", style=REGIME_STYLES[regime])
     for loss, row in shares.items():
         rho = summary["incentive_ratio"].get(loss)
         table.add_row(Text(loss), "inf" if rho is None else f"{rho:.3g}", *(percent(row[r]) for r in shown))
@@ -90,7 +89,7 @@ def group_table(summary: Mapping[str, Any], losses: int = 3) -> Table:
     """Regimes for each value of the grouping column, under the losses whose verdicts differ most."""
     groups = summary["groups"]
     title = f"By {groups['column']}: ideal / both up / both down, %"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = plain_table(title)
     table.add_column(Text(groups["column"]), no_wrap=True)
     table.add_column("cosine", justify="right")
     table.add_column("ideal rho", justify="right", no_wrap=True)
@@ -98,9 +97,9 @@ def group_table(summary: Mapping[str, Any], losses: int = 3) -> Table:
     for loss in shown:
         table.add_column(Text(loss), justify="right")
     for value, group in groups["values"].items():
-        band = "-".join("inf" if edge is None else _number(edge, ".2f") for edge in group["band"])
+        band = "-".join("inf" if edge is None else number(edge, ".2f") for edge in group["band"])
         cells = (_split(group["regimes"][loss]) for loss in shown)
-        table.add_row(Text(value), _number(group["cosine"], ".2f"), band, *cells)
+        table.add_row(Text(value), number(group["cosine"], ".2f"), band, *cells)
     table.caption = "medians of the two gradients' cosine and of the edges of the ideal band, c/A and B/c"
     return table
 
@@ -126,20 +125,10 @@ def most_different(groups: Mapping[str, Mapping[str, Any]], count: int) -> list[
 def _split(regimes: Mapping[str, Mapping[str, float]]) -> Text:
     text = Text()
     for regime in (Regime.IDEAL, Regime.BOTH_UP, Regime.BOTH_DOWN):
-        text.append("/" if text else "").append(f"{100 * regimes[regime]['share']:.0f}", _COLOURS[regime])
+        text.append("/" if text else "").append(
+            f"{100 * regimes[regime]['share']:.0f}", REGIME_STYLES[regime]
+        )
     return text
-
-
-def loss_table(rows: Sequence[LossRow]) -> Table:
-    """The catalogue: name, formula, incentive ratio, what a loss reads."""
-    table = Table(title=f"{len(rows)} losses (`entangle losses NAME` explains one)", title_justify="left")
-    for column in ("name", "formula", "rho = d_w / d_l", "reads"):
-        table.add_column(column, no_wrap=column == "name")
-    for number, row in enumerate(rows):
-        if number == 0 or row.family != rows[number - 1].family:
-            table.add_section()
-        table.add_row(*(Text(cell) for cell in (row.name, row.formula, row.ratio, row.reads)))
-    return table
 
 
 def _occurring(shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Regime]:
@@ -163,91 +152,5 @@ def quantile_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(f"{100 * float(quantile):.0f} %", justify="right")
     for name, meaning in meanings.items():
         values = summary["quantiles"][name].values()
-        table.add_row(meaning, *(_number(value, ".3g") for value in values))
+        table.add_row(meaning, *(number(value) for value in values))
     return table
-
-
-def worst_pairs(pairs: pd.DataFrame, predictions: pd.DataFrame, loss: str, count: int) -> pd.DataFrame:
-    """The pairs whose chosen log-prob a step of this loss lowers most, worst first."""
-    rows = predictions[(predictions["loss"] == loss) & (predictions["change_chosen"] < 0)]
-    rows = rows[rows["regime"] != Regime.DEGENERATE].nsmallest(count, "change_chosen")
-    return rows.merge(pairs, on="index", how="left", sort=False)
-
-
-def pair_cards(
-    pairs: pd.DataFrame, predictions: pd.DataFrame, texts: pd.DataFrame | None, loss: str, count: int
-):
-    """The worst pairs as readable blocks: numbers, a sentence, and a snippet of both responses."""
-    worst = worst_pairs(pairs, predictions, loss, count)
-    if worst.empty:
-        return Text(f"No pair's chosen log-prob falls under {loss}.", style="green")
-    by_index: dict[Any, Any] = {} if texts is None else texts.set_index("index").to_dict("index")
-    cards: list[RenderableType] = [
-        Text(f"Worst pairs under {loss} (largest predicted fall of the chosen)", "bold")
-    ]
-    cards += [
-        _card({str(k): v for k, v in row.items()}, by_index.get(row["index"]))
-        for row in worst.to_dict("records")
-    ]
-    return Group(*cards)
-
-
-def _card(row: Mapping[str, Any], text: Mapping[str, str] | None) -> Panel:
-    body = Text(explain(row, row))
-    body.append(
-        f"\ncosine {row['cosine']:.3f}, change per unit learning rate: chosen {row['change_chosen']:+.3g}, "
-        f"rejected {row['change_rejected']:+.3g} nats; {row['length_chosen']:.0f} and "
-        f"{row['length_rejected']:.0f} tokens",
-        style="dim",
-    )
-    if text is not None:
-        body.append("\n+ ", style="green").append(snippet(text["chosen"]))
-        body.append("\n- ", style="red").append(snippet(text["rejected"]))
-    return Panel(body, title=Text(f"pair {row['index']}"), title_align="left", border_style="dim")
-
-
-def snippet(text: str, width: int = 150) -> str:
-    """The start of a text on one line, control characters shown as spaces."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def count_line(summary: Mapping[str, Any]) -> str:
-    """`450 pairs, 448 scored; 2 truncated`."""
-    counts = dict(summary["pairs"])
-    total, scored = counts.pop("total"), counts.pop("scored")
-    flags = ", ".join(f"{count} {flag.replace('_', '-')}" for flag, count in counts.items() if count)
-    return f"{total} pairs, {scored} scored" + (f"; {flags}" if flags else "")
-
-
-def render(renderable: RenderableType, width: int = 100) -> str:
-    """Plain text of a table, for a notebook or a file."""
-    console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
-
-
-class Shown(ABC):
-    """A command's result: shown as rich tables in a terminal, as plain text, and in a notebook."""
-
-    @abstractmethod
-    def renderable(self) -> RenderableType:
-        """The tables as rich objects."""
-
-    def table(self, width: int = 100, **shown: Any) -> str:
-        """The tables as plain text; `shown` is passed to `renderable`."""
-        return render(self.renderable(**shown), width)
-
-    def _repr_html_(self) -> str:
-        return to_html(self.renderable())
-
-
-def to_html(renderable: RenderableType, width: int = 100) -> str:
-    """The same as HTML for a notebook, in colour; everything in it is escaped."""
-    console = Console(width=width, record=True, file=io.StringIO(), force_jupyter=False)
-    console.print(renderable)
-    style = (
-        "overflow-x:auto;white-space:pre;line-height:1.25;font-family:ui-monospace,Menlo,Consolas,monospace"
-    )
-    return console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')

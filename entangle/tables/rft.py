@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from entangle.tables.probe import percent, snippet
+from entangle.tables.base import measured_on, number, percent, snippet, with_interval
 
 _MEANINGS = {
     "reward_mean": "mean reward",
@@ -22,11 +21,18 @@ _MEANINGS = {
 }
 
 
-def report(
+def reward_tables(
     summary: Mapping[str, Any], provenance: Mapping[str, Any], prompts: pd.DataFrame, worst: int = 3
 ) -> RenderableType:
-    """All tables of a run."""
-    parts: list[RenderableType] = [heading(summary, provenance)]
+    """All tables of a run: shares of prompts, distributions, gradients, prompts without signal.
+
+    Args:
+        summary: the run's aggregates.
+        provenance: what its numbers were computed from.
+        prompts: its rows of prompts.
+        worst: prompts that are listed.
+    """
+    parts: list[RenderableType] = [prompt_heading(summary, provenance)]
     if "prevalence" not in summary:
         return Group(*parts, "No prompt could be measured.")
     parts += [prevalence_table(summary), quantile_table(summary), gradient_table(summary)]
@@ -36,17 +42,14 @@ def report(
     return Group(*parts)
 
 
-def heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
+def prompt_heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
     """Prompts and answers counted, and what the numbers are of."""
     counts = dict(summary["prompts"])
     total, measured = counts.pop("total"), counts.pop("measured")
     flags = "".join(f"; {count} {flag.replace('_', '-')}" for flag, count in counts.items() if count)
-    names = [provenance["model_name_or_path"], provenance["adapter_name_or_path"]]
     text = Text(f"{total} prompts, {measured} measured with {summary['answers']} answers{flags}", "bold")
     text.append(
-        f"\n{' + '.join(Path(name).name for name in names if name)}, {provenance['probed_parameters']:,} "
-        f"{provenance['probed_kind']} parameters, scores in {provenance['score_dtype']}, reward "
-        f"{provenance['reward']['name']}, reference {provenance['reference']}\n",
+        f"\n{measured_on(provenance)}, reward {provenance['reward']['name']}, reference {provenance['reference']}\n",
         style="not bold",
     )
     return text
@@ -60,9 +63,10 @@ def prevalence_table(summary: Mapping[str, Any]) -> Table:
     for column in ("prompts with", "Wilson", "bootstrap"):
         table.add_column(column, justify="left" if column == "prompts with" else "right")
     for name, label in {
-        "small": f"small std ({small})", "small_low": f"small std and low mean ({low}): no signal where it is needed",
+        "small": f"small std ({small})",
+        "small_low": f"small std and low mean ({low}): no signal where it is needed",
         "small_high": "small std and high mean: solved",
-    }.items():  # fmt: skip
+    }.items():
         cell = cells[name]
         bootstrap = f"[{100 * cell['bootstrap_low']:.0f}-{100 * cell['bootstrap_high']:.0f}]"
         table.add_row(label, percent(cell), bootstrap, style="red" if name == "small_low" else None)
@@ -81,7 +85,7 @@ def quantile_table(summary: Mapping[str, Any]) -> Table:
     for quantile in summary["quantiles"]["reward_mean"]:
         table.add_column(f"{100 * float(quantile):.0f} %", justify="right")
     for name, meaning in _MEANINGS.items():
-        table.add_row(meaning, *(_number(value) for value in summary["quantiles"][name].values()))
+        table.add_row(meaning, *(number(value) for value in summary["quantiles"][name].values()))
     return table
 
 
@@ -94,15 +98,15 @@ def gradient_table(summary: Mapping[str, Any]) -> Table:
     rho = gradient["std_rank_correlation"]
     table.add_row(
         "rank correlation of std and gradient norm",
-        f"{_number(rho['rho'])} [{_number(rho['low'])}, {_number(rho['high'])}]",
+        with_interval(rho),
     )
     table.add_row("prompts whose gradient is above two errors, %", percent(gradient["above_two_errors"]))
     table.add_row(
         "root mean square of the gradient norm over prompts (+- error)",
-        f"{_number(gradient['rms_norm'])} +- {_number(gradient['rms_norm_error'])}",
+        f"{number(gradient['rms_norm'])} +- {number(gradient['rms_norm_error'])}",
     )
     table.add_row(
-        "share of signal in one group's squared RLOO gradient", _number(gradient["signal_in_one_group"])
+        "share of signal in one group's squared RLOO gradient", number(gradient["signal_in_one_group"])
     )
     kl = summary["kl_gradient"]
     for name, label in {
@@ -110,7 +114,7 @@ def gradient_table(summary: Mapping[str, Any]) -> Table:
         "reward_product": "mean <reward, KL gradient>",
     }.items():
         if kl[name] is not None and kl[name] == kl[name]:
-            table.add_row(f"{label} (+- error)", f"{_number(kl[name])} +- {_number(kl[name + '_error'])}")
+            table.add_row(f"{label} (+- error)", f"{number(kl[name])} +- {number(kl[name + '_error'])}")
     labels = {
         "bound_fisher": "std x sqrt(largest eigenvalue of F)",
         "bound_trace": "std x sqrt(tr F)",
@@ -121,7 +125,7 @@ def gradient_table(summary: Mapping[str, Any]) -> Table:
     for name, label in labels.items():
         if knows_gamma or "gamma" not in label:
             table.add_row(
-                f"that root mean square / the one of {label}", _number(gradient["share_of_bound"][name])
+                f"that root mean square / the one of {label}", number(gradient["share_of_bound"][name])
             )
     if knows_gamma:
         table.caption = (
@@ -137,7 +141,7 @@ def trl_lines(summary: Mapping[str, Any]) -> Text:
     text.append(
         f"reward_std {trl['reward_std']:.4g} (within a prompt: {summary['within_prompt_std']:.4g}), "
         f"frac_reward_zero_std {trl['frac_reward_zero_std']:.4g}; with groups of {size} a group ties with probability "
-        f"{_number(summary['dead_probability'])}\n",
+        f"{number(summary['dead_probability'])}\n",
         style="not bold",
     )
     text.append(trl["explanation"] + "\n", style="dim not bold")
@@ -158,9 +162,7 @@ def prompt_table(prompts: pd.DataFrame, summary: Mapping[str, Any], count: int) 
     table.add_column("text")
     for row in cell.nsmallest(count, "reward_std").to_dict("records"):
         numbers = (row["reward_mean"], row["reward_std"], row["reward_std_high"], row["grad_norm"])
-        table.add_row(
-            str(row["index"]), *map(_number, numbers), Text(snippet(str(row.get("prompt", "")), 60))
-        )
+        table.add_row(str(row["index"]), *map(number, numbers), Text(snippet(str(row.get("prompt", "")), 60)))
     return table
 
 
@@ -171,16 +173,14 @@ def change_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for group in summary["groups"]:
         table.add_row(
-            f"{_number(group['std_low'])} to {_number(group['std_high'])}", str(group["prompts"]),
-            f"{group['change']:+.3g} [{group['low']:+.3g}, {group['high']:+.3g}]", _number(group["absolute_change"]),
-        )  # fmt: skip
+            f"{number(group['std_low'])} to {number(group['std_high'])}",
+            str(group["prompts"]),
+            f"{group['change']:+.3g} [{group['low']:+.3g}, {group['high']:+.3g}]",
+            number(group["absolute_change"]),
+        )
     rho = summary["std_and_change"]
     table.caption = (
-        f"rank correlation of initial std and change: {_number(rho['rho'])} [{_number(rho['low'])}, "
-        f"{_number(rho['high'])}]; one prompt's change has an error of about {_number(summary['typical_error'])}"
+        f"rank correlation of initial std and change: {number(rho['rho'])} [{number(rho['low'])}, "
+        f"{number(rho['high'])}]; one prompt's change has an error of about {number(summary['typical_error'])}"
     )
     return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.3g}"

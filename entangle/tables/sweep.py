@@ -6,61 +6,75 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from entangle.analysis.curves import Z
-from entangle.tables.probe import percent
+from entangle.analysis.findings import cosine_text, onset_sentence
+from entangle.tables.base import plain_table
 
 
-def sweep_table(points: pd.DataFrame, summary: Mapping[str, Any]) -> RenderableType:
+def sweep_tables(points: pd.DataFrame, summary: Mapping[str, Any]) -> RenderableType:
     """One row per checkpoint, and a sentence on the onset.
 
     Args:
         points: rows of `entangle.analysis.curves.curve`.
         summary: the sweep's summary.
     """
-    table = _table(f"Change since the start, by checkpoint ({summary['loss']})")
+    table = plain_table(f"Change since the start, by checkpoint ({summary['loss']})", padding=(0, 1, 0, 0))
     for column in (
-        "step", "chosen,\nnats", "rejected,\nnats", "both\nfell, %", "margin\ngrew, %", "cosine", "predicted\n(SGD), %",
-    ):  # fmt: skip
+        "step",
+        "chosen,\nnats",
+        "rejected,\nnats",
+        "both\nfell, %",
+        "margin\ngrew, %",
+        "cosine",
+        "predicted\n(SGD), %",
+    ):
         table.add_column(column, justify="right")
     has_adamw = "cosine_adamw" in points
     if has_adamw:
         table.add_column("predicted\n(AdamW), %", justify="right")
     for row in points.to_dict("records"):
         table.add_row(
-            str(row["step"]), mean(row, "moved_chosen"), mean(row, "moved_rejected"),
-            f"{100 * row['both_fell']:.0f}", f"{100 * row['accuracy']:.0f}", f"{row['cosine']:.2f}", _regimes(row, ""),
+            str(row["step"]),
+            mean(row, "moved_chosen"),
+            mean(row, "moved_rejected"),
+            f"{100 * row['both_fell']:.0f}",
+            f"{100 * row['accuracy']:.0f}",
+            f"{row['cosine']:.2f}",
+            _regimes(row, ""),
             *([_regimes(row, "_adamw")] if has_adamw else []),
-        )  # fmt: skip
+        )
     table.caption = (
         f"{span(points['pairs'])} pairs, ± {Z} standard errors over them; start: {summary['start']}. Predicted for one "
         "step on each pair alone: ideal/both up/both down; cosine in the plain (SGD) metric."
     )
-    parts = [table, Text(verdict(summary))]
+    parts = [table, Text(onset_sentence(summary))]
     if "set_cosine" in points:
         heads, rows = set_rows(points)
-        parts.insert(1, below := _table(SET_TITLE.format(**summary)))
+        parts.insert(1, below := plain_table(SET_TITLE.format(**summary), padding=(0, 1, 0, 0)))
         for head in heads:
             below.add_column(head, justify="right")
         for row in rows:
             below.add_row(*row)
-        below.caption = SET_CAPTION
+        below.caption = set_caption(points)
     return Group(*parts)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
 SET_TITLE = "All pairs as one, by mean scores ({loss})"
-SET_CAPTION = (
-    "Outside the band the mean log-probs move together: both fall if rho is below it. Others: what all other pairs do "
-    f"to the mean log-prob over an epoch of these pairs, nats per learning rate / batch size, ± {Z} standard errors."
-)
+
+
+def set_caption(points: pd.DataFrame) -> str:
+    """What the table of the set's course shows."""
+    beyond = ""
+    if (points["set_cosine"].abs() > 1).any():
+        beyond = " A cosine of about 1: its estimate lies beyond 1, from too few pairs to know it closer."
+    return (
+        "Outside the band the mean log-probs move together: both fall if rho is below it. Others: what all other pairs "
+        "do to the mean log-prob over an epoch of these pairs, nats per learning rate / batch size, "
+        f"± {Z} standard errors.{beyond}"
+    )
 
 
 def set_rows(points: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -70,11 +84,18 @@ def set_rows(points: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     for row in points.to_dict("records"):
         low, high = row["set_low"], row["set_high"]
         band = f"{low:.3g} and {high:.3g}" if low < high else "none"
-        rows.append([
-            str(row["step"]), "" if low != low else f"{row['set_cosine']:.3f}", "" if low != low else band,
-            f"{row['set_rho']:.3g}",
-            *(f"{row[f'set_{side}']:+.0f} ± {Z * row[f'set_{side}_error']:.0f}" for side in ("chosen", "rejected")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(row["step"]),
+                "" if low != low else cosine_text(row["set_cosine"]),
+                "" if low != low else band,
+                f"{row['set_rho']:.3g}",
+                *(
+                    f"{row[f'set_{side}']:+.0f} ± {Z * row[f'set_{side}_error']:.0f}"
+                    for side in ("chosen", "rejected")
+                ),
+            ]
+        )
     return heads, rows
 
 
@@ -92,11 +113,3 @@ def span(numbers: pd.Series) -> str:
 def mean(row: Mapping[Any, Any], name: str) -> str:
     """`-1.25 ± 0.31`: a mean and `Z` of its standard errors."""
     return f"{row[name]:+.2f} ± {Z * row[f'{name}_error']:.2f}"
-
-
-def verdict(summary: Mapping[str, Any]) -> str:
-    """When the coupled decrease began, in words."""
-    fallen = f"Both log-probs of {percent(summary['fallen_pairs'])} % of the pairs are below their start at the end."
-    if summary["onset"] is None:
-        return f"No coupled decrease of the means at the last checkpoint. {fallen}"
-    return f"Both means are below their start for good from step {summary['onset']} on. {fallen}"

@@ -10,26 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-LONGEST = 24
+from entangle.analysis.wording import visible
 
 
-def visible(text: str, longest: int = LONGEST) -> str:
-    r"""A token as it can be printed anywhere: spaces as ␣, control characters escaped, cut if long.
-
-    >>> visible(" cat\n")
-    '␣cat\\n'
-    """
-    shown = "".join(_character(c) for c in text)
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
-
-
-def _character(c: str) -> str:
-    if c == " ":
-        return "␣"
-    return c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
-
-
-def pair_table(pair: Mapping[Any, Any], tokens: pd.DataFrame, loss: str, rows: int) -> RenderableType:
+def token_table(pair: Mapping[Any, Any], tokens: pd.DataFrame, loss: str, rows: int) -> RenderableType:
     """One pair: its numbers, then the tokens of each side that add most to c, in size, with what a step does to them.
 
     Args:
@@ -58,13 +42,26 @@ def pair_table(pair: Mapping[Any, Any], tokens: pd.DataFrame, loss: str, rows: i
         order = part["share"].abs().sort_values(ascending=False, kind="stable").index[:rows]
         for token in part.loc[order].to_dict("records"):
             table.add_row(
-                sign, str(token["position"]), Text(visible(token["text"])), token["shared"], f"{token['logp']:.2f}",
-                f"{100 * token['share']:+.1f}", f"{100 * token[f'along_{side}'] / own:+.1f}",
+                sign,
+                str(token["position"]),
+                Text(visible(token["text"])),
+                token["shared"],
+                f"{token['logp']:.2f}",
+                f"{100 * token['share']:+.1f}",
+                f"{100 * token[f'along_{side}'] / own:+.1f}",
                 f"{token[f'change_{loss}']:+.3g}",
-            )  # fmt: skip
+            )
         logp, change = part["logp"].sum(), part[f"change_{loss}"].sum()
         table.add_row(
-            sign, "", f"all {len(part)} tokens", "", f"{logp:.2f}", "+100.0", "+100.0", f"{change:+.3g}",
-            style="dim", end_section=side == "chosen",
-        )  # fmt: skip
+            sign,
+            "",
+            f"all {len(part)} tokens",
+            "",
+            f"{logp:.2f}",
+            "+100.0",
+            "+100.0",
+            f"{change:+.3g}",
+            style="dim",
+            end_section=side == "chosen",
+        )
     return Group(title, table)

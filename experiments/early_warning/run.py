@@ -21,7 +21,7 @@ from rich.console import Console
 from entangle.commands.probe import run_probe
 from entangle.commands.train import run_train
 from entangle.config import ProbeConfig, TrainConfig, parse
-from entangle.figures.curves import panels, write
+from entangle.figures.style import panels, save
 
 PAIRS, EARLY, SEEDS = 96, 4, (0, 1, 2)
 DATA = Path("runs/early_warning/pairs.jsonl")
@@ -105,7 +105,7 @@ def figure(table: pd.DataFrame) -> None:
         each.set_xlabel("AUROC, 95 % interval")
         each.set_title(f"measured at step {step}", fontsize=10, loc="left")
         each.set_yticks(places, own["warning"])
-    write(drawn, RESULTS / "auroc.png")
+    save(drawn, RESULTS / "auroc.png")
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import sys
 
 from entangle import ProbeResult
 from entangle.analysis.predictions import is_scored
-from entangle.figures import probe as plots
+from entangle.figures.pairs import plane
+from entangle.figures.style import new_axes, save
 
 
 def draw(run: str, output: str, losses: tuple[str, ...] = ("dpo_shift(shift=0.9)", "dpo")) -> None:
@@ -19,9 +20,9 @@ def draw(run: str, output: str, losses: tuple[str, ...] = ("dpo_shift(shift=0.9)
     scored = result.pairs[is_scored(result.pairs)]
     regimes = result.predictions.query("loss == @losses[0]").set_index("index")["regime"]
     ratios = {loss: result.summary["incentive_ratio"][loss] for loss in losses}
-    axes = plots.plane(plots.new_axes(7.6, 4.4), scored, regimes.loc[scored["index"]], ratios)
+    axes = plane(new_axes(7.6, 4.4), scored, regimes.loc[scored["index"]], ratios)
     axes.set_title(f"{len(scored)} pairs, regimes under {losses[0]}", loc="left", fontsize=10)
-    plots.save(axes, output)
+    save(axes, output)
 
 
 if __name__ == "__main__":

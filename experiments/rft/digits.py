@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from entangle.figures.probe import new_axes
+from entangle.figures.style import new_axes
 from entangle.rewards.signals import rank_correlation
 
 EPOCHS, BATCH, INPUTS, SHARE = 300, 100, 1000, 0.1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from entangle.figures.probe import new_axes
+from entangle.figures.style import new_axes
 from entangle.rewards.statistics import (
     fisher_bound,
     gradient_product,

@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUs
 
 from entangle.commands.rft import run_change, run_rft
 from entangle.config import RftConfig
-from entangle.figures import probe as plots
+from entangle.figures.style import new_axes, save
 from entangle.measure.inputs import load_policy_of
 from entangle.rewards.functions import AnswerSet, RougeL
 from entangle.rewards.rollouts import load_prompts
@@ -86,7 +86,7 @@ def train() -> pd.DataFrame:
 
 def draw(log: pd.DataFrame) -> None:
     """Mean reward and share of dead groups, in windows of steps with twice their standard error."""
-    axes = plots.new_axes()
+    axes = new_axes()
     windows = log.groupby((log["step"] - 1) // WINDOW)
     for column, label, colour in (
         ("reward", "mean reward", "#2b6cb0"), ("frac_reward_zero_std", "dead groups", "#c8382e"),
@@ -98,7 +98,7 @@ def draw(log: pd.DataFrame) -> None:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(f"share, in windows of {WINDOW} steps")
     axes.legend(frameon=False)
-    plots.save(axes, RESULTS / "training.png")
+    save(axes, RESULTS / "training.png")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from entangle.analysis.summary import share
 from entangle.commands.rft import RftResult, run_change, run_rft
 from entangle.commands.train import run_train
 from entangle.config import RftConfig, TrainConfig
-from entangle.figures import probe as plots
+from entangle.figures.style import new_axes, save
 from entangle.rewards.statistics import bootstrap_mean
 
 SHARES = (0.01, 0.05, 0.2, 1.0)
@@ -67,7 +67,7 @@ def row(name: str, samples: int, result: RftResult, change: dict | None) -> dict
 
 def draw(results: dict[str, RftResult], limit: float) -> None:
     """Cumulative distribution of the std within a prompt, one line per phase."""
-    axes = plots.new_axes()
+    axes = new_axes()
     for number, (name, result) in enumerate(results.items()):
         values = np.sort(result.prompts["reward_std"].to_numpy())
         steps = np.arange(1, len(values) + 1) / len(values)
@@ -79,7 +79,7 @@ def draw(results: dict[str, RftResult], limit: float) -> None:
     axes.set_xlabel("std of ROUGE-L within a prompt (10 answers)")
     axes.set_ylabel("share of the prompts")
     axes.legend(frameon=False, fontsize=8)
-    plots.save(axes, RESULTS / "sft_phase.png")
+    save(axes, RESULTS / "sft_phase.png")
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from entangle.config import ProbeConfig, parse_spec
 from entangle.data import TokenizedPair, load_pairs, tokenize_pair
-from entangle.figures.curves import SIDE_COLOURS, panels, write
+from entangle.figures.style import SIDE_COLOURS, panels, save
 from entangle.measure.inputs import load_policy_of
 from entangle.models import Policy
 from entangle.runs.progress import progress_bar
@@ -157,7 +157,7 @@ def figure(rows: pd.DataFrame) -> None:
             each.set_ylabel(f"{side}, nats" if j == 0 else "")
             each.set_xlabel("step" if i else "")
     axes[0].legend(frameon=False, fontsize=7)
-    write(drawn, RESULTS / "sides.png")
+    save(drawn, RESULTS / "sides.png")
 
 
 def main() -> None:

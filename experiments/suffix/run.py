@@ -20,7 +20,7 @@ from entangle.commands.compare import CompareResult, cells_of, run_compare
 from entangle.commands.probe import run_probe
 from entangle.commands.tokens import run_tokens
 from entangle.config import CompareConfig, ProbeConfig, TokensConfig, parse
-from entangle.figures.curves import SIDE_COLOURS, panels, write
+from entangle.figures.style import SIDE_COLOURS, panels, save
 
 RESULTS = Path("experiments/results/suffix")
 CONSOLE = Console(stderr=True)
@@ -57,7 +57,7 @@ def figure(bands: pd.DataFrame) -> None:
     axes[len(SUFFIXES)].set_ylabel("cosine, median of the pairs")
     axes[0].legend(fontsize=8, frameon=False)
     drawn.supxlabel("optimiser step", fontsize=10)
-    write(drawn, RESULTS / "suffix.png")
+    save(drawn, RESULTS / "suffix.png")
 
 
 def heat_map(suffix: str, result: CompareResult) -> None:

@@ -25,7 +25,7 @@ from entangle.errors import ConfigError, RunError, UserError
 from entangle.models import load_policy
 from entangle.rewards.rollouts import load_prompts
 from entangle.runs.progress import Interrupted
-from entangle.tables import probe as tables
+from entangle.tables.base import render
 from tests.training import runs
 
 QUIET = Console(quiet=True)
@@ -93,7 +93,7 @@ def test_numbers_are_those_of_the_runs(finished: CompareResult, inputs: dict[str
     ends = finished.runs.sort_values(["variant", "seed"])["moved_chosen"]
     np.testing.assert_allclose(ledger["measured"], ends, atol=1e-4)
     np.testing.assert_allclose(ledger[list(PARTS)].sum(axis=1), ends, atol=1e-4)
-    shown = tables.render(finished.renderable(), 140)
+    shown = render(finished.renderable(), 140)
     others = ledger[ledger["variant"] == "dpo"]["others"].mean()
     assert "what moved the chosen log-prob" in shown and f"{others:+.2f}" in shown
     assert "The rejected log-prob" in TrainResult.load(cells[0].run.path).table()

@@ -18,8 +18,8 @@ from entangle.commands.rft import run_rft
 from entangle.config import JointConfig, ModelOptions, ProbeConfig, RftConfig
 from entangle.data import DataError, collate, load_pairs, tokenize_pair
 from entangle.errors import ConfigError, RunError
-from entangle.figures import joint as joint_plots
-from entangle.figures import probe as plots
+from entangle.figures import signals
+from entangle.figures.style import new_axes
 from entangle.measure.prompts import ANSWERS, PromptMeasurement
 from entangle.models import load_policy
 from entangle.rewards.functions import build_reward_function
@@ -27,7 +27,7 @@ from entangle.rewards.rollouts import Prompt, Sampling, prompts_of, sample_answe
 from entangle.rewards.statistics import rloo_weights
 from entangle.scores import AutogradEngine, row_logps
 from entangle.tables import joint as joint_tables
-from entangle.tables import probe as tables
+from entangle.tables.base import render
 from tests.rft.breaking import broken_at, recorded
 from tests.tiny import ROWS, save_adapter, save_policy
 
@@ -213,7 +213,7 @@ def test_no_text_where_none_is_wanted(folder, tmp_path):
     assert result.run.read_json("provenance.json")["notes"][-1].startswith("1 pairs of the data set")
     assert not (tmp_path / "run" / "texts.parquet").exists()
     assert "prompt" not in result.prompts and "completions" not in result.run.read_shards(ANSWERS)
-    assert "the sum" not in tables.render(result.renderable(), width=140)
+    assert "the sum" not in render(result.renderable(), width=140)
 
 
 def test_answers_from_a_file_meet_their_pairs(folder, tmp_path):
@@ -277,9 +277,9 @@ def test_a_policy_without_reference_is_refused(folder, tmp_path):
 
 
 def test_tables_and_figures_of_a_run(finished):
-    text = tables.render(JointResult.load(finished.run.path).renderable(), width=160)
+    text = render(JointResult.load(finished.run.path).renderable(), width=160)
     for part in (
-        "6 prompts, 5 measured", "Both signals in the same units", "can't be told apart", "best against worst",
+        "6 prompts, 5 measured", "Both signals in the same units", "sign unknown", "best against worst",
         "cosine of the pair, std of the reward", "all pairs of sampled answers", "The most telling prompts",
     ):  # fmt: skip
         assert part in text, part
@@ -301,14 +301,14 @@ def test_a_prompts_markup_is_only_text(finished):
     shown = joint_tables.cards(
         finished.prompts.dropna(subset="verdict"), texts.assign(chosen="[bold]x[/bold] [/red]"), "dpo"
     )
-    assert "[bold]x[/bold]" in tables.render(shown, width=140)
+    assert "[bold]x[/bold]" in render(shown, width=140)
 
 
 def test_figures_survive_a_single_prompt(finished):
     one = finished.prompts.iloc[:1]
     summary = finished.summary | {"rank_correlations": {"cosine_and_std": {"rho": None}}}
-    for draw in (joint_plots.quadrants, joint_plots.entanglement):
-        draw(plots.new_axes(), one, summary)
+    for draw in (signals.quadrants, signals.entanglement):
+        draw(new_axes(), one, summary)
 
 
 def test_command_line(folder, tmp_path, capsys):

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from entangle.analysis.wording import explain
-from entangle.report import write_page
+from entangle.analysis.wording import pair_sentence
 from entangle.report.command import load_sources
+from entangle.report.page import write_page
 from entangle.report.source import Source
 from tests.report.browser import browser, complaints, show, until
 from tests.report.test_page import HOSTILE
@@ -73,6 +73,43 @@ def choose(driver: Any, name: str, value: str) -> None:
     )  # fmt: skip
 
 
+def corner(driver: Any, key: str) -> tuple[float, float]:
+    """Where on the screen a live figure begins, scrolled into sight."""
+    return driver.execute_script(
+        "const f = document.getElementById('figure-' + arguments[0]); f.scrollIntoView({block: 'center'});"
+        "const b = f.getBoundingClientRect(); return [b.left, b.top];",
+        key,
+    )
+
+
+def point(driver: Any, key: str) -> tuple[int, float, float]:
+    """The pair whose mark stands farthest left in a live figure, and where that is on the screen."""
+    left, top = corner(driver, key)
+    judged = driver.execute_script(
+        "return JSON.parse(document.getElementById('content').textContent).runs[0].pairs"
+    )
+    ratios = judged["columns"]["norm_ratio"]
+    place = ratios.index(min(ratios))
+    marks = driver.execute_script(
+        "return [...document.querySelectorAll('#figure-' + arguments[0] + ' .points path')].map(p => {"
+        "  const s = p.getAttribute('d').split('M').slice(1).map(m => m.split(/[a-z]/i)[0].split(' ').map(Number));"
+        "  return s.reduce((a, b) => (b[0] < a[0] ? b : a)); })",
+        key,
+    )
+    x, y = min(marks)
+    return place, left + x + 3, top + y
+
+
+def mouse(driver: Any, *events: tuple) -> None:
+    """Real events of the mouse: ("move", x, y), ("down",), ("up",), the last two where it was moved to."""
+    at = (0.0, 0.0)
+    for kind, *place in events:
+        at = tuple(place) or at
+        name = {"move": "mouseMoved", "down": "mousePressed", "up": "mouseReleased"}[kind]
+        buttons = {} if kind == "move" else {"button": "left", "clickCount": 1}
+        driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": name, "x": at[0], "y": at[1], **buttons})
+
+
 def found(driver: Any) -> str:
     return driver.execute_script("return document.getElementById('found').textContent")
 
@@ -90,8 +127,11 @@ def test_everything_is_drawn(shown):
         "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg').length)"
     )
     assert len(drawn) >= 8 and all(drawn)
-    points = shown.execute_script("return document.querySelectorAll('#figure-plane-0-0 .points path').length")
-    assert points == COUNT
+    points = shown.execute_script(
+        "return [...document.querySelectorAll('#figure-plane-0-0 .points path')]"
+        ".map(p => p.getAttribute('d').match(/M/g).length)"
+    )
+    assert len(points) > 1 and sum(points) == COUNT  # a mark of its own for every pair, a path per regime
 
 
 def test_data_renders_as_text(shown):
@@ -104,7 +144,7 @@ def test_data_renders_as_text(shown):
         == HOSTILE
     )
     assert shown.execute_script("return document.querySelectorAll('img, .card b, .card script').length") == 0
-    assert shown.execute_script("return document.scripts.length") == 3
+    assert shown.execute_script("return document.scripts.length") == 2
 
 
 def test_only_rows_in_sight_are_in_the_document(shown):
@@ -155,7 +195,7 @@ def test_deep_link_opens_its_pair(opened, page, sources):
         opened.execute_script("return document.querySelector('#pair-123 .chosen').textContent") == "good 123"
     )
     reason = opened.execute_script("return document.querySelector('#pair-123 .reason').textContent")
-    assert reason.split(":")[0] == explain(row, row).split(":")[0]
+    assert reason.split(":")[0] == pair_sentence(row, row).split(":")[0]
     opened.execute_script("location.hash = '#run2-pair-5'")
     until(opened, "return document.activeElement.id === 'run2-pair-5'")
     assert opened.execute_script("return document.getElementById('run').value") == "1"
@@ -165,14 +205,51 @@ def test_deep_link_opens_its_pair(opened, page, sources):
 
 
 def test_point_of_the_plane_opens_its_pair(shown):
-    shown.execute_script(
-        "document.getElementById('figure-plane-0-0').emit('plotly_click', {points: [{customdata: [31, 31]}]})"
+    """Hover says which pair is there, a click opens its card; the pair at the far left lies alone."""
+    place, x, y = point(shown, "plane-0-0")
+    mouse(shown, ("move", x, y))
+    assert shown.execute_script(
+        "return document.querySelector('#figure-plane-0-0 .tip').textContent"
+    ).startswith(f"pair {place}: ")
+    assert f"chosen: good {place} " in shown.execute_script(
+        "return document.getElementById('beside-plane-0-0').textContent"
     )
-    until(shown, "return document.activeElement.id === 'pair-31'")
+    mouse(shown, ("move", x, y), ("down",), ("up",))
+    until(shown, f"return document.activeElement.id === 'pair-{place}'")
+
+
+def test_dragging_looks_closer_and_a_button_goes_back(shown):
+    marks = (
+        "return [...document.querySelectorAll('#figure-plane-0-0 text')].map(t => t.textContent).join('|')"
+    )
+    whole = shown.execute_script(marks)
+    left, top = corner(shown, "plane-0-0")
+    mouse(shown, ("move", left + 300, top + 150), ("down",), ("move", left + 400, top + 250), ("up",))
+    assert shown.execute_script(marks) != whole
+    choose(shown, "loss", "simpo")  # what is looked at stays
+    assert shown.execute_script(marks) != whole
+    shown.execute_script(
+        "[...document.querySelectorAll('#tools-plane-0-0 button')].find(b => b.textContent === 'Whole view').click()"
+    )
+    assert shown.execute_script(marks) == whole
+
+
+def test_keys_walk_through_the_plane(shown):
+    from selenium.webdriver.common.keys import Keys
+
+    shown.execute_script("document.getElementById('figure-plane-0-0').focus()")
+    focused = shown.switch_to.active_element
+    focused.send_keys(Keys.ARROW_RIGHT)
+    first = shown.execute_script("return document.querySelector('#figure-plane-0-0 .tip').textContent")
+    focused.send_keys(Keys.ARROW_RIGHT)
+    second = shown.execute_script("return document.querySelector('#figure-plane-0-0 .tip').textContent")
+    assert first.startswith("pair ") and second.startswith("pair ") and first != second
+    focused.send_keys(Keys.ENTER)
+    until(shown, f"return document.activeElement.id === 'pair-{second.split(':')[0].split()[1]}'")
 
 
 def test_script_says_what_python_says(shown, sources):
-    """Every worst card's reason, under each loss, is the sentence of `explain`."""
+    """Every worst card's reason, under each loss, is the sentence of `pair_sentence`."""
     shown.execute_script("document.getElementById('more').click()")
     for loss in ("dpo", "simpo"):
         choose(shown, "loss", loss)
@@ -184,7 +261,7 @@ def test_script_says_what_python_says(shown, sources):
         assert len(said) >= 5
         for name, reason in said:
             row = judged.loc[int(name.split("-")[1])].to_dict()
-            expected = explain(row, row)
+            expected = pair_sentence(row, row)
             assert NUMBER.split(reason) == NUMBER.split(expected), loss
             printed, exact = ([float(n) for n in NUMBER.findall(text)] for text in (reason, expected))
             assert printed == pytest.approx(
@@ -216,11 +293,13 @@ def test_definition_opens_beside_its_term_and_closes(shown):
 
 
 def test_theme_follows_the_system_and_the_button(shown):
-    ink = "return document.querySelector('#figure-plane-0-0 .xtitle').style.fill"
+    ink = "return getComputedStyle(document.querySelector('#figure-plane-0-0 text')).fill"
     light = shown.execute_script(ink)
     shown.execute_script("document.getElementById('theme').click()")
     pressed = "return [document.documentElement.dataset.theme, document.getElementById('theme').ariaPressed]"
     assert shown.execute_script(pressed) == ["dark", "true"] and shown.execute_script(ink) != light
+    drawn = "return getComputedStyle(document.querySelector('#figure-regimes-0-0 svg text')).fill"
+    assert shown.execute_script(drawn) == shown.execute_script(ink)  # the drawings follow as well
     shown.execute_script("delete document.documentElement.dataset.theme")
     feature = {"name": "prefers-color-scheme", "value": "dark"}
     shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})

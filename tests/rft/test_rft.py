@@ -15,8 +15,8 @@ from entangle import cli
 from entangle.commands.rft import RftResult, prompt_rows, run_rft
 from entangle.config import ModelOptions, RftConfig
 from entangle.errors import ConfigError, RunError
-from entangle.figures import probe as plots
-from entangle.figures import rft as rft_plots
+from entangle.figures import rewards
+from entangle.figures.style import new_axes
 from entangle.measure.prompts import ANSWERS
 from entangle.models import load_policy
 from entangle.rewards.functions import RewardError
@@ -25,7 +25,7 @@ from entangle.rewards.signals import Setting, Thresholds, gram_of, measure, rank
 from entangle.rewards.statistics import Support, gradient_product
 from entangle.scores import AutogradEngine
 from entangle.scores.jacobian import jacobian_norm
-from entangle.tables import probe as tables
+from entangle.tables.base import render
 from tests.processes import run_on_two
 from tests.rft.breaking import broken_at, recorded
 from tests.tiny import llama, save_adapter, save_policy
@@ -288,7 +288,7 @@ def test_jacobian_norm_against_the_whole_jacobian():
 
 
 def test_tables_and_figures_of_a_run(finished):
-    text = tables.render(RftResult.load(finished.run.path).renderable(), width=140)
+    text = render(RftResult.load(finished.run.path).renderable(), width=140)
     for part in (
         "7 prompts, 6 measured",
         "small std and low mean",
@@ -304,13 +304,13 @@ def test_a_prompts_markup_is_only_text(finished):
     prompts = finished.prompts.assign(prompt="[bold]x[/bold] [/red]", reward_std=0.0, reward_mean=0.0)
     from entangle.tables.rft import prompt_table
 
-    assert "[bold]x[/bold]" in tables.render(prompt_table(prompts, finished.summary, 2), width=140)
+    assert "[bold]x[/bold]" in render(prompt_table(prompts, finished.summary, 2), width=140)
 
 
 def test_figures_survive_prompts_without_any_signal(finished):
     flat = finished.prompts.iloc[:2].assign(reward_std=0.0, grad_norm=0.0, grad_sq=0.0)
-    for draw in (rft_plots.scatter, rft_plots.reward_map):
-        draw(plots.new_axes(), flat, finished.summary)
+    for draw in (rewards.scatter, rewards.reward_map):
+        draw(new_axes(), flat, finished.summary)
 
 
 @pytest.mark.parametrize(

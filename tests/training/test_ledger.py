@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from entangle.analysis.ledger import PARTS, account, cumulate, explain, over_time, products
 from entangle.data import TokenizedPair, collate
 from entangle.figures.ledger import stacked, write_figures
-from entangle.figures.probe import new_axes
+from entangle.figures.style import new_axes
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.logps import row_logps, token_logps
 from entangle.scores.rows import RowBatch

@@ -27,9 +27,9 @@ from entangle.rewards.rollouts import fingerprint as posts_fingerprint
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import Interrupted, progress_bar
 from entangle.runs.session import Session
-from entangle.tables.compare import comparison_table
+from entangle.tables.base import Shown
+from entangle.tables.compare import comparison_tables
 from entangle.tables.ledger import ledger_tables
-from entangle.tables.probe import Shown
 
 TABLES = ("curves", "runs", "variants", "directions", "ledger")
 
@@ -79,7 +79,7 @@ class CompareResult(Shown):
 
     def renderable(self) -> RenderableType:
         """The tables as a rich object."""
-        table = comparison_table(self.variants, self.start, self.runs["seed"].nunique())
+        table = comparison_tables(self.variants, self.start, self.runs["seed"].nunique())
         return Group(table, ledger_tables(self.ledger)) if len(self.ledger) else table
 
 
@@ -230,11 +230,12 @@ def _write(result: CompareResult, config: CompareConfig) -> None:
     for name in TABLES:
         folder.write_table(f"{name}.parquet", getattr(result, name))
     if config.plots:
-        from entangle.figures.compare import write_figures
+        from entangle.figures.variants import write_figures
 
-        write_figures(result, folder.path)
-    agreed = {} if result.directions.empty else result.agreement().set_index("side").to_dict("index")
+        agreed = result.agreement("variant") if len(result.directions) else pd.DataFrame()
+        write_figures(result.curves, result.variants, result.start, agreed, result.ledger, folder.path)
+    overall = {} if result.directions.empty else result.agreement().set_index("side").to_dict("index")
     folder.write_json("summary.json", {
-        "variants": result.variants.to_dict("records"), "start": result.start, "agreement": agreed,
+        "variants": result.variants.to_dict("records"), "start": result.start, "agreement": overall,
         "seeds": sorted(set(config.seeds)),
     })  # fmt: skip

@@ -38,7 +38,7 @@ from entangle.rewards.signals import Setting, Thresholds
 from entangle.runs.folder import RunFolder
 from entangle.runs.session import Session
 from entangle.scores import make_engine
-from entangle.tables import joint as joint_tables
+from entangle.tables.joint import joint_tables
 from losses import PreferenceLoss
 
 
@@ -51,7 +51,7 @@ class JointResult(PromptsResult):
     def renderable(self) -> RenderableType:
         """The tables as rich objects: signals, reasons, correlations, angles, and the most telling prompts."""
         provenance, texts = self.run.read_json("provenance.json"), self.run.table("texts.parquet")
-        return joint_tables.report(self.summary, provenance, measured_rows(self.prompts), texts)
+        return joint_tables(self.summary, provenance, measured_rows(self.prompts), texts)
 
 
 def run_joint(config: JointConfig, console: Console | None = None) -> JointResult:
@@ -207,8 +207,8 @@ def _texts(rows: pd.DataFrame, measured: pd.DataFrame, pairs: Mapping[int, Prefe
 
 
 def _draw(run: RunFolder, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> None:
-    from entangle.figures import joint as joint_plots
-    from entangle.figures import probe as plots
+    from entangle.figures.signals import entanglement, quadrants
+    from entangle.figures.style import new_axes, save
 
-    for name, draw in {"quadrants": joint_plots.quadrants, "entanglement": joint_plots.entanglement}.items():
-        plots.save(draw(plots.new_axes(), prompts, summary), run.path / f"{name}.png")
+    for name, draw in {"quadrants": quadrants, "entanglement": entanglement}.items():
+        save(draw(new_axes(), prompts, summary), run.path / f"{name}.png")

@@ -23,8 +23,8 @@ from entangle.measure.prompts import measured_rows
 from entangle.rewards.signals import rank_correlation
 from entangle.rewards.statistics import bootstrap_mean
 from entangle.runs.folder import RunFolder
-from entangle.tables import rft as rft_tables
-from entangle.tables.probe import Shown
+from entangle.tables.base import Shown
+from entangle.tables.rft import change_table
 
 BINS = 4
 """Groups of prompts by initial std, of one size."""
@@ -46,7 +46,7 @@ class RewardChange(Shown):
 
     def renderable(self) -> RenderableType:
         """The table as a rich object."""
-        return rft_tables.change_table(self.summary)
+        return change_table(self.summary)
 
 
 def run_change(config: RftConfig) -> RewardChange:
@@ -71,10 +71,10 @@ def run_change(config: RftConfig) -> RewardChange:
     summary = summarise_changes(changes)
     run.write_table("changes.parquet", changes)
     if config.plots:
-        from entangle.figures import probe as plots
-        from entangle.figures import rft as rft_plots
+        from entangle.figures import rewards
+        from entangle.figures.style import new_axes, save
 
-        plots.save(rft_plots.change(plots.new_axes(), changes, summary), run.path / "change.png")
+        save(rewards.change(new_axes(), changes, summary), run.path / "change.png")
     run.write_json("summary.json", summary)
     return RewardChange(run, changes, summary)
 

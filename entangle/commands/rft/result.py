@@ -10,7 +10,7 @@ import pandas as pd
 
 from entangle.errors import RunError
 from entangle.runs.folder import RunFolder
-from entangle.tables.probe import Shown
+from entangle.tables.base import Shown
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from entangle.rewards.signals import Setting, Thresholds, measure, summarise, un
 from entangle.runs.folder import RunFolder
 from entangle.runs.session import Session
 from entangle.scores import make_engine
-from entangle.tables import rft as rft_tables
+from entangle.tables.rft import reward_tables
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RftResult(PromptsResult):
 
     def renderable(self, worst: int = 3) -> RenderableType:
         """The tables as rich objects: prevalence, distributions, gradients, and the `worst` prompts."""
-        return rft_tables.report(self.summary, self.run.read_json("provenance.json"), self.prompts, worst)
+        return reward_tables(self.summary, self.run.read_json("provenance.json"), self.prompts, worst)
 
 
 def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
@@ -170,8 +170,8 @@ def _gamma(rows: pd.DataFrame) -> float:
 
 
 def _draw(run: RunFolder, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> None:
-    from entangle.figures import probe as plots
-    from entangle.figures import rft as rft_plots
+    from entangle.figures.rewards import reward_map, scatter
+    from entangle.figures.style import new_axes, save
 
-    for name, draw in {"scatter": rft_plots.scatter, "map": rft_plots.reward_map}.items():
-        plots.save(draw(plots.new_axes(), prompts, summary), run.path / f"{name}.png")
+    for name, draw in {"scatter": scatter, "map": reward_map}.items():
+        save(draw(new_axes(), prompts, summary), run.path / f"{name}.png")

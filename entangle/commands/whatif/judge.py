@@ -22,13 +22,15 @@ from entangle.analysis.hyperparameters import DEFAULT_KNOBS
 from entangle.analysis.predictions import geometry_of, is_scored, logps_of
 from entangle.analysis.regimes import REGIMES, Regime
 from entangle.analysis.summary import share
+from entangle.analysis.verdict import limits, recommendation
 from entangle.commands.whatif.bench import Bench
 from entangle.commands.whatif.choice import base_of, build_all, judgeable, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
 from entangle.config import ProbeConfig, WhatIfConfig
 from entangle.errors import RunError
 from entangle.runs.folder import RunFolder
-from entangle.tables.probe import Shown
+from entangle.tables.base import Shown
+from entangle.tables.whatif import whatif_tables
 from losses import PreferenceLoss
 
 if TYPE_CHECKING:
@@ -66,9 +68,7 @@ class WhatIf(Shown):
 
     def renderable(self, rows: int = 12):
         """The tables and the recommendation as a rich object."""
-        from entangle.tables.whatif import report
-
-        return report(self, rows)
+        return whatif_tables(self.settings, self.critical, self.summary, self.texts, rows)
 
 
 def what_if(
@@ -134,8 +134,6 @@ def what_if(
         "best": _best(settings),
         "grid": list(grid),
     }  # fmt: skip
-    from entangle.tables.whatif import limits, recommendation
-
     summary |= {"recommendation": recommendation(summary), "limits": limits(summary)}
     curves = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
     return WhatIf(rows, settings, regimes, critical, curves, summary, source.texts)
@@ -230,9 +228,11 @@ def write(result: WhatIf, path: str | Path, config: Mapping[str, Any], *, plots:
     folder.write_table("curves.parquet", result.curves)
     figures = []
     if plots:
-        from entangle.figures.whatif import write_figures
+        from entangle.figures.settings import write_figures
 
-        figures = write_figures(result, folder.path)
+        figures = write_figures(
+            result.pairs, result.settings, result.regimes, result.curves, result.summary, folder.path
+        )
     folder.write_json("summary.json", result.summary | {"figures": figures})
     return folder
 

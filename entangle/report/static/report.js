@@ -1,6 +1,5 @@
 "use strict";
-/* Draws the page's figures, cards and table from the JSON beside it. Text from data goes through textContent only,
-   and into plotly (which reads some tags) through plain(). */
+/* Draws the page's live figures, cards and table from the JSON beside it. Text from data goes through textContent only. */
 (() => {
   const content = JSON.parse(document.getElementById("content").textContent);
   const byId = (id) => document.getElementById(id);
@@ -18,7 +17,6 @@
     return made;
   }
 
-  const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   const at = (column, place) => (Array.isArray(column) ? column[place] : column);
   const isInfinite = (value) => Math.abs(value) >= content.infinite;
 
@@ -64,164 +62,302 @@
         name === "loss" ? loss.label : form === "f" ? values[name].toFixed(digits) : number(values[name], Number(digits)));
   }
 
-  // --- figures -------------------------------------------------------------------------------------------------
+  // --- live figures --------------------------------------------------------------------------------------------
 
-  const CONFIG = { displaylogo: false, responsive: true, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
+  const SVG = "http://www.w3.org/2000/svg";
+  const EDGE = { left: 60, right: 14, top: 12, bottom: 46 }, NEAR = 18, DRAGGED = 6;
+  const CORNERS = { ideal: [1, 1], both_up: [1, 0], both_down: [0, 1], inverted: [0, 0] };
 
-  function colours() {
-    const style = getComputedStyle(root);
-    const read = (name) => style.getPropertyValue(name).trim();
-    return state.printing
-      ? { ink: "#000000", quiet: "#444444", line: "#cccccc", card: "#ffffff" }
-      : { ink: read("--ink"), quiet: read("--quiet"), line: read("--line"), card: read("--card") };
+  function shape(tag, attributes, text) {
+    const made = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    if (text !== undefined) made.textContent = text;
+    return made;
   }
 
-  /* A colour of a figure as it is told from the page behind it. */
-  const DARK = {
-    "#2b5c8a": "#6ea8de", "#2b6cb0": "#6ea8de", "#c8382e": "#f0685c", "#8a4fbf": "#b68ae4", "#7a5230": "#b98a63", "#5f6b73": "#9aa6ae",
-    "#f4f4f2": "#2a2f38",
+  /* One mark as a part of a path, with one capital M: circle, triangles, square, cross. */
+  const MARKS = {
+    o: (x, y, r) => `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0z`,
+    "^": (x, y, r) => `M${x - r} ${y + 0.8 * r}h${2 * r}l${-r} ${-1.8 * r}z`,
+    v: (x, y, r) => `M${x - r} ${y - 0.8 * r}h${2 * r}l${-r} ${1.8 * r}z`,
+    s: (x, y, r) => `M${x - 0.9 * r} ${y - 0.9 * r}h${1.8 * r}v${1.8 * r}h${-1.8 * r}z`,
+    x: (x, y, r) => `M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}`,
   };
-  const shade = (colour) => (state.printing || !isDark() ? colour : (DARK[colour.slice(0, 7)] ?? colour.slice(0, 7)) + colour.slice(7));
-
-  function draw(key) {
-    const figure = content.figures[key];
-    const target = byId(`figure-${key}`);
-    const colour = colours();
-    const made = figure.live ? LIVE[figure.live](figure.run, colour) : figure;
-    const own = (value) => JSON.parse(JSON.stringify(value), (_, item) =>
-      item === "theme" ? colour.ink : typeof item === "string" && item.startsWith("#") ? shade(item) : item);
-    const layout = {
-      font: { family: "system-ui, sans-serif", size: 12, color: colour.ink }, paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 16, t: 58, b: 48 }, hoverlabel: { align: "left" },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour.quiet, activecolor: colour.ink },
-      showlegend: true, legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom" }, ...own(made.layout),
-    };
-    for (const axis of ["xaxis", "yaxis"]) {
-      layout[axis] = {
-        gridcolor: colour.line, zerolinecolor: colour.line, linecolor: colour.line, ticks: "outside", tickcolor: colour.line,
-        ...layout[axis],
-      };
-    }
-    if (state.printing) layout.width = Math.min(PRINT_WIDTH, target.clientWidth || PRINT_WIDTH);
-    const isNew = !target.data;
-    const drawn = Plotly.react(target, own(made.data), layout, CONFIG);
-    if (isNew && figure.live) follow(target, key, figure.run);
-    return drawn;
-  }
-
-  function drawAll(filter = () => true) {
-    for (const key of Object.keys(content.figures)) if (filter(content.figures[key], key)) draw(key);
-  }
-
-  function drawInTurn(keys) {
-    if (!keys.length) {
-      root.dataset.ready = "all";
-      return;
-    }
-    draw(keys[0]);
-    setTimeout(() => drawInTurn(keys.slice(1)), 0);
-  }
-
-  /* Hover tells the pair's texts beside the figure; a click opens its card. */
-  function follow(target, key, run) {
-    target.on("plotly_hover", (event) => {
-      const place = event.points[0].customdata?.[0];
-      if (place === undefined) return;
-      const parts = ["chosen", "rejected"].map((side) => `${side}: ${textOf(run, side, place).trim().slice(0, 110) || "(no text)"}`);
-      byId(`beside-${key}`).textContent = `Pair ${indexOf(run, place)}. ${parts.join(" · ")}`;
-    });
-    target.on("plotly_click", (event) => {
-      const place = event.points[0].customdata?.[0];
-      if (place !== undefined) go(run, indexOf(run, place));
-    });
-  }
-
-  /* One trace per regime; x, y: place -> number; hover: lines with %{customdata[1]}... of the columns given. */
-  function marks(run, x, y, columns, hover) {
-    const loss = lossOf(run);
-    return content.regimes.map((regime, code) => {
-      const places = [...Array(pairsOf(run).count).keys()].filter((place) => loss.regimes.charCodeAt(place) - 48 === code);
-      return {
-        type: "scatter", mode: "markers", name: `${regime.text} (${places.length})`, x: places.map(x), y: places.map(y),
-        customdata: places.map((place) => [place, indexOf(run, place), ...columns.map((name) => number(valueOf(run, name, place)))]),
-        hovertemplate: `pair %{customdata[1]}: ${regime.text}<br>${hover}<extra></extra>`,
-        marker: { color: regime.colour, symbol: regime.mark, size: pairsOf(run).count > 3000 ? 4 : pairsOf(run).count > 200 ? 7 : 9, opacity: 0.8 },
-      };
-    }).filter((trace) => trace.x.length);
-  }
-
+  const filled = (regime) => (regime.mark === "x" ? `fill:none;stroke:${regime.colour};stroke-width:1.2` : `fill:${regime.colour};fill-opacity:.8`);
+  const round = (value) => Math.round(10 * value) / 10;
   const height = (cosine) => -Math.acos(Math.max(-1, Math.min(1, cosine))); // near 1, where entangled pairs are, cosines crowd
+  const everyPlace = (run) => [...Array(pairsOf(run).count).keys()];
+  const largest = (values) => values.reduce((most, value) => (Number.isFinite(value) ? Math.max(most, Math.abs(value)) : most), 0);
 
-  const LIVE = {
-    plane(run, colour) {
-      const loss = lossOf(run), columns = pairsOf(run).columns;
-      const ratio = (place) => Math.log(at(columns.norm_ratio, place));
-      const data = marks(
-        run, ratio, (place) => height(at(columns.cosine, place)), ["cosine", "norm_ratio", "band_lower", "band_upper"],
-        "cosine %{customdata[2]}, norm ratio %{customdata[3]}<br>ideal for rho from %{customdata[4]} to %{customdata[5]}",
-      );
-      const all = [...Array(pairsOf(run).count).keys()];
-      const known = all.map(ratio).filter(Number.isFinite);
-      const reach = Math.max(1, 1.08 * known.reduce((most, value) => Math.max(most, Math.abs(value)), 0));
-      const least = all.reduce((low, place) => Math.min(low, at(columns.cosine, place)), 0);
+  /* What is drawn: x and y of every pair, the ends and ticks of both axes, lines, and what is said of a pair. */
+  const VIEWS = {
+    plane(run) {
+      const loss = lossOf(run), columns = pairsOf(run).columns, places = everyPlace(run);
+      const xs = places.map((place) => Math.log(at(columns.norm_ratio, place))), ys = places.map((place) => height(at(columns.cosine, place)));
+      const reach = Math.max(1, 1.08 * largest(xs));
+      const least = places.reduce((low, place) => Math.min(low, at(columns.cosine, place) ?? 0), 0);
+      const view = {
+        xs, ys, x: { title: "norm ratio |g_l| / |g_w|", ends: [-reach, reach] }, y: { title: "cosine", ends: [height(Math.max(-1, least - 0.08)), 0.06] },
+        lines: [], told: (place) => [
+          `cosine ${number(at(columns.cosine, place))}, norm ratio ${number(at(columns.norm_ratio, place))}`,
+          `ideal for rho from ${number(at(columns.band_lower, place))} to ${number(at(columns.band_upper, place))}`,
+        ],
+      };
+      view.x.ticks = [1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 64].map((tick) => [Math.log(tick), tick < 1 ? `1/${1 / tick}` : String(tick)]);
+      view.y.ticks = [1, 0.999, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0, -0.25, -0.5, -0.75, -1].map((tick) => [height(tick), number(tick)]);
       if (loss.rho > 0 && !isInfinite(loss.rho)) {
         const middle = Math.log(loss.rho);
-        const xs = [...Array(201).keys()].map((i) => -reach + (i * reach) / 100).concat(middle).sort((a, b) => a - b);
-        data.unshift({
-          type: "scatter", mode: "lines", x: xs, y: xs.map((x) => height(Math.exp(-Math.abs(x - middle)))), hoverinfo: "skip",
-          name: `border of ideal, ${plain(loss.label)} (rho ${loss.rho_varies ? "median " : ""}${number(loss.rho, 3)})`,
-          line: { color: colour.ink, width: 1.6, dash: loss.rho_varies ? "dash" : "solid" },
+        const path = [...Array(401).keys()].map((i) => 2 * reach * (i / 200 - 1)).concat(middle).sort((a, b) => a - b);
+        view.lines.push({
+          points: path.map((x) => [x, height(Math.exp(-Math.abs(x - middle)))]), isDashed: loss.rho_varies,
+          text: `border of ideal, ${loss.label} (rho ${loss.rho_varies ? "median " : ""}${number(loss.rho, 3)})`,
         });
       }
-      const ticks = [1, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0, -0.25, -0.5, -0.75].filter((tick) => tick >= least - 0.1);
-      const ratios = [1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 64].filter((tick) => Math.abs(Math.log(tick)) <= reach);
-      return {
-        data,
-        layout: {
-          hovermode: "closest", uirevision: "plane",
-          xaxis: {
-            title: { text: "norm ratio |g_l| / |g_w|" }, range: [-reach, reach], zeroline: false,
-            tickvals: ratios.map(Math.log), ticktext: ratios.map((tick) => (tick < 1 ? `1/${1 / tick}` : String(tick))),
-          },
-          yaxis: {
-            title: { text: "cosine" }, range: [height(Math.max(-1, least - 0.08)), 0.06], zeroline: false,
-            tickvals: ticks.map(height), ticktext: ticks.map((tick) => number(tick)),
-          },
-        },
-      };
+      return view;
     },
 
-    changes(run, colour) {
-      const loss = lossOf(run);
-      const sizes = [...Array(pairsOf(run).count).keys()]
-        .flatMap((place) => [at(loss.change_chosen, place), at(loss.change_rejected, place)].map(Math.abs))
-        .filter((size) => size > 0).sort((a, b) => a - b);
-      const unit = sizes[Math.floor(sizes.length / 5)] || 1, most = sizes.at(-1) || 1;
-      const bend = (value) => Math.asinh(value / unit);
+    changes(run) {
+      const loss = lossOf(run), places = everyPlace(run);
+      const sizes = places.flatMap((place) => [at(loss.change_chosen, place), at(loss.change_rejected, place)].map(Math.abs)).filter((size) => size > 0).sort((a, b) => a - b);
+      const unit = sizes[Math.floor(sizes.length / 5)] || 1, most = sizes.at(-1) || 1, edge = 1.07 * Math.asinh(most / unit);
+      const bend = (value) => (value === null ? NaN : Math.asinh(value / unit));
       const powers = [];
       for (let power = Math.ceil(Math.log10(unit)); power <= Math.log10(most); power++) powers.push(power);
-      const shown = powers.filter((_, i) => i % Math.ceil(powers.length / 4) === 0);
-      const tickvals = [...shown.map((p) => -bend(10 ** p)).reverse(), 0, ...shown.map((p) => bend(10 ** p))];
-      const ticktext = [...shown.map((p) => `−10<sup>${p}</sup>`).reverse(), "0", ...shown.map((p) => `10<sup>${p}</sup>`)];
-      const edge = 1.07 * bend(most);
-      const axis = (title) => ({ title: { text: title }, tickvals, ticktext, range: [-edge, edge], zerolinecolor: colour.quiet });
-      const corners = { ideal: [1, 0], both_up: [1, 1], both_down: [0, 0], inverted: [0, 1] };
+      const shown = powers.filter((_, i) => i % Math.ceil(powers.length / 4) === 0).map((power) => 10 ** power);
+      const ticks = [...shown.map((size) => [-bend(size), number(-size)]).reverse(), [0, "0"], ...shown.map((size) => [bend(size), number(size)])];
+      const axis = (title) => ({ title, ticks, ends: [-edge, edge], middle: 0 });
       return {
-        data: marks(
-          run, (place) => bend(at(loss.change_chosen, place)), (place) => bend(at(loss.change_rejected, place)),
-          ["change_chosen", "change_rejected"], "chosen %{customdata[2]}, rejected %{customdata[3]} nats per unit learning rate",
-        ),
-        layout: {
-          hovermode: "closest", showlegend: false, xaxis: axis("change of the chosen, nats per unit learning rate"),
-          yaxis: axis("change of the rejected"),
-          annotations: content.regimes.filter((regime) => regime.name in corners).map((regime) => ({
-            text: regime.text, xref: "paper", yref: "paper", x: corners[regime.name][0], y: corners[regime.name][1], showarrow: false,
-            font: { color: regime.colour, size: 13 }, xanchor: corners[regime.name][0] ? "right" : "left",
-          })),
-        },
+        xs: places.map((place) => bend(at(loss.change_chosen, place))), ys: places.map((place) => bend(at(loss.change_rejected, place))),
+        x: axis("change of the chosen, nats per unit learning rate"), y: axis("change of the rejected"), lines: [], corners: CORNERS,
+        told: (place) => [`chosen ${signed(at(loss.change_chosen, place))}, rejected ${signed(at(loss.change_rejected, place))} nats per unit learning rate`],
       };
     },
   };
+
+  /* Key of a live figure -> what is drawn now, where on the screen its points are, and what part of it is looked at. */
+  const drawn = {};
+
+  function draw(key) {
+    const { view: name, run } = content.live[key], target = byId(`figure-${key}`), loss = lossOf(run);
+    const view = VIEWS[name](run), part = drawn[key]?.part ?? null;
+    const width = state.printing ? PRINT_WIDTH : target.clientWidth || PRINT_WIDTH, tall = target.clientHeight || 470;
+    const ends = { x: part?.x ?? view.x.ends, y: part?.y ?? view.y.ends };
+    const right = width - EDGE.right, bottom = tall - EDGE.bottom;
+    const toX = (x) => EDGE.left + ((x - ends.x[0]) / (ends.x[1] - ends.x[0])) * (right - EDGE.left);
+    const toY = (y) => bottom - ((y - ends.y[0]) / (ends.y[1] - ends.y[0])) * (bottom - EDGE.top);
+    const svg = shape("svg", { viewBox: `0 0 ${width} ${tall}`, width, height: tall, "aria-hidden": "true" });
+    const clip = shape("clipPath", { id: `clip-${key}` });
+    clip.append(shape("rect", { x: EDGE.left, y: EDGE.top, width: right - EDGE.left, height: bottom - EDGE.top }));
+    svg.append(clip, axes(view, ends, toX, toY, right, bottom));
+    const inside = shape("g", { "clip-path": `url(#clip-${key})` });
+    for (const line of view.lines) {
+      const path = line.points.map(([x, y], i) => `${i ? "L" : "M"}${round(toX(x))} ${round(toY(y))}`).join("");
+      inside.append(shape("path", { class: "border", d: path, ...(line.isDashed ? { "stroke-dasharray": "6 4" } : {}) }));
+    }
+    const size = view.xs.length > 3000 ? 2 : view.xs.length > 200 ? 3.5 : 4.5;
+    const screen = view.xs.map((x, place) => [round(toX(x)), round(toY(view.ys[place]))]);
+    const paths = content.regimes.map(() => []);
+    screen.forEach(([x, y], place) => {
+      const code = loss.regimes.charCodeAt(place) - 48;
+      if (Number.isFinite(x) && Number.isFinite(y)) paths[code].push(MARKS[content.regimes[code].mark](x, y, size));
+    });
+    const points = shape("g", { class: "points" });
+    content.regimes.forEach((regime, code) => {
+      if (paths[code].length) points.append(shape("path", { d: paths[code].join(""), style: filled(regime) }));
+    });
+    inside.append(points);
+    const ring = shape("circle", { class: "ring", r: size + 3, visibility: "hidden" });
+    const rectangle = shape("rect", { class: "zoomed", visibility: "hidden" });
+    svg.append(inside, ring, rectangle);
+    const tip = target.querySelector(".tip") ?? element("div", "", "tip");
+    tip.hidden = true;
+    tip.dir = "auto";
+    target.replaceChildren(svg, tip);
+    const isNew = !drawn[key];
+    drawn[key] = { part, view, ends, screen, ring, rectangle, tip, right, bottom, at: null };
+    showTools(key, paths.map((marks) => marks.length));
+    if (isNew) follow(target, key, run);
+  }
+
+  function axes(view, ends, toX, toY, right, bottom) {
+    const group = shape("g", {});
+    const isIn = (value, [from, to]) => value >= from && value <= to;
+    let lastX = -Infinity, lastY = Infinity;
+    for (const [place, text] of view.x.ticks.filter(([place]) => isIn(place, ends.x))) {
+      const x = round(toX(place));
+      group.append(shape("path", { class: "grid", d: `M${x} ${EDGE.top}V${bottom}` }));
+      if (x - lastX < 34) continue;
+      lastX = x;
+      group.append(shape("text", { x, y: bottom + 17, "text-anchor": "middle" }, text));
+    }
+    for (const [place, text] of view.y.ticks.filter(([place]) => isIn(place, ends.y)).sort((a, b) => a[0] - b[0])) {
+      const y = round(toY(place));
+      group.append(shape("path", { class: "grid", d: `M${EDGE.left} ${y}H${right}` }));
+      if (lastY - y < 14) continue;
+      lastY = y;
+      group.append(shape("text", { x: EDGE.left - 6, y: y + 4, "text-anchor": "end" }, text));
+    }
+    if (view.x.middle !== undefined && isIn(0, ends.x)) group.append(shape("path", { class: "axis", d: `M${toX(0)} ${EDGE.top}V${bottom}` }));
+    if (view.y.middle !== undefined && isIn(0, ends.y)) group.append(shape("path", { class: "axis", d: `M${EDGE.left} ${toY(0)}H${right}` }));
+    group.append(shape("path", { class: "axis", fill: "none", d: `M${EDGE.left} ${EDGE.top}V${bottom}H${right}` }));
+    group.append(shape("text", { x: (EDGE.left + right) / 2, y: bottom + 38, "text-anchor": "middle" }, view.x.title));
+    group.append(shape("text", { transform: `translate(14 ${(EDGE.top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, view.y.title));
+    for (const regime of content.regimes) {
+      const corner = view.corners?.[regime.name];
+      if (corner) {
+        group.append(shape("text", {
+          x: corner[0] ? right - 6 : EDGE.left + 6, y: corner[1] ? bottom - 8 : EDGE.top + 14, "text-anchor": corner[0] ? "end" : "start",
+        }, regime.text));
+      }
+    }
+    return group;
+  }
+
+  /* Below a live figure: what its marks and its line mean, the whole view again, the drawing as a file. */
+  function showTools(key, counts) {
+    const list = element("ul"), tools = byId(`tools-${key}`);
+    content.regimes.forEach((regime, code) => {
+      if (counts[code]) list.append(legendItem(shape("path", { d: MARKS[regime.mark](7, 7, 5), style: filled(regime) }), `${regime.text} (${counts[code]})`));
+    });
+    for (const line of drawn[key].view.lines) {
+      const sample = shape("path", { d: "M0 7H14", style: `stroke:var(--ink);stroke-width:2${line.isDashed ? ";stroke-dasharray:4 3" : ""}` });
+      list.append(legendItem(sample, line.text));
+    }
+    const whole = button("Whole view", () => look(key, null)), file = button("Save as SVG", () => save(key));
+    whole.hidden = !drawn[key].part;
+    tools.replaceChildren(list, whole, file);
+  }
+
+  function legendItem(sample, text) {
+    const item = element("li"), icon = shape("svg", { viewBox: "0 0 14 14", "aria-hidden": "true" }), words = element("bdi", text);
+    icon.append(sample);
+    item.append(icon, words);
+    return item;
+  }
+
+  function button(text, action) {
+    const made = element("button", text);
+    made.type = "button";
+    made.addEventListener("click", action);
+    return made;
+  }
+
+  function look(key, part) {
+    drawn[key].part = part;
+    draw(key);
+  }
+
+  /* The drawing with the colours that it has now, as a file of its own. */
+  function save(key) {
+    const original = byId(`figure-${key}`).querySelector("svg"), copy = original.cloneNode(true);
+    const from = original.querySelectorAll("*");
+    copy.querySelectorAll("*").forEach((made, i) => {
+      const style = getComputedStyle(from[i]);
+      for (const name of ["fill", "stroke", "stroke-width", "fill-opacity", "visibility"]) made.style.setProperty(name, style.getPropertyValue(name));
+      if (made.tagName === "text") made.style.font = "12px sans-serif";
+    });
+    copy.setAttribute("xmlns", SVG);
+    const link = element("a");
+    link.href = URL.createObjectURL(new Blob([copy.outerHTML], { type: "image/svg+xml" }));
+    link.download = `${content.live[key].view}.svg`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  /* The pair nearest to a place of the screen that is in sight; null if none is near. */
+  function nearest(key, x, y, reach) {
+    const { screen, right, bottom } = drawn[key];
+    let best = null, least = reach * reach;
+    screen.forEach(([px, py], place) => {
+      const far = (px - x) ** 2 + (py - y) ** 2;
+      if (far < least && px >= EDGE.left && px <= right && py >= EDGE.top && py <= bottom) [best, least] = [place, far];
+    });
+    return best;
+  }
+
+  /* Point out a pair: a ring around it, its numbers beside it, its texts under the figure. */
+  function pointOut(key, run, place) {
+    const now = drawn[key];
+    if (place === now.at) return;
+    now.at = place;
+    now.tip.hidden = place === null;
+    now.ring.setAttribute("visibility", place === null ? "hidden" : "visible");
+    if (place === null) return;
+    const [x, y] = now.screen[place];
+    now.ring.setAttribute("cx", x);
+    now.ring.setAttribute("cy", y);
+    now.tip.textContent = [`pair ${indexOf(run, place)}: ${regimeOf(lossOf(run), place).text}`, ...now.view.told(place)].join("\n");
+    const box = now.tip.parentElement;
+    now.tip.style.left = `${Math.max(0, Math.min(x + 12, box.clientWidth - now.tip.offsetWidth - 4))}px`;
+    now.tip.style.top = `${y + 14 + now.tip.offsetHeight > box.clientHeight ? y - now.tip.offsetHeight - 10 : y + 14}px`;
+    const parts = ["chosen", "rejected"].map((side) => `${side}: ${textOf(run, side, place).trim().slice(0, 110) || "(no text)"}`);
+    byId(`beside-${key}`).textContent = `Pair ${indexOf(run, place)}. ${parts.join(" · ")}`;
+  }
+
+  /* Hover points a pair out, a click opens its card; dragging looks closer, with Shift it moves; two clicks go back. */
+  function follow(target, key, run) {
+    let from = null;
+    const spot = (event) => {
+      const box = target.getBoundingClientRect();
+      return [event.clientX - box.left, event.clientY - box.top];
+    };
+    const isDrag = ([x, y]) => from && (Math.abs(x - from.spot[0]) > DRAGGED || Math.abs(y - from.spot[1]) > DRAGGED);
+    const toData = ([x, y]) => {
+      const { ends, right, bottom } = drawn[key];
+      const share = [(x - EDGE.left) / (right - EDGE.left), (bottom - y) / (bottom - EDGE.top)].map((value) => Math.max(0, Math.min(1, value)));
+      return [ends.x[0] + share[0] * (ends.x[1] - ends.x[0]), ends.y[0] + share[1] * (ends.y[1] - ends.y[0])];
+    };
+    target.addEventListener("pointerdown", (event) => {
+      if (event.button === 0) from = { spot: spot(event), isMoving: event.shiftKey, canDrag: event.pointerType !== "touch" };
+    });
+    target.addEventListener("pointermove", (event) => {
+      const to = spot(event);
+      if (!from?.canDrag || !isDrag(to)) {
+        pointOut(key, run, nearest(key, ...to, NEAR));
+        target.style.cursor = drawn[key].at === null ? "" : "pointer";
+        return;
+      }
+      if (!target.hasPointerCapture(event.pointerId)) target.setPointerCapture(event.pointerId);
+      pointOut(key, run, null);
+      if (from.isMoving) return;
+      const { rectangle } = drawn[key];
+      for (const [name, value] of Object.entries({
+        x: Math.min(to[0], from.spot[0]), y: Math.min(to[1], from.spot[1]), width: Math.abs(to[0] - from.spot[0]), height: Math.abs(to[1] - from.spot[1]),
+        visibility: "visible",
+      })) rectangle.setAttribute(name, value);
+    });
+    target.addEventListener("pointerup", (event) => {
+      const start = from, to = spot(event), wasDrag = from?.canDrag && isDrag(to);
+      from = null;
+      if (!start) return;
+      if (!wasDrag) {
+        const place = nearest(key, ...to, event.pointerType === "touch" ? 2 * NEAR : NEAR);
+        if (place !== null) go(run, indexOf(run, place));
+        return;
+      }
+      const [a, b] = [toData(start.spot), toData(to)], { ends } = drawn[key];
+      const moved = (axis, i) => ends[axis].map((end) => end + a[i] - b[i]);
+      look(key, start.isMoving
+        ? { x: moved("x", 0), y: moved("y", 1) }
+        : { x: [Math.min(a[0], b[0]), Math.max(a[0], b[0])], y: [Math.min(a[1], b[1]), Math.max(a[1], b[1])] });
+    });
+    target.addEventListener("pointerleave", () => { if (!from) pointOut(key, run, null); });
+    target.addEventListener("pointercancel", () => { from = null; });
+    target.addEventListener("dblclick", () => look(key, null));
+    target.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key], now = drawn[key].at;
+      if (step) {
+        event.preventDefault();
+        const order = everyPlace(run).filter((place) => Number.isFinite(drawn[key].screen[place][0])).sort((a, b) => drawn[key].screen[a][0] - drawn[key].screen[b][0]);
+        const next = now === null ? (step > 0 ? 0 : order.length - 1) : (order.indexOf(now) + step + order.length) % order.length;
+        if (order.length) pointOut(key, run, order[next]);
+      } else if (event.key === "Enter" && now !== null) go(run, indexOf(run, now));
+    });
+  }
+
+  function drawAll() {
+    for (const key of Object.keys(content.live)) draw(key);
+  }
 
   // --- cards ---------------------------------------------------------------------------------------------------
 
@@ -236,13 +372,14 @@
   ];
 
   function fact(list, name, value, key) {
-    const item = element("div"), head = element("dt");
+    const item = element("div"), head = element("dt"), told = element("dd", value);
+    told.dir = "auto";
     if (key) {
       const link = element("a", name, "term");
       link.href = `#def-${key}`;
       head.append(link);
     } else head.textContent = name;
-    item.append(head, element("dd", value));
+    item.append(head, told);
     list.append(item);
   }
 
@@ -277,17 +414,27 @@
   }
 
   function fillTexts(made, run, place) {
-    const pairs = pairsOf(run), tokens = pairs.tokens[String(indexOf(run, place))];
-    if (!pairs.texts && !tokens) made.querySelector(".texts").remove();
-    else made.querySelector(".text.prompt").textContent = textOf(run, "prompt", place) || "(not in the run folder)";
-    if (!pairs.texts && !tokens) return;
-    const heavy = [];
+    const pairs = pairsOf(run), tokens = pairs.tokens[String(indexOf(run, place))], heavy = [];
+    if (!pairs.texts && !tokens) {
+      made.querySelector(".texts").replaceWith(element("p", "The run folder holds no texts.", "note"));
+      return;
+    }
+    write(made.querySelector(".text.prompt"), run, "prompt", place);
     for (const side of ["chosen", "rejected"]) {
       const box = made.querySelector(`.text.${side}`);
-      if (!tokens?.[side]) box.textContent = textOf(run, side, place) || "(empty, or not in the run folder)";
+      if (!tokens?.[side]) write(box, run, side, place);
       else heavy.push(paint(box, side, tokens[side]));
     }
     if (heavy.length) made.querySelector(".heaviest").textContent = `Share of c: ${heavy.join(" ")} Red adds to the entanglement, underlined blue takes away.`;
+  }
+
+  /* A text, or in words why there is none to see. */
+  function write(box, run, side, place) {
+    const { texts, cut } = pairsOf(run), text = textOf(run, side, place);
+    if (text.trim()) box.textContent = text;
+    else if (!texts) box.append(element("span", "(the run folder holds no texts)", "missing"));
+    else if (text) box.append(element("span", `(nothing but white space, ${text.length} characters)`, "missing"));
+    else box.append(element("span", cut === 0 ? "(left out, so that the file stays small)" : "(empty)", "missing"));
   }
 
   /* Tokens with a background as strong as their share of c; what the colours say is also said in words. */
@@ -390,9 +537,12 @@
     }
   }
 
+  /* The choices of a filter, with how many pairs each keeps; what was chosen stays chosen where it still is one. */
   function fillSelect(select, options) {
-    select.replaceChildren(select.options[0], ...options.map(([value, text]) => new Option(text, value)));
-    select.closest("label").hidden = !options.length;
+    const chosen = select.value;
+    select.replaceChildren(select.options[0], ...options.map(([value, text, count]) => new Option(`${text} (${count})`, value)));
+    select.value = options.some(([value]) => value === chosen) ? chosen : "";
+    select.closest("label").hidden = options.length < 2 && select.id !== "flag" || !options.length;
   }
 
   /* Which pairs are shown, and in which order. */
@@ -448,6 +598,7 @@
     }
     if (pairsOf(run).texts && !state.printing) {
       made.append(element("td", ["prompt", "chosen"].map((side) => textOf(run, side, place).slice(0, 60)).join(" → ").replace(/\s+/g, " "), "words"));
+      made.lastChild.dir = "auto";
     }
     return made;
   }
@@ -461,6 +612,15 @@
     return made;
   }
 
+  function nothing() {
+    const made = element("tr"), cell = element("td", "No pair matches these filters.");
+    made.setAttribute("aria-hidden", "true"); // the count beside the filters says it too
+    cell.colSpan = byId("heads").children.length;
+    cell.style.textAlign = "left";
+    made.append(cell);
+    return made;
+  }
+
   /* Only the rows in sight are in the document; when it is printed, the first ones. */
   function showRows() {
     const box = byId("rows"), total = state.order.length;
@@ -468,6 +628,7 @@
     const last = Math.min(total, state.printing ? PRINTED : first + Math.ceil(box.clientHeight / ROW) + 20);
     const focused = box.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
     const rows = state.order.slice(first, last).map((place, i) => row(state.run, place, first + i));
+    if (!total) rows.push(nothing());
     byId("body").replaceChildren(...(first ? [gap(first)] : []), ...rows, ...(last < total && !state.printing ? [gap(total - last)] : []));
     if (focused) byId("body").querySelector(`a[href="${focused}"]`)?.focus({ preventScroll: true });
     document.querySelector(".printed").textContent = total > PRINTED ? `Printed: the first ${PRINTED} of ${total}.` : "";
@@ -498,15 +659,16 @@
     if (byId("run")) byId("run").value = String(run);
     byId("selected").replaceChildren();
     const pairs = pairsOf(run), codes = [...new Set(lossOf(run).regimes)].sort();
-    fillSelect(byId("regime"), codes.map((code) => [code, content.regimes[Number(code)].text]));
-    fillSelect(byId("kind"), (pairs.columns.kind?.names ?? []).map((name, code) => [String(code), name]));
-    fillSelect(byId("flag"), Object.keys(pairs.columns.flags).map((name) => [name, name.replaceAll("_", " ")]));
+    const regimes = lossOf(run).regimes, kind = pairs.columns.kind, flags = Object.entries(pairs.columns.flags);
+    fillSelect(byId("regime"), codes.map((code) => [code, content.regimes[Number(code)].text, regimes.split(code).length - 1]));
+    fillSelect(byId("kind"), (kind?.names ?? []).map((name, code) => [String(code), name, kind.codes.filter((own) => own === code).length]));
+    fillSelect(byId("flag"), flags.map(([name, places]) => [name, name.replaceAll("_", " "), places.length]));
     if (!columnsOf(run).includes(state.sort)) state.sort = "index";
     showHeads();
     showLegend();
     showCards();
     arrange();
-    if (isOtherLoss) drawAll((figure, key) => figure.live && byId(`figure-${key}`).data);
+    if (isOtherLoss) drawAll();
   }
 
   function isDark() {
@@ -549,9 +711,13 @@
   byId("theme").addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
     showTheme();
-    drawAll();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { showTheme(); drawAll(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
+  let resized = 0;
+  addEventListener("resize", () => {
+    cancelAnimationFrame(resized);
+    resized = requestAnimationFrame(() => { if (!state.printing) drawAll(); });
+  });
 
   function print(isPrinting) {
     state.printing = isPrinting;
@@ -594,5 +760,5 @@
     addEventListener("hashchange", openHash);
     openHash();
   }
-  drawInTurn(Object.keys(content.figures));
+  root.dataset.ready = "all";
 })();

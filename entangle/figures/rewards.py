@@ -1,4 +1,4 @@
-"""Figures of an `entangle rft` run, as functions that draw on a matplotlib axes. Needs entangle[plots]."""
+"""Figures of rewards: their spread over a prompt's answers, and the gradient that it leaves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from entangle.figures.style import BLUE, GREY, INK, QUIET, RED, figure_of, legend_below
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-POINT, NOISE, LINE, HARM = "#2b6cb0", "#9a9a9a", "#333333", "#c8382e"
 
 
 def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Axes:
@@ -29,14 +29,19 @@ def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Ax
     rows = prompts[prompts["grad_norm"].notna() & (prompts["reward_std"] > 0) & (prompts["grad_norm"] > 0)]
     certain = rows["grad_sq"] > 2 * rows["grad_sq_error"]
     for chosen, colour, label in (
-        (certain, POINT, "above two errors"),
-        (~certain, NOISE, "within two errors of 0"),
+        (certain, BLUE, "above two errors"),
+        (~certain, GREY, "within two errors of 0"),
     ):
         if chosen.any():
             axes.scatter(
-                rows.loc[chosen, "reward_std"], rows.loc[chosen, "grad_norm"], s=18, c=colour, alpha=0.75, linewidths=0,
+                rows.loc[chosen, "reward_std"],
+                rows.loc[chosen, "grad_norm"],
+                s=18,
+                c=colour,
+                alpha=0.75,
+                linewidths=0,
                 label=f"{label} ({int(chosen.sum())})",
-            )  # fmt: skip
+            )
     _pooled(axes, prompts)
     if len(rows):
         ends = rows["reward_std"].min() / 1.3, rows["reward_std"].max() * 1.3
@@ -46,7 +51,7 @@ def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Ax
             grid,
             trace * grid,
             "-",
-            color=LINE,
+            color=INK,
             lw=1.2,
             label=r"std $\times\sqrt{\mathrm{tr}\,F}$ (median trace)",
         )
@@ -57,7 +62,7 @@ def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Ax
         if gamma is not None and gamma == gamma and half == half and half > 0:
             paper = 6 * summary["setting"]["max_length"] * gamma * (half / 2) ** (1 / 3) * grid ** (2 / 3)
             axes.plot(
-                grid, paper, "--", color=LINE, lw=1.2, label="the paper's form, gamma estimated from below"
+                grid, paper, "--", color=INK, lw=1.2, label="the paper's form, gamma estimated from below"
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -70,7 +75,7 @@ def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Ax
     )
     axes.set_xlabel("standard deviation of the reward within a prompt")
     axes.set_ylabel("norm of the expected reward gradient")
-    _legend(axes)
+    legend_below(figure_of(axes))
     return axes
 
 
@@ -90,7 +95,7 @@ def _pooled(axes: Axes, prompts: pd.DataFrame, groups: int = 4) -> None:
             [value],
             [[value - low], [high - value]],
             fmt="D",
-            color=HARM,
+            color=RED,
             ms=5,
             capsize=3,
             label=label,
@@ -108,17 +113,22 @@ def reward_map(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) ->
     """
     limits = summary["thresholds"]
     harmful = (prompts["reward_std"] < limits["std"]) & (prompts["reward_mean"] < limits["mean"])
-    for chosen, colour, label in ((harmful, HARM, "small std, low mean"), (~harmful, POINT, "others")):
+    for chosen, colour, label in ((harmful, RED, "small std, low mean"), (~harmful, BLUE, "others")):
         if chosen.any():
             axes.scatter(
-                prompts.loc[chosen, "reward_mean"], prompts.loc[chosen, "reward_std"], s=18, c=colour, alpha=0.7,
-                linewidths=0, label=f"{label} ({int(chosen.sum())})",
-            )  # fmt: skip
-    axes.axhline(limits["std"], color=LINE, lw=0.8, ls=":")
-    axes.axvline(limits["mean"], color=LINE, lw=0.8, ls=":")
+                prompts.loc[chosen, "reward_mean"],
+                prompts.loc[chosen, "reward_std"],
+                s=18,
+                c=colour,
+                alpha=0.7,
+                linewidths=0,
+                label=f"{label} ({int(chosen.sum())})",
+            )
+    axes.axhline(limits["std"], color=QUIET, lw=0.8, ls=":")
+    axes.axvline(limits["mean"], color=QUIET, lw=0.8, ls=":")
     axes.set_xlabel("mean reward of a prompt's answers")
     axes.set_ylabel("standard deviation of the reward")
-    _legend(axes)
+    legend_below(figure_of(axes))
     return axes
 
 
@@ -130,24 +140,22 @@ def change(axes: Axes, changes: pd.DataFrame, summary: Mapping[str, Any]) -> Axe
         changes: rows of changes.parquet.
         summary: their aggregates.
     """
-    axes.axhline(0, color=LINE, lw=0.8)
+    axes.axhline(0, color=QUIET, lw=0.8)
     axes.scatter(
-        changes["reward_std_before"], changes["change"], s=14, c=NOISE, alpha=0.6, linewidths=0,
+        changes["reward_std_before"],
+        changes["change"],
+        s=14,
+        c=GREY,
+        alpha=0.6,
+        linewidths=0,
         label=f"prompts ({len(changes)}); error of one about {summary['typical_error']:.2g}",
-    )  # fmt: skip
+    )
     for number, group in enumerate(summary["groups"]):
         middle, value = (group["std_low"] + group["std_high"]) / 2, group["change"]
         errors = [[value - group["low"]], [group["high"] - value]]
         label = "mean by initial std, 95 % interval" if number == 0 else None
-        axes.errorbar([middle], [value], errors, fmt="o", color=POINT, ms=5, capsize=3, label=label)
+        axes.errorbar([middle], [value], errors, fmt="o", color=BLUE, ms=5, capsize=3, label=label)
     axes.set_xlabel("standard deviation of the reward before")
     axes.set_ylabel("change of the mean reward")
-    _legend(axes)
+    legend_below(figure_of(axes))
     return axes
-
-
-def _legend(axes: Axes) -> None:
-    if not axes.get_legend_handles_labels()[0]:
-        return
-    figure = axes.get_figure(root=True)
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)  # pyright: ignore[reportOptionalMemberAccess]

@@ -1,4 +1,4 @@
-"""Figures of an `entangle joint` run, as functions that draw on a matplotlib axes. Needs entangle[plots]."""
+"""Figures of prompts by two signals: what their pair and what their rewards have to teach."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from entangle.analysis.findings import SIGNALS
 from entangle.analysis.regimes import Regime
-from entangle.figures.probe import COLOURS, MARKERS
-from entangle.tables.joint import VERDICTS
+from entangle.analysis.wording import spoken
+from entangle.figures.style import (
+    AMBER,
+    BLUE,
+    GREEN,
+    MARKERS,
+    QUIET,
+    RED,
+    REGIME_COLOURS,
+    figure_of,
+    legend_below,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-VERDICT_COLOURS = {"both": "#2a9d6f", "dpo_only": "#2b6cb0", "rft_only": "#e0a526", "neither": "#c8382e"}
-LINE = "#333333"
+SIGNAL_COLOURS = {"both": GREEN, "dpo_only": BLUE, "rft_only": AMBER, "neither": RED}
 
 
 def quadrants(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Axes:
@@ -30,19 +40,19 @@ def quadrants(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> 
         prompts: measured rows of prompts.parquet.
         summary: the run's aggregates.
     """
-    for name, colour in VERDICT_COLOURS.items():
+    for name, colour in SIGNAL_COLOURS.items():
         rows = prompts[prompts["verdict"] == name]
         if len(rows):
-            label = f"{VERDICTS[name]} ({len(rows)})"
+            label = f"{SIGNALS[name]} ({len(rows)})"
             axes.scatter(
                 rows["pair_effect"], rows["rft_signal"], s=18, c=colour, alpha=0.75, linewidths=0, label=label
             )
-    axes.axvline(0, color=LINE, lw=0.8, ls=":")
-    axes.axhline(summary["thresholds"]["rft_signal"], color=LINE, lw=0.8, ls=":")
+    axes.axvline(0, color=QUIET, lw=0.8, ls=":")
+    axes.axhline(summary["thresholds"]["rft_signal"], color=QUIET, lw=0.8, ls=":")
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"effect of a {summary['loss']} step on the prompt's pair")
     axes.set_ylabel("std of the reward / half-range")
-    _legend(axes)
+    legend_below(figure_of(axes))
     return axes
 
 
@@ -57,23 +67,24 @@ def entanglement(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) 
     for regime in Regime:
         rows = prompts[prompts["pair_regime"] == regime]
         if len(rows):
-            label = f"{regime.replace('_', ' ')} ({len(rows)})"
+            label = f"{spoken(regime)} ({len(rows)})"
             axes.scatter(
-                rows["pair_cosine"], rows["reward_std"], s=18, c=COLOURS[regime], marker=MARKERS[regime], alpha=0.75,
-                linewidths=0.6 if regime is Regime.DEGENERATE else 0, label=label,
-            )  # fmt: skip
+                rows["pair_cosine"],
+                rows["reward_std"],
+                s=18,
+                c=REGIME_COLOURS[regime],
+                marker=MARKERS[regime],
+                alpha=0.75,
+                linewidths=0.6 if regime is Regime.DEGENERATE else 0,
+                label=label,
+            )
     rho = summary["rank_correlations"]["cosine_and_std"]
     if rho["rho"] is not None and rho["rho"] == rho["rho"]:
         found = f"rank correlation {rho['rho']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]"
         axes.set_title(found, fontsize=9)
-    axes.axhline(summary["thresholds"]["std"], color=LINE, lw=0.8, ls=":")
+    axes.axhline(summary["thresholds"]["std"], color=QUIET, lw=0.8, ls=":")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("cosine of the pair's two gradients")
     axes.set_ylabel("standard deviation of the reward within the prompt")
-    _legend(axes)
+    legend_below(figure_of(axes))
     return axes
-
-
-def _legend(axes: Axes) -> None:
-    figure = axes.get_figure(root=True)
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)  # pyright: ignore[reportOptionalMemberAccess]

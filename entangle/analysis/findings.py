@@ -1,0 +1,218 @@
+"""What the other measurements say in plain sentences: sets, checkpoints, training, comparisons, rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from entangle.analysis.curves import SIDES, Z, onset
+from entangle.analysis.ledger import MEANINGS, PARTS
+from entangle.analysis.summary import share
+from entangle.analysis.wording import correlation_text, is_known, share_text
+
+# --- all pairs of a set ---------------------------------------------------------------------------------------
+
+
+def set_sentence(summary: Mapping[str, Any]) -> str:
+    """The geometry of a set of pairs as one pair.
+
+    Args:
+        summary: of `entangle across`.
+    """
+    block, others = summary["set"], summary["epoch_pairs"] - 1
+    between = block["sq_chosen"] / block["alone"]["sq_chosen"]
+    sentence = (
+        f"{summary['pairs']} pairs, {summary['metric'].upper()} metric. The inner product of two different pairs' "
+        f"chosen scores is {100 * between:.2g} % of a score's squared norm on average; {others} other pairs of an "
+        f"epoch make it {others * between:.3g} times a pair's own."
+    )
+    if not is_known(block["cosine"]):
+        return f"{sentence} Different pairs' scores have no direction in common, so the set has no band."
+    beyond = " (the estimate lies beyond it: too few pairs to know more)" if abs(block["cosine"]) > 1 else ""
+    sentence += f" Mean scores have cosine {cosine_text(block['cosine'])}{beyond} and norm ratio "
+    sentence += f"{block['norm_ratio']:.3f}: "
+    low, high = block["band"]
+    if low is not None and high is not None and low >= high:
+        return f"{sentence}no rho is ideal for the set."
+    return f"{sentence}the set is ideal for rho between {ratio_text(low)} and {ratio_text(high)}."
+
+
+def ratio_text(value: float | None) -> str:
+    """An incentive ratio, which may be infinite (null in JSON)."""
+    return "inf" if value is None else f"{value:.3g}"
+
+
+def cosine_text(value: float) -> str:
+    """A cosine of mean scores, whose estimate from few pairs can come out above 1: that isn't printed as a fact.
+
+    >>> cosine_text(0.93812), cosine_text(1.04)
+    ('0.938', 'about 1')
+    """
+    return f"{value:.3f}" if abs(value) <= 1 else f"about {1 if value > 0 else -1}"
+
+
+def epoch_sentence(summary: Mapping[str, Any]) -> str:
+    """Where an epoch takes the mean log-probs under the first loss, and how sure that is.
+
+    Args:
+        summary: of `entangle across`.
+    """
+    loss, row = next(iter(summary["losses"].items()))
+    moves = []
+    for side in SIDES:
+        change, error = row[side]["change"], row[side]["error"]
+        doubt = (
+            "" if abs(change) > Z * error else " (within the error of these pairs: it may as well not move)"
+        )
+        moves.append(f"the mean {side} log-prob {'rises' if change > 0 else 'falls'}{doubt}")
+    return f"Under {loss} an epoch's first-order effect: {' and '.join(moves)}."
+
+
+# --- checkpoints and training ---------------------------------------------------------------------------------
+
+
+def onset_sentence(summary: Mapping[str, Any]) -> str:
+    """When the coupled decrease of a sweep's pairs began.
+
+    Args:
+        summary: of a sweep.
+    """
+    fallen = f"Both log-probs of {share_text(summary['fallen_pairs'])} of the pairs are below their start at the end."
+    if summary["onset"] is None:
+        return f"No coupled decrease of the means at the last checkpoint. {fallen}"
+    return f"Both means are below their start for good from step {summary['onset']} on. {fallen}"
+
+
+def training_sentences(points: pd.DataFrame) -> list[str]:
+    """What was measured by the last step of a training run or a sweep.
+
+    Args:
+        points: rows of `entangle.analysis.curves.curve`.
+    """
+    last, began = points.iloc[-1], onset(points)
+    pairs = int(last["pairs"])
+    both = share(round(last["both_fell"] * pairs), pairs)
+    moved = [_direction(last[f"moved_{side}"], last[f"moved_{side}_error"]) for side in SIDES]
+    happened = f"the chosen log-prob {moved[0]} and the rejected {moved[1]}"
+    if moved[0] == moved[1]:
+        happened = f"both log-probs {moved[0]}"
+    return [
+        f"By step {last['step']:.0f} {happened}: chosen {last['moved_chosen']:+.3g} nats, rejected "
+        f"{last['moved_rejected']:+.3g}, on average over {pairs} pairs.",
+        f"Both have fallen on {share_text(both)} of them"
+        + (f", on average for good from step {began} on." if began is not None else "."),
+    ]
+
+
+def _direction(moved: float, error: float) -> str:
+    """What a mean change has done, beyond its noise."""
+    if not abs(moved) > Z * error:
+        return "stayed within noise of the start"
+    return "rose" if moved > 0 else "fell"
+
+
+def comparison_sentences(variants: pd.DataFrame, causes: pd.DataFrame | None) -> list[str]:
+    """Losses and settings side by side: which lower the chosen log-prob, on which share of pairs, and what did it.
+
+    Args:
+        variants: one row per loss and setting: its last point, over seeds.
+        causes: one row per run and side: what the mean change came from, where ledgers were kept.
+    """
+    moved, both = variants.set_index("variant")["moved_chosen"], variants.set_index("variant")["both_fell"]
+    fell = int((moved < 0).sum())
+    row = variants.nlargest(1, "both_fell").iloc[0]
+    low, high = (f"{100 * row[f'both_fell_{end}']:.0f}" for end in ("low", "high"))
+    sentences = [
+        f"By step {variants['step'].max():.0f} the mean chosen log-prob of the probed pairs has fallen under {fell} of "
+        f"{len(variants)} losses and settings: from {moved.min():+.2g} nats ({moved.idxmin()}) to {moved.max():+.2g} "
+        f"({moved.idxmax()}).",
+        f"Both log-probs have fallen on {100 * both.min():.0f} % ({both.idxmin()}) to {100 * both.max():.0f} % "
+        f"({both.idxmax()}) of the {row['pairs']:.0f} pairs, means over seeds; the range over seeds of the latter is "
+        f"{low} to {high} %.",
+    ]
+    if causes is not None:
+        own = causes[(causes["side"] == "chosen") & (causes["variant"] == moved.idxmin())][list(PARTS)].mean()
+        parts = own.reindex(own.abs().sort_values(ascending=False).index)[:3]
+        listed = ", ".join(f"{value:+.2g} from {MEANINGS[str(part)]}" for part, value in parts.items())
+        sentences.append(
+            f"Under {moved.idxmin()} the chosen log-prob's change comes from, in nats: {listed}."
+        )
+    elif "both_down" in variants:
+        predicted = variants["both_down"].max()
+        sentences.append(
+            f"A step on a pair alone would lower both on at most {100 * predicted:.0f} %"
+            + (
+                ": other pairs and earlier steps do the rest; a ledger takes them apart (ledger: true)."
+                if predicted < both.max() / 2
+                else ": the pairs' own gradients go far to explain it."
+            )
+        )
+    return sentences
+
+
+# --- rewards --------------------------------------------------------------------------------------------------
+
+
+def reward_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """How many prompts have a reward that teaches nothing where it should.
+
+    Args:
+        summary: of `entangle rft`.
+    """
+    harmful, thresholds = summary["prevalence"]["small_low"], summary["thresholds"]
+    many = "Most" if harmful["share"] > 0.5 else "Some" if harmful["count"] else "No"
+    return [
+        f"{many} prompts have a reward that is low and hardly varies over their answers: hardly any gradient of the "
+        "reward is left.",
+        f"These are {share_text(harmful)} of the {summary['prompts']['measured']} prompts: std below "
+        f"{thresholds['std']:g}, mean below {thresholds['mean']:g}.",
+        "An SFT phase on good answers, or easier prompts, would give such prompts a signal.",
+    ]
+
+
+def change_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What a fine-tuning has changed in the rewards of the same prompts.
+
+    Args:
+        summary: of `entangle rft --before --after`.
+    """
+    groups = summary["groups"]
+    ends = " and ".join(
+        f"{group['change']:+.2g} ({group['low']:+.2g} to {group['high']:+.2g}) in the group with the {size} std"
+        for size, group in (("smallest", groups[0]), ("largest", groups[-1]))
+    )
+    return [
+        f"The fine-tuning has changed the mean reward by {summary['change']:+.2g} on average over {summary['prompts']} "
+        "prompts.",
+        f"By the std before it: {ends}.",
+        f"The rank correlation of a prompt's std before and its change is {correlation_text(summary['std_and_change'])}"
+        ": if prompts with a small std had been held back, it would be positive.",
+    ]
+
+
+SIGNALS = {
+    "both": "both have a signal",
+    "dpo_only": "the pair alone",
+    "rft_only": "the rewards alone",
+    "neither": "neither",
+}
+"""Which of a prompt's pair and its rewards have something to teach, in words."""
+
+
+def joint_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Where the pair, the rewards, or both have a signal on the same prompts.
+
+    Args:
+        summary: of `entangle joint`.
+    """
+    shares, rho = summary["verdicts"], summary["rank_correlations"]["cosine_and_std"]
+    return [
+        f"Both {summary['loss']} on the prompt's pair and its answers' rewards have a signal on "
+        f"{share_text(shares['both'])} of the {summary['prompts']['measured']} prompts.",
+        f"The pair alone has one on {share_text(shares['dpo_only'])}, the rewards alone on "
+        f"{share_text(shares['rft_only'])}, neither on {share_text(shares['neither'])}.",
+        f"The rank correlation of the pair's cosine and the reward's std is {correlation_text(rho)}: if entangled "
+        "pairs were the prompts with a small std, it would be negative.",
+    ]

@@ -1,0 +1,47 @@
+"""Pairs for a terminal: the worst ones as readable blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from entangle.analysis.verdict import worst_pairs
+from entangle.analysis.wording import pair_sentence
+from entangle.tables.base import snippet
+
+
+def pair_cards(
+    pairs: pd.DataFrame, predictions: pd.DataFrame, texts: pd.DataFrame | None, loss: str, count: int
+):
+    """The worst pairs as readable blocks: numbers, a sentence, and a snippet of both responses."""
+    worst = worst_pairs(pairs, predictions, loss, count)
+    if worst.empty:
+        return Text(f"No pair's chosen log-prob falls under {loss}.", style="green")
+    by_index: dict[Any, Any] = {} if texts is None else texts.set_index("index").to_dict("index")
+    cards: list[RenderableType] = [
+        Text(f"Worst pairs under {loss} (largest predicted fall of the chosen)", "bold")
+    ]
+    cards += [
+        _card({str(k): v for k, v in row.items()}, by_index.get(row["index"]))
+        for row in worst.to_dict("records")
+    ]
+    return Group(*cards)
+
+
+def _card(row: Mapping[str, Any], text: Mapping[str, str] | None) -> Panel:
+    body = Text(pair_sentence(row, row))
+    body.append(
+        f"\ncosine {row['cosine']:.3f}, change per unit learning rate: chosen {row['change_chosen']:+.3g}, "
+        f"rejected {row['change_rejected']:+.3g} nats; {row['length_chosen']:.0f} and "
+        f"{row['length_rejected']:.0f} tokens",
+        style="dim",
+    )
+    if text is not None:
+        body.append("\n+ ", style="green").append(snippet(text["chosen"]))
+        body.append("\n- ", style="red").append(snippet(text["rejected"]))
+    return Panel(body, title=Text(f"pair {row['index']}"), title_align="left", border_style="dim")
