@@ -28,7 +28,7 @@ from entangle.analysis.hyperparameters import (
 from entangle.analysis.hyperparameters import Path as KnobPath
 from entangle.analysis.predictions import incentives_of, is_scored, logps_of, predict_losses
 from entangle.analysis.regimes import REGIMES, critical_addition, critical_shift, predict
-from entangle.analysis.summary import wilson
+from entangle.analysis.statistics import wilson
 from entangle.cli import main
 from entangle.commands.whatif import what_if
 from entangle.commands.whatif.bench import margin_growth

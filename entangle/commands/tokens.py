@@ -20,6 +20,7 @@ from rich.console import Console, Group, RenderableType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.predictions import is_scored
 from entangle.commands.probe import ProbeResult
 from entangle.config import TokensConfig, build_losses
@@ -35,8 +36,6 @@ from entangle.tables import probe as tables
 from entangle.tables import tokens as token_tables
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from entangle.analysis.statistics import Z
 from entangle.figures.curves import SIDE_COLOURS, panels, write
 
 PART_COLOURS = {"own": "#2a9d6f", "partner": "#e0a526", "pull": "#5b8fd0", "push": "#b5533c"}
@@ -36,7 +37,7 @@ def parts_figure(summary: Mapping[str, Any], path: Path) -> None:
                 each.barh(place, width, left=ends[sign], color=colour, height=0.62,
                           label=NAMES[part] if place == 0 else None)  # fmt: skip
                 ends[sign] += width
-            each.errorbar(row["change"] / whole, place, xerr=1.96 * row["error"] / whole, fmt="D", ms=5, capsize=3,
+            each.errorbar(row["change"] / whole, place, xerr=Z * row["error"] / whole, fmt="D", ms=5, capsize=3,
                           color="black", mfc=SIDE_COLOURS[side], label="sum, 95 %" if place == 0 else None)  # fmt: skip
         each.axvline(0, color="#555555", lw=0.8)
         each.set_title(f"{side} log-prob", fontsize=10, loc="left")

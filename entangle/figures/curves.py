@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from entangle.analysis.curves import Z
 from entangle.analysis.regimes import REGIMES, Regime
+from entangle.analysis.statistics import Z
 from entangle.figures.probe import COLOURS, new_axes
 
 if TYPE_CHECKING:

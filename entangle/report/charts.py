@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from entangle.analysis.regimes import REGIMES
+from entangle.analysis.statistics import rank_correlation
 from entangle.figures.curves import SIDE_COLOURS
 from entangle.figures.probe import COLOURS, module_grid
 from entangle.figures.whatif import knob_shares, starts_right
 from entangle.report.blocks import Figure, Heading, Table, plain
 from entangle.report.glossary import definition_key
-from entangle.rewards.signals import rank_correlation
 from entangle.tables.probe import percent
 
 MARKS = {"ideal": "circle", "both_up": "triangle-up", "both_down": "triangle-down", "inverted": "square"}

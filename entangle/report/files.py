@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from entangle.analysis.curves import SIDES, onset, over_seeds
+from entangle.analysis.curves import onset, over_seeds
+from entangle.analysis.geometry import SIDES
 from entangle.errors import RunError
 from entangle.figures import (
     compare as compare_plots,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from entangle.analysis.curves import SIDES, onset, over_seeds
+from entangle.analysis.curves import onset, over_seeds
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.ledger import explain
 from entangle.analysis.summary import derived
 from entangle.figures.joint import VERDICT_COLOURS

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from entangle.analysis.curves import Z
 from entangle.analysis.ledger import MEANINGS, PARTS
 from entangle.analysis.regimes import REGIMES
+from entangle.analysis.statistics import Z
 from entangle.figures.across import NAMES, PART_COLOURS
 from entangle.figures.curves import SIDE_COLOURS
 from entangle.figures.ledger import SHADES, running_sums

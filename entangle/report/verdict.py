@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from entangle.analysis.curves import SIDES, Z, onset
+from entangle.analysis.curves import onset
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.ledger import MEANINGS, PARTS, explain
 from entangle.analysis.regimes import Regime
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import Z, share
 from entangle.report.source import Source, step_table
 
 _HAPPENS = {

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from entangle.analysis.statistics import Z
 from entangle.tables.probe import percent
 
 PARTS = ("own", "partner", "pull", "push")
@@ -63,7 +64,7 @@ def loss_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(
             Text(loss), ratio(row["rho"]), *(f"{row['chosen'][part] / whole['chosen']:+.0f}" for part in PARTS),
             *(
-                f"{row[side]['change'] / size:+.0f} ±{1.96 * row[side]['error'] / size:.0f}"
+                f"{row[side]['change'] / size:+.0f} ±{Z * row[side]['error'] / size:.0f}"
                 for side, size in whole.items()
             ),
             *(percent(row[f"regimes_{which}"]["both_down"]) for which in ("alone", "epoch")),
@@ -81,6 +82,6 @@ def verdict(summary: Mapping[str, Any]) -> str:
     moves = []
     for side in ("chosen", "rejected"):
         change, error = row[side]["change"], row[side]["error"]
-        doubt = "" if abs(change) > 1.96 * error else " (not told from no change by these pairs)"
+        doubt = "" if abs(change) > Z * error else " (not told from no change by these pairs)"
         moves.append(f"the mean {side} log-prob {'rises' if change > 0 else 'falls'}{doubt}")
     return f"Under {loss} an epoch's first-order effect: {' and '.join(moves)}."

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from entangle.analysis.curves import Z
+from entangle.analysis.statistics import Z
 from entangle.tables.probe import percent
 
 

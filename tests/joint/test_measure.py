@@ -25,8 +25,10 @@ from entangle.commands.joint.measure import (
 )
 from entangle.commands.joint.table import angles, joint_table, pooled_cosine, summarise_joint, with_states
 from entangle.measure.prompts import FLAGS
-from entangle.rewards.signals import Setting, Thresholds
-from entangle.rewards.statistics import Support, rloo_weights
+from entangle.rewards.gradients import rloo_weights
+from entangle.rewards.signals import Setting
+from entangle.rewards.statistics import Support
+from entangle.rewards.summary import Thresholds
 from losses import CPO, DPO, DPOP, Incentives, PairLogps, build
 from tests.rft.test_reward_gradients import a_policy, samples
 

@@ -24,7 +24,7 @@ from entangle.analysis.hyperparameters import (
 )
 from entangle.analysis.predictions import believed_codes, incentives_of
 from entangle.analysis.regimes import REGIMES, Regime, predict
-from entangle.analysis.summary import share, wilson
+from entangle.analysis.statistics import share, wilson
 from losses import Incentives, PairLogps, PreferenceLoss
 
 CURVE_POINTS = 160

@@ -21,7 +21,7 @@ from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.analysis.hyperparameters import DEFAULT_KNOBS
 from entangle.analysis.predictions import geometry_of, is_scored, logps_of
 from entangle.analysis.regimes import REGIMES, Regime
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import share
 from entangle.commands.whatif.bench import Bench
 from entangle.commands.whatif.choice import base_of, build_all, judgeable, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
