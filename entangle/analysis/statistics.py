@@ -7,6 +7,7 @@ names its smallest n and why.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -151,7 +152,8 @@ def bootstrap(
     count = len(columns[0])
     if count < 2:
         return math.nan, math.nan
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # draws that are all one value, or not a number, are dealt with below
         found = stats.bootstrap(
             columns,
             statistic,

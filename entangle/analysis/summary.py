@@ -80,7 +80,7 @@ def regime_shares(predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, fl
 
 
 def _incentive_ratios(predictions: pd.DataFrame) -> dict[str, float]:
-    """Median of rho = d_w / d_l per loss; infinite where nothing pushes the rejected response."""
+    """Median of rho = d_w / d_l per loss; infinite where the rejected response has no incentive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = predictions["incentive_chosen"] / predictions["incentive_rejected"]
     return {str(loss): float(rows.median()) for loss, rows in ratios.groupby(predictions["loss"], sort=False)}

@@ -8,7 +8,7 @@ import pandas as pd
 
 from entangle.analysis.curves import onset, over_seeds
 from entangle.analysis.geometry import SIDES
-from entangle.analysis.ledger import explain
+from entangle.analysis.ledger import describe_change
 from entangle.analysis.summary import derived
 from entangle.figures.joint import VERDICT_COLOURS
 from entangle.figures.rft import HARM, NOISE, POINT
@@ -195,7 +195,7 @@ def _training(source: Source) -> list[Block]:
         blocks.append(Table(title, [Heading(head, terms.get(head, "")) for head in heads], rows))
         blocks.append(Prose(SET_CAPTION, is_quiet=True))
     if source.ledger is not None:
-        blocks += [Prose(explain(source.ledger, side)) for side in SIDES]
+        blocks += [Prose(describe_change(source.ledger, side)) for side in SIDES]
         blocks += [course_figures.ledger_areas(source.ledger, side) for side in SIDES]
     return blocks
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from entangle.analysis.curves import onset
 from entangle.analysis.geometry import SIDES
-from entangle.analysis.ledger import MEANINGS, PARTS, explain
+from entangle.analysis.ledger import MEANINGS, PARTS, describe_change
 from entangle.analysis.regimes import Regime
 from entangle.analysis.statistics import Z, share
 from entangle.report.source import Source, step_table
@@ -213,7 +213,7 @@ def _of_training(source: Source, points: pd.DataFrame) -> list[str]:
         f"{last['moved_rejected']:+.3g}, on average over {pairs} pairs.",
         f"Both have fallen on {interval(both)} of them"
         + (f", on average for good from step {began} on." if began is not None else "."),
-        explain(source.ledger)
+        describe_change(source.ledger)
         if source.ledger is not None
         else "What it came from, a ledger would say (entangle train --ledger).",
     ]

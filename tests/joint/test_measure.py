@@ -90,10 +90,10 @@ def test_effect_is_positive_iff_both_go_the_right_way(loss):
     """60 random pairs, half of them entangled; under every loss whose incentives are positive."""
     rows = pd.DataFrame([a_row(i, seed=4, entangled=i % 2 == 0)[0] for i in range(60)])
     found = pair_columns(pair_frame(rows), loss, 1e-10)
-    pushed = found[(found["incentive_chosen"] > 0) & (found["incentive_rejected"] > 0)]
-    is_ideal = (pushed["change_chosen"] > 0) & (pushed["change_rejected"] < 0)
-    assert ((pushed["effect"] > 0) == is_ideal).all() and 0 < is_ideal.sum() < len(pushed)
-    assert pushed["effect"].abs().max() <= 1
+    trained = found[(found["incentive_chosen"] > 0) & (found["incentive_rejected"] > 0)]
+    is_ideal = (trained["change_chosen"] > 0) & (trained["change_rejected"] < 0)
+    assert ((trained["effect"] > 0) == is_ideal).all() and 0 < is_ideal.sum() < len(trained)
+    assert trained["effect"].abs().max() <= 1
 
 
 def logps(*columns) -> PairLogps:
