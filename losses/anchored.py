@@ -192,7 +192,7 @@ class BPO(PreferenceLoss):
 class CalDPO(PreferenceLoss):
     """Calibrated DPO: -ln s(D) + (r_w - 1/(2 beta))^2 / 2 + (r_l + 1/(2 beta))^2 / 2.
 
-    d_w = s(-D) + 1/(2 beta) - r_w, d_l = s(-D) + 1/(2 beta) + r_l: the rejected side is pushed up once
+    d_w = s(-D) + 1/(2 beta) - r_w, d_l = s(-D) + 1/(2 beta) + r_l: the rejected side is raised once
     r_l < -1/(2 beta) - s(-D).
 
     Args:

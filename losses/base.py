@@ -3,8 +3,8 @@
 Everything that a loss reads from the model is in `PairLogps` (six numbers per pair) or, for token-weighted
 losses, in `TokenLogps`. Everything that a loss says about the next step is in its `Incentives`:
 
-    chosen   d_w = -d loss / d log pi(chosen)      positive: "push the chosen response up"
-    rejected d_l = +d loss / d log pi(rejected)    positive: "push the rejected response down"
+    chosen   d_w = -d loss / d log pi(chosen)      positive: the loss raises the chosen response
+    rejected d_l = +d loss / d log pi(rejected)    positive: the loss lowers the rejected response
 
 so that grad loss = -(d_w grad log pi(chosen) - d_l grad log pi(rejected)) for every loss here (Yuan et al.,
 arXiv 2410.13828, section 3, without assuming their form of the loss). Incentives come from autograd over

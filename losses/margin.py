@@ -94,7 +94,7 @@ class Robust(PreferenceLoss):
     paper: ClassVar = "2403.00409"
     trl: ClassVar = "robust"
     ratio: ClassVar = "1"
-    trap: ClassVar = "Unbounded below: the push never stops, however large the margin."
+    trap: ClassVar = "Unbounded below: the incentives never stop, however large the margin."
 
     beta: float = 0.1
     label_smoothing: float = 0.1
@@ -219,7 +219,7 @@ class DiscoPOP(PreferenceLoss):
     trl_options: ClassVar = {"discopop_tau": "tau"}
     ratio: ClassVar = "1"
     ideal: ClassVar = "c < min(A, B) where d > 0; d < 0 for beta D from -0.1186 to 0.0720 (at tau 0.05)"
-    trap: ClassVar = "At its defaults d < 0 at the reference point: the first step pushes both the wrong way."
+    trap: ClassVar = "At its defaults d < 0 at the reference point: the first step takes both the wrong way."
 
     beta: float = 0.05
     tau: float = 0.05
@@ -270,7 +270,7 @@ class ODPO(PreferenceLoss):
 class RDPO(PreferenceLoss):
     """Length-regularised DPO: -ln s(z), z = beta D + alpha (n_w - n_l).
 
-    d_w = d_l = beta s(-z). The lengths shift how hard a pair is pushed, not the ratio.
+    d_w = d_l = beta s(-z). The lengths shift the size of the incentives, not the ratio.
 
     Args:
         beta: per nat of the summed log-ratio; 0.1.

@@ -63,7 +63,9 @@ class SigmoidNorm(PreferenceLoss):
     trl: ClassVar = "sigmoid_norm"
     ratio: ClassVar = "n_l/n_w"
     needs_lengths: ClassVar = True
-    trap: ClassVar = "TRL's default beta 0.1 is DPO's, though here it multiplies nats per token: a weak push."
+    trap: ClassVar = (
+        "TRL's default beta 0.1 is DPO's, though here it multiplies nats per token: weak incentives."
+    )
 
     beta: float = 0.1
 

@@ -76,7 +76,7 @@ class NCAPair(PreferenceLoss):
     paper: ClassVar = "2402.05369"
     trl: ClassVar = "nca_pair"
     ratio: ClassVar = "(2 - 3 s(beta r_w)) / s(beta r_l)"
-    ideal: ClassVar = "beta r_w < ln 2: c/A < rho < B/c; beyond it both are pushed down, both_down if c >= 0"
+    ideal: ClassVar = "beta r_w < ln 2: c/A < rho < B/c; beyond it both are lowered, both_down if c >= 0"
 
     beta: float = 0.01
 
@@ -134,7 +134,7 @@ class APODown(PreferenceLoss):
     paper: ClassVar = "2408.06266"
     trl: ClassVar = "apo_down"
     ratio: ClassVar = "1 - s'(beta r_w)/s'(beta D)"
-    ideal: ClassVar = "|D| < |r_w|: c/A < rho < B/c; otherwise both are pushed down, both_down if c >= 0"
+    ideal: ClassVar = "|D| < |r_w|: c/A < rho < B/c; otherwise both are lowered, both_down if c >= 0"
     trap: ClassVar = "It is meant to lower the chosen response; at the reference point d_w = 0."
 
     beta: float = 0.1
@@ -164,7 +164,7 @@ class SPPOHard(PreferenceLoss):
     paper: ClassVar = "2405.00675"
     trl: ClassVar = "sppo_hard"
     ratio: ClassVar = "(1/beta - 2 r_w) / (1/beta + 2 r_l)"
-    ideal: ClassVar = "short of both targets: c/A < rho < B/c; past the rejected one both are pushed up"
+    ideal: ClassVar = "short of both targets: c/A < rho < B/c; past the rejected one both are raised"
     trap: ClassVar = "Incentives have the size of 1/beta, about 1000: compare rho, not the incentives."
 
     beta: float = 0.001

@@ -1,6 +1,6 @@
 """Losses that weigh tokens one by one: they read `PairLogps.tokens`, and their incentives are `(B, T)`.
 
-Their push isn't along the two summed scores g_w, g_l, so the pair's three scalars don't decide the regime:
+Their step isn't along the two summed scores g_w, g_l, so the pair's three scalars don't decide the regime:
 probe token groups, or take the incentives per token.
 """
 
@@ -125,7 +125,7 @@ class TDPO2(PreferenceLoss):
 class TIDPO(PreferenceLoss):
     """Token-importance DPO: -ln s(beta (R_w - R_l)), R = mean log-ratio weighted by sg[1 - pi(token)].
 
-    Incentive beta s(-z) (1 - pi_t) / (sum of 1 - pi) on token t: sure tokens aren't pushed.
+    Incentive beta s(-z) (1 - pi_t) / (sum of 1 - pi) on token t: sure tokens have no incentive.
 
     Args:
         beta: per nat of the *weighted mean* log-ratio (per token, not per sequence); 0.1.

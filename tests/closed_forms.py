@@ -169,16 +169,16 @@ per_length("repo")(lambda h, n: (n.mean_m < h.gamma).double())
 def _orpo(h: Any, n: Numbers) -> Pair:
     w, l = n.w / n.nw, n.l / n.nl  # noqa: E741
     log_odds = (w - torch.log1p(-w.exp())) - (l - torch.log1p(-l.exp()))
-    push = h.odds_weight * s(-log_odds)
-    return 1 / n.nw + push / n.nw / (1 - w.exp()), push / n.nl / (1 - l.exp())
+    d = h.odds_weight * s(-log_odds)
+    return 1 / n.nw + d / n.nw / (1 - w.exp()), d / n.nl / (1 - l.exp())
 
 
 @form("alphapo")
 def _alphapo(h: Any, n: Numbers) -> Pair:
     w, l = n.w / n.nw, n.l / n.nl  # noqa: E741
     rewards = [(1 - torch.exp(-h.alpha * x)) / h.alpha for x in (w, l)]
-    push = h.beta * s(-(h.beta * (rewards[0] - rewards[1]) - h.gamma))
-    return push * torch.exp(-h.alpha * w) / n.nw, push * torch.exp(-h.alpha * l) / n.nl
+    d = h.beta * s(-(h.beta * (rewards[0] - rewards[1]) - h.gamma))
+    return d * torch.exp(-h.alpha * w) / n.nw, d * torch.exp(-h.alpha * l) / n.nl
 
 
 @form("rrhf")
@@ -193,36 +193,36 @@ def _rrhf(h: Any, n: Numbers) -> Pair:
 @form("dpop")
 def _dpop(h: Any, n: Numbers) -> Pair:
     falls = (n.rw < 0).double()
-    push = h.beta * s(-h.beta * (n.D + h.penalty * falls * n.rw))
-    return push * (1 + h.penalty * falls), push
+    d = h.beta * s(-h.beta * (n.D + h.penalty * falls * n.rw))
+    return d * (1 + h.penalty * falls), d
 
 
 @form("dpo_shift")
 def _dpo_shift(h: Any, n: Numbers) -> Pair:
-    push = h.beta * s(-h.beta * (n.rw - h.shift * n.rl))
-    return push, h.shift * push
+    d = h.beta * s(-h.beta * (n.rw - h.shift * n.rl))
+    return d, h.shift * d
 
 
 @form("mappo")
 def _mappo(h: Any, n: Numbers) -> Pair:
     gap = n.gap
-    push = h.beta * s(-h.beta * (n.rw - gap * n.rl))
-    return push, gap * push
+    d = h.beta * s(-h.beta * (n.rw - gap * n.rl))
+    return d, gap * d
 
 
 @form("minor_dpo")
 def _minor(h: Any, n: Numbers) -> Pair:
     rises = (n.rl > 0).double()
-    push = h.beta * s(-h.beta * (n.rw - rises * n.rl))
-    return push, push * rises
+    d = h.beta * s(-h.beta * (n.rw - rises * n.rl))
+    return d, d * rises
 
 
 @form("bpo")
 def _bpo(h: Any, n: Numbers) -> Pair:
     other = -h.gap_adaptor * n.rl
-    push = h.beta * s(-h.beta * torch.where(n.rw < other, n.rw, other))
+    d = h.beta * s(-h.beta * torch.where(n.rw < other, n.rw, other))
     share = (n.rw < other).double() + (n.rw == other).double() / 2
-    return push * share, push * h.gap_adaptor * (1 - share)
+    return d * share, d * h.gap_adaptor * (1 - share)
 
 
 @form("cal_dpo")
@@ -232,33 +232,33 @@ def _cal(h: Any, n: Numbers) -> Pair:
 
 @form("rpo")
 def _rpo(h: Any, n: Numbers) -> Pair:
-    push = h.beta * s(-h.beta * n.D)
-    return push + h.alpha / n.nw, push
+    d = h.beta * s(-h.beta * n.D)
+    return d + h.alpha / n.nw, d
 
 
 @form("mpo")
 def _mpo(h: Any, n: Numbers) -> Pair:
-    push = h.preference_weight * h.beta * s(-h.beta * n.D)
+    d = h.preference_weight * h.beta * s(-h.beta * n.D)
     chosen = h.quality_weight * h.beta * s(-h.beta * n.rw) + h.generation_weight / n.nw
-    return push + chosen, push + h.quality_weight * h.beta * s(h.beta * n.rl)
+    return d + chosen, d + h.quality_weight * h.beta * s(h.beta * n.rl)
 
 
 @form("cpo")
 def _cpo(h: Any, n: Numbers) -> Pair:
-    push = h.beta * s(-h.beta * (n.w - n.l))
-    return push + h.nll_weight, push
+    d = h.beta * s(-h.beta * (n.w - n.l))
+    return d + h.nll_weight, d
 
 
 @form("cpo_hinge")
 def _cpo_hinge(h: Any, n: Numbers) -> Pair:
-    push = h.beta * (h.beta * (n.w - n.l) < 1).double()
-    return push + h.nll_weight, push
+    d = h.beta * (h.beta * (n.w - n.l) < 1).double()
+    return d + h.nll_weight, d
 
 
 @form("cpo_ipo")
 def _cpo_ipo(h: Any, n: Numbers) -> Pair:
-    push = 1 / h.tau - 2 * n.mean_m
-    return push / n.nw + h.nll_weight, push / n.nl
+    d = 1 / h.tau - 2 * n.mean_m
+    return d / n.nw + h.nll_weight, d / n.nl
 
 
 @form("slic")
@@ -300,8 +300,8 @@ def _unlikelihood(h: Any, n: Numbers) -> Pair:
 
 
 def _linked(h: Any, n: Numbers, link: Function, slope_of_link: Function) -> Pair:
-    push = h.beta * s(-h.beta * (link(n.rw) - link(n.rl)))
-    return push * slope_of_link(n.rw), push * slope_of_link(n.rl)
+    d = h.beta * s(-h.beta * (link(n.rw) - link(n.rl)))
+    return d * slope_of_link(n.rw), d * slope_of_link(n.rl)
 
 
 form("f_dpo_forward_kl")(lambda h, n: _linked(h, n, lambda t: 1 - capped(-t), lambda t: tangent_exp(-t)))
@@ -349,9 +349,9 @@ def _aot(h: Any, n: Numbers) -> Tensor:
 @form("aot_unpaired")
 def _aot_unpaired(h: Any, n: Numbers) -> Pair:
     z = h.beta * (n.rw.sort().values - n.rl.sort().values)
-    push = h.beta * ((1 - h.label_smoothing) - s(z))
+    d = h.beta * ((1 - h.label_smoothing) - s(z))
     orders = [sorted(range(len(z)), key=lambda i, r=ratio: float(r[i])) for ratio in (n.rw, n.rl)]
-    chosen, rejected = (torch.empty_like(z).index_put((torch.tensor(order),), push) for order in orders)
+    chosen, rejected = (torch.empty_like(z).index_put((torch.tensor(order),), d) for order in orders)
     return chosen, rejected
 
 
@@ -383,8 +383,8 @@ def _ratios(n: Numbers) -> Pair:
     return tokens.chosen - tokens.statistic("ref_chosen"), tokens.rejected - tokens.statistic("ref_rejected")
 
 
-def _spread(push: Tensor, weights: Pair) -> Pair:
-    return push[:, None] * weights[0], push[:, None] * weights[1]
+def _spread(d: Tensor, weights: Pair) -> Pair:
+    return d[:, None] * weights[0], d[:, None] * weights[1]
 
 
 @form("ld_dpo")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.regimes import Regime
 from entangle.cli import main
-from entangle.commands.across import PARTS, SIDES, Across, AcrossResult, run_across, set_block
+from entangle.commands.across import PARTS, Across, AcrossResult, run_across, set_block
 from entangle.commands.probe import run_probe
 from entangle.config import AcrossConfig, ProbeConfig
 from entangle.data import load_pairs, tokenize_pair

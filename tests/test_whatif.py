@@ -18,22 +18,22 @@ from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.analysis.hyperparameters import (
     DEFAULT_KNOBS,
     KNOBS,
+    IncentiveLine,
     PartlyNormalised,
-    Reach,
+    SettingRange,
     best_change,
     ideal_interval,
     readable,
     smallest_change,
 )
-from entangle.analysis.hyperparameters import Path as KnobPath
 from entangle.analysis.predictions import incentives_of, is_scored, logps_of, predict_losses
 from entangle.analysis.regimes import REGIMES, critical_addition, critical_shift, predict
-from entangle.analysis.summary import wilson
+from entangle.analysis.statistics import wilson
 from entangle.cli import main
 from entangle.commands.whatif import what_if
-from entangle.commands.whatif.bench import margin_growth
 from entangle.commands.whatif.choice import token_requirements
 from entangle.commands.whatif.grid import apply_grid
+from entangle.commands.whatif.scored import margin_growth
 from entangle.errors import ConfigError, RunError
 from entangle.runs.folder import RunFolder
 from losses import CATALOGUE, CPO, DPO, DPOP, IPO, KTO, WPO, DPOShift, Incentives, SigmoidNorm, build
@@ -75,8 +75,8 @@ def ideal_under(pairs: pd.DataFrame, loss, batch_size: int = 8) -> np.ndarray:
 
 
 def test_the_hand_fixture_has_the_interval_of_the_theory():
-    path = KnobPath(constant(0.05, 0.05), constant(1, 0))
-    lower, upper = ideal_interval(one_block(resolution=0.0), path)
+    line = IncentiveLine(constant(0.05, 0.05), constant(1, 0))
+    lower, upper = ideal_interval(one_block(resolution=0.0), line)
     assert (lower.item(), upper.item()) == pytest.approx((0.025, 0.05 * (8.5 / 1.5 - 1)), abs=1e-15)
     assert upper.item() == pytest.approx(0.2333, abs=1e-4)
 
@@ -94,12 +94,12 @@ def test_intervals_are_the_closed_forms_where_those_hold():
     block = dataclasses.replace(PairGeometry.from_scores(chosen, rejected), resolution=0.0)
     base = torch.rand(400, dtype=torch.float64) + 0.1
     ones, zeros = torch.ones_like(base), torch.zeros_like(base)
-    found = ideal_interval(block, KnobPath(Incentives(base, base), Incentives(ones, zeros)))
+    found = ideal_interval(block, IncentiveLine(Incentives(base, base), Incentives(ones, zeros)))
     unbound = block.inner <= 0  # the interval is then cut at 0 by the other response instead
     for got, expected in zip(found, critical_addition(block, base), strict=True):
         assert_close(got[~unbound], expected[~unbound], rtol=1e-9, atol=1e-12)
     assert torch.isposinf(found[1][unbound]).all()
-    found = ideal_interval(block, KnobPath(Incentives(ones, zeros), Incentives(zeros, ones)))
+    found = ideal_interval(block, IncentiveLine(Incentives(ones, zeros), Incentives(zeros, ones)))
     for got, expected in zip(found, critical_shift(block), strict=True):
         assert_close(got[~unbound], expected[~unbound], rtol=1e-9, atol=1e-12)
     assert (found[0][unbound] <= 0).all() and torch.isposinf(found[1][unbound]).all()
@@ -112,14 +112,14 @@ def test_intervals_hold_the_tolerance_and_any_signs(signs: tuple[int, int], reso
     chosen, rejected = torch.randn(2, 60, 3, dtype=torch.float64)
     block = dataclasses.replace(PairGeometry.from_scores(chosen, rejected), resolution=resolution)
     fixed, slope = torch.rand(2, 2, 60, dtype=torch.float64) + 0.05
-    path = KnobPath(
+    line = IncentiveLine(
         Incentives(signs[0] * fixed[0], signs[1] * fixed[1]),
         Incentives(slope[0], -slope[1] * torch.rand(60)),
     )
-    lower, upper = ideal_interval(block, path)
+    lower, upper = ideal_interval(block, line)
     seen = 0
     for x in torch.linspace(-6, 6, 401, dtype=torch.float64).tolist():
-        ideal = predict(block, path.at(x)).regime_codes == 0
+        ideal = predict(block, line.at(x)).regime_codes == 0
         assert torch.equal(ideal, (lower < x) & (x < upper))
         seen += int(ideal.sum())
     assert seen > 100
@@ -198,43 +198,43 @@ def test_the_smallest_change_is_the_smallest(start: float, end: float):
         best = best_change(lower, upper, start, end)
         assert best.count >= counts.max() and scan_count(lower, upper, best.nearest) == best.count
         for needed in (1, 4, best.count, best.count + 1):
-            reach = smallest_change(lower, upper, needed, start, end)
-            assert (reach is None) == (needed > best.count)
-            if reach is None:
+            found = smallest_change(lower, upper, needed, start, end)
+            assert (found is None) == (needed > best.count)
+            if found is None:
                 assert (counts < needed).all()
                 continue
-            assert scan_count(lower, upper, reach.nearest) == reach.count >= needed
-            distance = abs(reach.nearest - start)
+            assert scan_count(lower, upper, found.nearest) == found.count >= needed
+            distance = abs(found.nearest - start)
             closer = np.abs(scan - start) < distance * (1 - 1e-6)
             assert (counts[closer] < needed).all()
             if distance:
-                assert scan_count(lower, upper, start + (reach.nearest - start) * (1 - 1e-6)) < needed
-            inside = (np.abs(scan - start) >= distance) & (np.abs(scan - start) < abs(reach.until - start))
+                assert scan_count(lower, upper, start + (found.nearest - start) * (1 - 1e-6)) < needed
+            inside = (np.abs(scan - start) >= distance) & (np.abs(scan - start) < abs(found.until - start))
             assert (counts[inside] >= needed).all()
-            if reach.until != end:  # 1 - (1 - x) isn't x to the last digit
-                assert scan_count(lower, upper, reach.until + math.copysign(1e-12, end - start)) < needed
+            if found.until != end:  # 1 - (1 - x) isn't x to the last digit
+                assert scan_count(lower, upper, found.until + math.copysign(1e-12, end - start)) < needed
 
 
 def test_an_interval_does_not_hold_its_ends():
     lower, upper = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0])
     assert smallest_change(lower, upper, 2, 0.0, math.inf) is None
-    reach = smallest_change(lower, upper, 1, 0.0, math.inf)
-    assert reach is not None and 0 < reach.nearest < 1e-6
+    found = smallest_change(lower, upper, 1, 0.0, math.inf)
+    assert found is not None and 0 < found.nearest < 1e-6
 
 
 @pytest.mark.parametrize(
-    ("reach", "start", "expected"),
+    ("found", "start", "expected"),
     [
-        (Reach(0.02500001, 0.2333, 3), 0.0, 0.026),
-        (Reach(0.02500001, 0.0256, 3), 0.0, 0.0251),
-        (Reach(0.6543, 0.1, 3), 1.0, 0.65),
-        (Reach(0.65438, 0.654, 3), 1.0, 0.6543),
-        (Reach(0.0, 1.0, 3), 0.0, 0.0),
-        (Reach(132.01, math.inf, 3), 0.0, 140.0),
+        (SettingRange(0.02500001, 0.2333, 3), 0.0, 0.026),
+        (SettingRange(0.02500001, 0.0256, 3), 0.0, 0.0251),
+        (SettingRange(0.6543, 0.1, 3), 1.0, 0.65),
+        (SettingRange(0.65438, 0.654, 3), 1.0, 0.6543),
+        (SettingRange(0.0, 1.0, 3), 0.0, 0.0),
+        (SettingRange(132.01, math.inf, 3), 0.0, 140.0),
     ],
 )
-def test_readable_settings_stay_within_the_stretch(reach: Reach, start: float, expected: float):
-    assert readable(reach, start) == pytest.approx(expected, rel=1e-12)
+def test_readable_settings_stay_within_the_stretch(found: SettingRange, start: float, expected: float):
+    assert readable(found, start) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["nll", "nll_sum", "nll_batch", "dpop", "shift"])

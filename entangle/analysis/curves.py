@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.regimes import REGIMES
-
-SIDES = ("chosen", "rejected")
-Z = 1.96
-"""Standard errors of a 95 % interval."""
+from entangle.analysis.statistics import Z
 
 
 def with_changes(rows: pd.DataFrame, start: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+SIDES = ("chosen", "rejected")
+"""The two responses of a pair, as columns end: `sq_chosen`, `sq_rejected`."""
+
 RESOLUTION = {torch.float64: 1e-10, torch.float32: 1e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3}
 """Error that is believed of a dot product of two scores, relative to the product of their norms, by the precision of
 the passes. In 16 bits three of its rounding units (2^-8, 2^-11). It is no bound on a norm, most of whose error is

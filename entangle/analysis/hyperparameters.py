@@ -41,7 +41,7 @@ JUST_ABOVE = 1e-7
 
 
 @dataclass(frozen=True)
-class Path:
+class IncentiveLine:
     """Incentives of a pair as a function of a setting, up to a positive factor per pair.
 
     Args:
@@ -68,7 +68,7 @@ class Path:
         return moves if self.log_growth is None else moves & (self.log_growth != 0)
 
 
-def ideal_interval(geometry: PairGeometry, path: Path) -> tuple[Tensor, Tensor]:
+def ideal_interval(geometry: PairGeometry, line: IncentiveLine) -> tuple[Tensor, Tensor]:
     """Settings between which each pair is ideal: an open interval (lower, upper), `(B,)` each; NaN for none.
 
     Exactly the settings at which `regimes.predict` says ideal, its tolerance for the arithmetic included.
@@ -83,15 +83,15 @@ def ideal_interval(geometry: PairGeometry, path: Path) -> tuple[Tensor, Tensor]:
     `regimes.critical_shift` (theory: arXiv 2410.13828, section 3, solved for one hyper-parameter).
     """
     fixed, slope = (
-        _half_lines(geometry, d) for d in (path.fixed, path.slope)
+        _half_lines(geometry, d) for d in (line.fixed, line.slope)
     )  # (8, B) each: fixed + x slope > 0
     crossing = -fixed / slope
     never = ((slope == 0) & ~(fixed > 0)) | fixed.isnan() | slope.isnan()
     lower = torch.where(slope > 0, crossing, -torch.inf).amax(0)
     upper = torch.where(slope < 0, crossing, torch.inf).amin(0)
     empty = never.any(0) | ~(lower < upper)
-    if path.log_growth is not None:
-        lower, upper, empty = _exponents(lower, upper, empty, path.log_growth)
+    if line.log_growth is not None:
+        lower, upper, empty = _exponents(lower, upper, empty, line.log_growth)
     return torch.where(empty, torch.nan, lower), torch.where(empty, torch.nan, upper)
 
 
@@ -169,7 +169,7 @@ class Knob:
         end: the last setting that makes sense; the smallest change is looked for from `start` towards it.
         origin: base -> the catalogue's loss that the start is.
         loss: (base, setting) -> the loss at that setting.
-        path: (base, log-probs, pairs per batch) -> the incentives as a function of the setting.
+        line: (base, log-probs, pairs per batch) -> the incentives as a function of the setting.
         needs_reference: it reads the reference log-probs.
         idle: why it may have no effect on a pair.
     """
@@ -180,7 +180,7 @@ class Knob:
     end: float
     origin: Callable[[PreferenceLoss], PreferenceLoss]
     loss: Callable[[PreferenceLoss, float], PreferenceLoss]
-    path: Callable[[PreferenceLoss, PairLogps, int], Path]
+    line: Callable[[PreferenceLoss, PairLogps, int], IncentiveLine]
     needs_reference: bool = False
     idle: str = ""
 
@@ -195,7 +195,7 @@ def _nll(name: str, unit: str, term: PreferenceLoss) -> Knob:
         name, f"weight of an NLL term on the chosen response, {unit}", 0.0, math.inf,
         origin=lambda base: base,
         loss=lambda base, setting: WithSFT(base, alpha=setting, sft=term),
-        path=lambda base, logps, size: Path(
+        line=lambda base, logps, size: IncentiveLine(
             incentives_of(base, logps, size), incentives_of(term, logps, size)
         ),
     )  # fmt: skip
@@ -210,20 +210,20 @@ def _dpo(base: PreferenceLoss) -> DPO:
     return DPO(beta=_beta(base))
 
 
-def _dpop_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
+def _dpop_line(base: PreferenceLoss, logps: PairLogps, size: int) -> IncentiveLine:
     ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
-    return Path(Incentives(ones, ones), Incentives((logps.logratio_chosen < 0).to(ones), zeros))
+    return IncentiveLine(Incentives(ones, ones), Incentives((logps.logratio_chosen < 0).to(ones), zeros))
 
 
-def _shift_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
+def _shift_line(base: PreferenceLoss, logps: PairLogps, size: int) -> IncentiveLine:
     ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
-    return Path(Incentives(ones, zeros), Incentives(zeros, ones))
+    return IncentiveLine(Incentives(ones, zeros), Incentives(zeros, ones))
 
 
-def _length_path(base: PreferenceLoss, logps: PairLogps, size: int) -> Path:
+def _length_line(base: PreferenceLoss, logps: PairLogps, size: int) -> IncentiveLine:
     ones, zeros = torch.ones_like(logps.chosen), torch.zeros_like(logps.chosen)
     growth = (logps.length_rejected / logps.length_chosen).log()
-    return Path(Incentives(zeros, ones), Incentives(ones, zeros), log_growth=growth)
+    return IncentiveLine(Incentives(zeros, ones), Incentives(ones, zeros), log_growth=growth)
 
 
 KNOBS: dict[str, Knob] = {
@@ -236,20 +236,20 @@ KNOBS: dict[str, Knob] = {
             "dpop", "DPOP's lambda", 0.0, math.inf,
             origin=_dpo,
             loss=lambda base, setting: DPOP(beta=_beta(base), penalty=setting),
-            path=_dpop_path, needs_reference=True,
+            line=_dpop_line, needs_reference=True,
             idle="the penalty is off while the chosen log-prob isn't below the reference's",
         ),
         Knob(
             "shift", "DPO-Shift's lambda, from 1 downwards", 1.0, 0.0,
             origin=_dpo,
-            loss=lambda base, setting: DPOShift(beta=_beta(base), shift=setting), path=_shift_path,
+            loss=lambda base, setting: DPOShift(beta=_beta(base), shift=setting), line=_shift_line,
             needs_reference=True,
         ),
         Knob(
             "length", "length exponent, from 0 (summed) to 1 (averaged)", 0.0, 1.0,
             origin=lambda base: _dpo(base) if base.needs_reference else CPO(beta=_beta(base), nll_weight=0.0),
             loss=lambda base, setting: PartlyNormalised(_beta(base), setting, base.needs_reference),
-            path=_length_path, idle="both responses have the same length",
+            line=_length_line, idle="both responses have the same length",
         ),
     )
 }  # fmt: skip
@@ -259,7 +259,7 @@ DEFAULT_KNOBS = ("nll", "dpop", "shift", "length")
 
 
 @dataclass(frozen=True)
-class Reach:
+class SettingRange:
     """A stretch of settings that makes at least some number of pairs ideal.
 
     Args:
@@ -273,7 +273,9 @@ class Reach:
     count: int
 
 
-def smallest_change(lower: Tensor, upper: Tensor, needed: int, start: float, end: float) -> Reach | None:
+def smallest_change(
+    lower: Tensor, upper: Tensor, needed: int, start: float, end: float
+) -> SettingRange | None:
     """The setting nearest to `start`, on the way to `end`, that lies in at least `needed` open intervals.
 
     Exact, in O(B log B): the count only grows just past a lower end (and at `start`).
@@ -293,21 +295,21 @@ def smallest_change(lower: Tensor, upper: Tensor, needed: int, start: float, end
         >>> smallest_change(*ends, needed=3, start=0.0, end=9.0).until
         3.0
     """
-    sweep = _Sweep.make(lower, upper, start, end)
-    counts = sweep.counts
+    ends = _IntervalEnds.make(lower, upper, start, end)
+    counts = ends.counts
     enough = (counts >= needed).nonzero()
-    return None if len(enough) == 0 else sweep.reach(int(enough[0]), needed)
+    return None if len(enough) == 0 else ends.range_from(int(enough[0]), needed)
 
 
-def best_change(lower: Tensor, upper: Tensor, start: float, end: float) -> Reach:
+def best_change(lower: Tensor, upper: Tensor, start: float, end: float) -> SettingRange:
     """The setting that lies in the most intervals; the one nearest to `start` of several."""
-    sweep = _Sweep.make(lower, upper, start, end)
-    best = int(sweep.counts.argmax())  # the first of equals
-    return sweep.reach(best, int(sweep.counts[best]))
+    ends = _IntervalEnds.make(lower, upper, start, end)
+    best = int(ends.counts.argmax())  # the first of equals
+    return ends.range_from(best, int(ends.counts[best]))
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class _IntervalEnds:
     """Interval ends as distances from a start; candidate 0 is the start, the others are past a lower end."""
 
     lower: Tensor
@@ -317,7 +319,7 @@ class _Sweep:
     end: float
 
     @classmethod
-    def make(cls, lower: Tensor, upper: Tensor, start: float, end: float) -> _Sweep:
+    def make(cls, lower: Tensor, upper: Tensor, start: float, end: float) -> _IntervalEnds:
         real = ~lower.isnan()
         near, far = (lower - start, upper - start) if end > start else (start - upper, start - lower)
         near, far = near[real].sort().values, far[real].sort().values
@@ -340,12 +342,12 @@ class _Sweep:
     def _up_to(ends: Tensor, distances: Tensor) -> Tensor:
         return torch.searchsorted(ends, distances, right=True)
 
-    def reach(self, candidate: int, needed: int) -> Reach:
+    def range_from(self, candidate: int, needed: int) -> SettingRange:
         nearest = 0.0 if candidate == 0 else self._step_past(self.past[candidate - 1].item())
         closing = self.upper[self.upper > nearest]
         short = closing[self.at(closing) < needed]
         until = min(short[0].item() if len(short) else math.inf, abs(self.end - self.start))
-        return Reach(self._setting(nearest), self._setting(until), int(self.counts[candidate]))
+        return SettingRange(self._setting(nearest), self._setting(until), int(self.counts[candidate]))
 
     def _step_past(self, distance: float) -> float:
         ends = torch.cat([self.lower, self.upper])
@@ -358,22 +360,22 @@ class _Sweep:
         return self.start + distance if self.end > self.start else self.start - distance
 
 
-def readable(reach: Reach, start: float) -> float:
+def readable(found: SettingRange, start: float) -> float:
     """The roundest number within a stretch, at most what four digits past its near end need.
 
     Rounded away from the start, so that it still does what the stretch promises.
 
     Examples:
-        >>> readable(Reach(nearest=0.02500001, until=0.2, count=9), start=0.0)
+        >>> readable(SettingRange(nearest=0.02500001, until=0.2, count=9), start=0.0)
         0.026
     """
-    exact = reach.nearest
+    exact = found.nearest
     if exact == start or exact == 0:
         return exact
-    away = math.ceil if reach.until > exact else math.floor
+    away = math.ceil if found.until > exact else math.floor
     for digits in range(2, 15):
         factor = 10.0 ** (digits - 1 - math.floor(math.log10(abs(exact))))
         rounded = away(exact * factor) / factor
-        if min(exact, reach.until) <= rounded <= max(exact, reach.until) and rounded != reach.until:
+        if min(exact, found.until) <= rounded <= max(exact, found.until) and rounded != found.until:
             return rounded
     return exact

@@ -2,7 +2,7 @@
 
 One optimiser step moves the parameters by delta, and a log-prob with score S by <S, delta> to first order. delta is
 a sum, so the change is one too: of the gradient's parts (the gradient is sum_j u_j S_j over the batch's rows, with
-u_j = d loss / d logp_j the push on row j), of momentum, of weight decay. For AdamW in torch's order:
+u_j = d loss / d logp_j the upstream gradient of row j), of momentum, of weight decay. For AdamW in torch's order:
 
     delta = -M h - b P m - lr wd theta      M = lr (1 - beta1) / (1 - beta1^t) P      b = lr beta1 / (1 - beta1^t)
     P = 1 / (sqrt(v_t / (1 - beta2^t)) + eps)
@@ -86,8 +86,8 @@ def adamw_step(
         decoupled: whether decay bypasses the averages.
     """
     theta, grad, exp_avg, exp_avg_sq = (upcast(x) for x in (theta, grad, exp_avg, exp_avg_sq))
-    pull = 0.0 if decoupled else weight_decay * theta
-    square = betas[1] * exp_avg_sq + (1 - betas[1]) * (grad + pull) ** 2
+    coupled = 0.0 if decoupled else weight_decay * theta
+    square = betas[1] * exp_avg_sq + (1 - betas[1]) * (grad + coupled) ** 2
     preconditioner = 1 / ((square / (1 - betas[1] ** step)).sqrt() + eps)
     rate = lr / (1 - betas[0] ** step)
     metric = rate * (1 - betas[0]) * preconditioner
@@ -95,7 +95,7 @@ def adamw_step(
         metric=metric,
         fresh=-metric * grad,
         momentum=-rate * betas[0] * preconditioner * exp_avg,
-        decay=-lr * weight_decay * theta if decoupled else -metric * pull,
+        decay=-lr * weight_decay * theta if decoupled else -metric * coupled,
     )
 
 
@@ -176,7 +176,7 @@ def products(scores: Mapping[str, Tensor], step: Mapping[str, ParameterStep]) ->
     return Products(square, inner, fresh, momentum, decay)
 
 
-def account(found: Products, push: Tensor, clip: float, measured: Tensor) -> dict[str, Tensor]:
+def account(found: Products, upstream: Tensor, clip: float, measured: Tensor) -> dict[str, Tensor]:
     """Split measured changes into `PARTS`, `(n, 2)` each (chosen, rejected), nats. They add up exactly.
 
     own = -u_q <S_q, M S_q> and partner = -u_p <S_q, M S_p> are zero for a pair that isn't in the batch; others is
@@ -185,14 +185,14 @@ def account(found: Products, push: Tensor, clip: float, measured: Tensor) -> dic
 
     Args:
         found: products of the pairs' scores with the step.
-        push: `(n, 2)`, u = d loss / d logp of both rows, summed over the step's micro-batches and averaged over
+        upstream: `(n, 2)`, u = d loss / d logp of both rows, summed over the step's micro-batches and averaged over
             processes as the gradient is; 0 for a pair that isn't in the batch.
         clip: s, by which clipping multiplied the gradient; 1 without.
         measured: `(n, 2)`, change of the log-probs over the step.
     """
     unclipped = found.fresh / clip
-    own = -push * found.square
-    partner = -push.flip(1) * found.inner[:, None]
+    own = -upstream * found.square
+    partner = -upstream.flip(1) * found.inner[:, None]
     parts = {
         "own": own,
         "partner": partner,
@@ -241,7 +241,7 @@ def over_time(ledger: pd.DataFrame, side: str) -> pd.DataFrame:
     return rows.groupby("step")[[*PARTS, "measured"]].mean().cumsum()
 
 
-def explain(ledger: pd.DataFrame, side: str = "chosen") -> str:
+def describe_change(ledger: pd.DataFrame, side: str = "chosen") -> str:
     """Why a log-prob has moved, in one sentence: causes by their size; means over the ledger's pairs.
 
     Args:
@@ -265,4 +265,4 @@ def explain(ledger: pd.DataFrame, side: str = "chosen") -> str:
 
 
 SMALLEST = 0.0005
-"""Nats below which `explain` leaves a cause out."""
+"""Nats below which `describe_change` leaves a cause out."""

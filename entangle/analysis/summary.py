@@ -9,27 +9,7 @@ import pandas as pd
 
 from entangle.analysis.predictions import FLAGS, is_scored
 from entangle.analysis.regimes import REGIMES
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-def share(count: int, total: int) -> dict[str, float]:
-    """A share of pairs with its 95 % Wilson interval: {count, share, low, high}; NaN where total is 0."""
-    if total == 0:
-        return {"count": 0, "share": float("nan"), "low": float("nan"), "high": float("nan")}
-    low, high = wilson(np.array(count), np.array(total))
-    return {"count": count, "share": count / total, "low": float(low), "high": float(high)}
-
-
-def wilson(
-    counts: np.ndarray, totals: np.ndarray, z: float = 1.959963984540054
-) -> tuple[np.ndarray, np.ndarray]:
-    """95 % Wilson intervals of many shares at once: (low, high)."""
-    shares, spread = counts / totals, z * z / totals
-    centre = shares + spread / 2
-    half = np.sqrt(spread * (shares * (1 - shares) + spread / 4))
-    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-    return np.where(counts == 0, 0.0, low), np.where(counts == totals, 1.0, high)
+from entangle.analysis.statistics import quantiles, wilson
 
 
 def derived(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -63,13 +43,7 @@ def summarise(pairs: pd.DataFrame, predictions: pd.DataFrame, group_by: str | No
         | {flag: int(pairs[flag].sum()) for flag in FLAGS},
         "regimes": regime_shares(predictions),
         "incentive_ratio": _incentive_ratios(predictions),
-        "quantiles": {
-            name: {
-                f"{q:g}": float(value)
-                for q, value in zip(QUANTILES, column.quantile(list(QUANTILES)), strict=True)
-            }
-            for name, column in derived(scored).items()
-        },
+        "quantiles": {str(name): quantiles(column) for name, column in derived(scored).items()},
     }
     if group_by and group_by in pairs:
         summary["groups"] = {
@@ -95,10 +69,10 @@ def regime_shares(predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, fl
     np.add.at(counts, (codes, regimes), 1)
     totals = counts.sum(1, keepdims=True).repeat(len(REGIMES), 1)
     columns = (counts, counts / totals, *wilson(counts, totals))
-    cells = np.stack([column.astype(object) for column in columns], -1)
+    numbers = np.stack([column.astype(object) for column in columns], -1)
     return {
         str(loss): {
-            str(regime): dict(zip(("count", "share", "low", "high"), cells[i, k], strict=True))
+            str(regime): dict(zip(("count", "share", "low", "high"), numbers[i, k], strict=True))
             for k, regime in enumerate(REGIMES)
         }
         for i, loss in enumerate(losses)
@@ -106,7 +80,7 @@ def regime_shares(predictions: pd.DataFrame) -> dict[str, dict[str, dict[str, fl
 
 
 def _incentive_ratios(predictions: pd.DataFrame) -> dict[str, float]:
-    """Median of rho = d_w / d_l per loss; infinite where nothing pushes the rejected response."""
+    """Median of rho = d_w / d_l per loss; infinite where the rejected response has no incentive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = predictions["incentive_chosen"] / predictions["incentive_rejected"]
     return {str(loss): float(rows.median()) for loss, rows in ratios.groupby(predictions["loss"], sort=False)}

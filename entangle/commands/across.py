@@ -32,9 +32,10 @@ import torch
 from rich.console import Console, RenderableType
 from torch import Tensor
 
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.predictions import geometry_of, is_scored
 from entangle.analysis.regimes import REGIMES, Prediction, Regime
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import share
 from entangle.commands.probe import ProbeResult
 from entangle.config import AcrossConfig, build_losses
 from entangle.data import TokenizedPair
@@ -49,7 +50,6 @@ from entangle.tables.across import across_tables
 from entangle.tables.base import Shown
 
 ACROSS = "across.json"
-SIDES = ("chosen", "rejected")
 PARTS = ("own", "partner", "pull", "push")
 
 

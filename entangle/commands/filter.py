@@ -93,7 +93,7 @@ def run_filter(config: FilterConfig) -> FilterResult:
             f"{options.dataset_name} isn't the data that {probe.run.path} was made from (fingerprint {recorded!r} "
             f"there, {found!r} now). Restore it, or probe again into another folder."
         )
-    data = Rows.read(source, options)
+    data = StoredData.read(source, options)
     loss = _label(probe, config.loss)
     table = pair_table(probe, pairs, loss)
     drops = [parse_rule(text) for text in config.drop]
@@ -297,13 +297,13 @@ def _checked_out(config: FilterConfig, source: Path | None) -> Path:
 
 
 @dataclass(frozen=True)
-class Rows:
+class StoredData:
     """The data set as it is stored: a table of parquet, or rows with every value as it was read."""
 
     content: pa.Table | list[dict[str, Any]]
 
     @classmethod
-    def read(cls, source: Path | None, options: DataOptions) -> Rows:
+    def read(cls, source: Path | None, options: DataOptions) -> StoredData:
         """The whole data set, whatever the run's limit was."""
         if source is not None and source.suffix.lower() == ".parquet":
             return cls(parquet.read_table(source))

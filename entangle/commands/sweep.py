@@ -12,11 +12,11 @@ import pandas as pd
 from rich.console import Console, RenderableType
 
 from entangle.analysis.curves import curve, onset, pair_onsets, with_changes
-from entangle.analysis.geometry import GEOMETRY_COLUMNS
+from entangle.analysis.geometry import GEOMETRY_COLUMNS, SIDES
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.regimes import REGIMES
-from entangle.analysis.summary import share
-from entangle.commands.across import ACROSS, SIDES, run_across
+from entangle.analysis.statistics import share
+from entangle.commands.across import ACROSS, run_across
 from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import AcrossConfig, ProbeConfig, SweepConfig
 from entangle.data import fingerprint as data_fingerprint

@@ -20,6 +20,7 @@ from rich.console import Console, Group, RenderableType
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.verdict import worst_pairs
 from entangle.commands.probe import ProbeResult
@@ -36,8 +37,6 @@ from entangle.tables.base import Shown
 from entangle.tables.tokens import token_table
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)

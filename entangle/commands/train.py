@@ -32,7 +32,7 @@ from torch import nn
 from transformers import PrinterCallback
 from trl import DPOConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from entangle.analysis.ledger import explain
+from entangle.analysis.ledger import describe_change
 from entangle.analysis.mitigations import Mitigation, Select, Splitting, build_mitigation, select_pairs
 from entangle.config import DataOptions, TrainConfig, build_losses
 from entangle.data import PreferencePair, TokenizedPair, collate, fingerprint, tokenize_pair
@@ -54,6 +54,7 @@ from entangle.training import PreferenceTrainer
 from entangle.training.arguments import trainer_arguments
 from entangle.training.callback import EntanglementCallback
 from entangle.training.mitigated import MitigatedTrainer, check_mitigations
+from entangle.training.progress import ProgressCallback
 from entangle.training.samples import (
     chosen_rows,
     completion_rows,
@@ -63,7 +64,6 @@ from entangle.training.samples import (
     text_of,
 )
 from entangle.training.trainer import check_options
-from entangle.training.watch import Watch
 
 PASS = 8
 """Pairs of a forward pass outside of training."""
@@ -106,7 +106,7 @@ class TrainResult(Shown):
         table, ledger = train_table(self.summary, self.log), self.run.table("ledger.parquet")
         if ledger is None:
             return table
-        return Group(table, *(Text(explain(ledger, side)) for side in ("chosen", "rejected")))
+        return Group(table, *(Text(describe_change(ledger, side)) for side in ("chosen", "rejected")))
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,10 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
     resumed = last_checkpoint(run.path)
     if resumed is not None:
         console.print(f"Resuming {run.path} from {resumed.name}.", markup=False)
-    with Watch(console) as watch:
-        trainer.add_callback(watch)
+    with ProgressCallback(console) as progress:
+        trainer.add_callback(progress)
         trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    if watch.is_stopped:
+    if progress.is_stopped:
         raise Interrupted(
             f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is in "
             f"{run.path}. Go on with: {run.resume_command}"

@@ -13,7 +13,7 @@ from entangle.diagnostics.base import (
     register_diagnostic,
     resolve,
 )
-from entangle.diagnostics.correlations import rank_correlation, rank_correlations, summarise_diagnostics
+from entangle.diagnostics.correlations import rank_correlations, summarise_diagnostics
 from entangle.diagnostics.reading import Reading
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "Reading",
     "columns_of",
     "compute",
-    "rank_correlation",
     "rank_correlations",
     "register_diagnostic",
     "resolve",

@@ -1,4 +1,4 @@
-"""How diagnostics rank pairs: Spearman's correlation with its interval."""
+"""How diagnostics rank pairs: their rank correlations with the geometry and with each other."""
 
 from __future__ import annotations
 
@@ -6,33 +6,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
 from entangle.analysis.predictions import is_scored
+from entangle.analysis.statistics import rank_correlation
 from entangle.analysis.summary import derived
 
 COLUMNS = ("first", "second", "pairs", "rho", "low", "high")
-
-
-def rank_correlation(first: pd.Series, second: pd.Series, level: float = 0.95) -> dict[str, float]:
-    """Spearman's rho of two columns over the rows where both are finite: {pairs, rho, low, high}.
-
-    The interval is Fisher's, tanh(atanh rho -+ z sqrt((1 + rho^2 / 2) / (n - 3))), with the variance of Bonett and
-    Wright (Psychometrika 65, 2000). NaN where it isn't defined: fewer than 4 rows, or a column that is constant.
-    """
-    both = pd.DataFrame({"a": first, "b": second}).replace([np.inf, -np.inf], np.nan).dropna()
-    count = len(both)
-    unknown = {"pairs": count, "rho": np.nan, "low": np.nan, "high": np.nan}
-    if count < 4 or both["a"].nunique() == 1 or both["b"].nunique() == 1:
-        return unknown
-    rho = float(np.clip(both["a"].rank().corr(both["b"].rank()), -1.0, 1.0))
-    if abs(rho) == 1.0:
-        return {"pairs": count, "rho": rho, "low": rho, "high": rho}
-    width = norm.ppf((1 + level) / 2) * np.sqrt((1 + rho**2 / 2) / (count - 3))
-    low, high = np.tanh([np.arctanh(rho) - width, np.arctanh(rho) + width])
-    return {"pairs": count, "rho": rho, "low": float(low), "high": float(high)}
 
 
 def rank_correlations(
@@ -79,6 +59,5 @@ def summarise_diagnostics(
         geometry.append("change_chosen")
     rows = rows.assign(**{name: scored[name] for name in columns})
     found = rank_correlations(rows, columns, geometry)
-    return {
-        "columns": list(columns), "geometry": geometry, "loss": loss, "correlations": found.to_dict("records"),
-    }  # fmt: skip
+    facts = {"columns": list(columns), "geometry": geometry, "loss": loss}
+    return facts | {"correlations": found.to_dict("records")}

@@ -15,7 +15,7 @@ def squeezing(reading: Reading) -> dict[str, Tensor]:
 
     g_w - g_l is the step of every loss with equal incentives d on both responses (DPO, IPO, RRHF, ...), taken on
     this pair alone, in plain SGD over the probed parameters. Positive on the rejected response: the probability
-    that is pushed out of its tokens gathers on what was the likeliest there anyway. Exact to first order.
+    that leaves its tokens gathers on what was the likeliest there anyway. Exact to first order.
 
     Cost: per pair one forward and three backward passes through both rows, and three gradients in memory.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from entangle.analysis.curves import Z
 from entangle.analysis.regimes import REGIMES
+from entangle.analysis.statistics import Z
 from entangle.figures import regimes
 from entangle.figures.style import FAINT, GREEN, INK, QUIET, SIDE_COLOURS, legend_below, panels
 

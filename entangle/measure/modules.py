@@ -16,7 +16,7 @@ import pandas as pd
 
 from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.analysis.predictions import is_scored
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import share
 from entangle.scores import PairScores
 
 WRAPPERS = {"base_layer", "modules_to_save", "original_module"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from entangle.analysis.statistics import rank_correlation
 from entangle.analysis.summary import derived
 from entangle.analysis.wording import spoken
 from entangle.figures import modules as module_figures
@@ -18,7 +19,6 @@ from entangle.report.blocks import Block, Figure, Heading, Table
 from entangle.report.glossary import definition_key
 from entangle.report.rows import extra_columns
 from entangle.report.source import Source, module_shares
-from entangle.rewards.signals import rank_correlation
 from entangle.tables.base import number, percent
 
 

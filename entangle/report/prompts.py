@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from entangle.analysis.findings import SIGNALS
+from entangle.analysis.statistics import rank_correlation
 from entangle.analysis.wording import correlation_text
 from entangle.figures import rewards, signals
 from entangle.figures.style import figure_of, new_axes
 from entangle.report.blocks import Block, Figure, Heading, Prose, Table
 from entangle.report.source import Source
-from entangle.rewards.signals import rank_correlation
 from entangle.tables.base import number, percent
 
 FLATTEST = 10

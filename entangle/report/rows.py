@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from entangle.analysis.curves import SIDES
-from entangle.analysis.geometry import GEOMETRY_COLUMNS
+from entangle.analysis.geometry import GEOMETRY_COLUMNS, SIDES
 from entangle.analysis.predictions import FLAGS
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.summary import derived

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from entangle.analysis.curves import SIDES, onset, over_seeds
-from entangle.analysis.ledger import MEANINGS, PARTS, explain
+from entangle.analysis.ledger import MEANINGS, PARTS, describe_change
 from entangle.analysis.wording import spoken
 from entangle.figures.curves import trajectory
 from entangle.figures.ledger import running_sums, stacked
@@ -38,7 +38,7 @@ def training_blocks(source: Source) -> list[Block]:
         blocks.append(Table(title, [Heading(head, terms.get(head, "")) for head in heads], rows))
         blocks.append(Prose(set_caption(source.curve), is_quiet=True))
     if source.ledger is not None:
-        blocks += [Prose(explain(source.ledger, side)) for side in SIDES]
+        blocks += [Prose(describe_change(source.ledger, side)) for side in SIDES]
         blocks += [_ledger(source.ledger, side) for side in SIDES]
     return blocks
 

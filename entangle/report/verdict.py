@@ -10,7 +10,7 @@ from entangle.analysis.findings import (
     reward_sentences,
     training_sentences,
 )
-from entangle.analysis.ledger import explain
+from entangle.analysis.ledger import describe_change
 from entangle.analysis.regimes import Regime
 from entangle.analysis.wording import share_text
 from entangle.report.source import Source, step_table
@@ -32,7 +32,10 @@ def verdict(source: Source) -> list[str]:
     if points is None:
         return ["This folder holds neither pairs nor prompts."]
     came_from = "Where it came from, a ledger would say: entangle train --ledger."
-    return [*training_sentences(points), came_from if source.ledger is None else explain(source.ledger)]
+    return [
+        *training_sentences(points),
+        came_from if source.ledger is None else describe_change(source.ledger),
+    ]
 
 
 def _of_pairs(source: Source) -> list[str]:

@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from entangle.analysis.statistics import Array
 from entangle.config.specs import construct, import_own, to_spec
 from entangle.data.pairs import Text
 from entangle.errors import ConfigError, UserError
-from entangle.rewards.statistics import Array, Support
+from entangle.rewards.statistics import Support
 
 
 class RewardError(UserError):

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from entangle.analysis.statistics import Array
 from entangle.data import DataError, PreferencePair, TokenizedPair, tokenize_pair
 from entangle.data.pairs import Text
 from entangle.data.sources import read_rows
 from entangle.models import Policy
-from entangle.rewards.statistics import Array
 from entangle.scores.logps import causal_lm, evaluating
 from entangle.scores.rows import RowBatch
 

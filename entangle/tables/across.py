@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from entangle.analysis.curves import Z
 from entangle.analysis.findings import epoch_sentence, ratio_text, set_sentence
+from entangle.analysis.statistics import Z
 from entangle.tables.base import percent, plain_table
 
 PARTS = ("own", "partner", "pull", "push")

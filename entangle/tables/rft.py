@@ -68,7 +68,10 @@ def prevalence_table(summary: Mapping[str, Any]) -> Table:
         "small_high": "small std and high mean: solved",
     }.items():
         cell = cells[name]
-        bootstrap = f"[{100 * cell['bootstrap_low']:.0f}-{100 * cell['bootstrap_high']:.0f}]"
+        ends = cell["bootstrap_low"], cell["bootstrap_high"]
+        bootstrap = (
+            "" if None in ends else f"[{100 * ends[0]:.0f}-{100 * ends[1]:.0f}]"
+        )  # None for one prompt
         table.add_row(label, percent(cell), bootstrap, style="red" if name == "small_low" else None)
     table.add_row("all answers tied", percent(summary["tied"]), "")
     caption = "the std is the empirical one of the sampled answers"

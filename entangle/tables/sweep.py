@@ -9,8 +9,8 @@ import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from entangle.analysis.curves import Z
 from entangle.analysis.findings import cosine_text, onset_sentence
+from entangle.analysis.statistics import Z
 from entangle.tables.base import plain_table
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from entangle.analysis.ledger import Products, account, products
 from entangle.scores import row_logps
-from entangle.training.live import BatchWatch, MicroBatch, pair_key
+from entangle.training.live import BatchRecorder, MicroBatch, pair_key
 from entangle.training.optimizer_steps import check_optimizer, read_step
 from entangle.training.probing import ProbeSet, undisturbed
 from entangle.training.trainer import TrainingError
@@ -21,7 +21,7 @@ SCORE_BYTES = 2**30
 """Most bytes of written-out scores that a pass holds; at least one pair's."""
 
 
-class ClipWatch:
+class ClipRecorder:
     """Notes by how much accelerate clips gradients: the only place where the unclipped norm is to be had.
 
     Args:
@@ -45,7 +45,7 @@ class ClipWatch:
         del self._accelerator.clip_grad_norm_
 
 
-class LedgerKeeper:
+class LedgerRecorder:
     """Accounts for steps of a run: `before` the optimiser's step, then `after` it gives rows.
 
     Cost per accounted step: one forward and backward over the pairs for their scores, and one forward for the new
@@ -53,7 +53,7 @@ class LedgerKeeper:
 
     Args:
         probe: the pairs.
-        watch: the hooks that tell the batch's pushes.
+        recorder: the hooks that tell the batch's upstream gradients.
         optimizer: the run's.
         accelerator: the run's.
 
@@ -61,22 +61,22 @@ class LedgerKeeper:
         TrainingError: the optimiser isn't known, gradients are scaled (fp16), or DeepSpeed holds them.
     """
 
-    def __init__(self, probe: ProbeSet, watch: BatchWatch, optimizer: Any, accelerator: Any) -> None:
+    def __init__(self, probe: ProbeSet, recorder: BatchRecorder, optimizer: Any, accelerator: Any) -> None:
         if accelerator.scaler is not None or accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise TrainingError(
                 "ledger=True needs plain gradients on the parameters themselves: neither scaled ones (fp16; use bf16 "
                 "or float32) nor DeepSpeed's."
             )
         self._optimizer = check_optimizer(optimizer)
-        self._clip = ClipWatch(accelerator)
+        self._clip = ClipRecorder(accelerator)
         self._processes: int = accelerator.num_processes
-        self._watch, self._probe = watch, probe
+        self._batches, self._probe = recorder, probe
         row_bytes = 4 * sum(p.numel() for p in probe.policy.parameters.values())
         self._most = max(1, SCORE_BYTES // (2 * row_bytes))
         self._known = {pair_key(pair): index for index, pair in probe.pairs.items()}
         self._logps: tuple[int, Tensor] | None = None  # after how many steps, and what they were
         self._found: list[tuple[list[int], Products]] = []
-        self._push: dict[int, Tensor] = {}
+        self._upstream: dict[int, Tensor] = {}
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -89,12 +89,12 @@ class LedgerKeeper:
             step: steps taken so far.
             batches: this process's micro-batches of the coming step, after their backward passes.
         """
-        self._push = self._pushes(batches)
+        self._upstream = self._upstream_gradients(batches)
         coming = read_step(self._optimizer, self._probe.policy.parameters)
         if self._logps is None or self._logps[0] != step:
             self._logps = step, self._measure()
         self._found = []
-        with self._watch.paused(), undisturbed(self._probe.policy.model):
+        with self._batches.paused(), undisturbed(self._probe.policy.model):
             for pairs, rows in self._probe.passes(self._most):
                 found = products(self._probe.engine.scores(rows), coming)
                 self._found.append(([pair.index for pair in pairs], found))
@@ -108,14 +108,14 @@ class LedgerKeeper:
         for indices, found in self._found:
             here = slice(start, start + len(indices))
             start = here.stop
-            push = torch.stack([self._push.get(index, torch.zeros(2)) for index in indices]).double()
+            upstream = torch.stack([self._upstream.get(index, torch.zeros(2)) for index in indices]).double()
             measured = new[here] - old[here]
-            parts = account(found, push, self._clip.factor, measured) | {
+            parts = account(found, upstream, self._clip.factor, measured) | {
                 "measured": measured,
                 "logps": old[here],
             }
             rows += [
-                {"step": step, "index": index, "side": side, "in_batch": index in self._push}
+                {"step": step, "index": index, "side": side, "in_batch": index in self._upstream}
                 | {name: float(value[i, k]) for name, value in parts.items()}
                 for i, index in enumerate(indices)
                 for k, side in enumerate(("chosen", "rejected"))
@@ -124,29 +124,30 @@ class LedgerKeeper:
 
     def _measure(self) -> Tensor:
         """Log-probs of this process's pairs, `(n, 2)` float64."""
-        with self._watch.paused(), undisturbed(self._probe.policy.model):
+        with self._batches.paused(), undisturbed(self._probe.policy.model):
             passes = [
                 row_logps(self._probe.policy.model, rows).view(2, -1).T
                 for _, rows in self._probe.passes(self._most)
             ]
         return torch.cat([logps.cpu() for logps in passes]) if passes else torch.zeros(0, 2).double()
 
-    def _pushes(self, batches: Sequence[MicroBatch]) -> dict[int, Tensor]:
+    def _upstream_gradients(self, batches: Sequence[MicroBatch]) -> dict[int, Tensor]:
         """U of both rows of every known pair in the step's batch, over all micro-batches and processes."""
         own = []
         for batch in batches:
-            assert batch.push is not None
+            assert batch.upstream is not None
             if batch.weighs_tokens:
                 raise TrainingError(
-                    "ledger=True needs one push per response, and this loss weighs tokens. Leave the ledger out."
+                    "ledger=True needs one upstream gradient per response, and this loss weighs tokens. Leave the "
+                    "ledger out."
                 )
-            chosen, rejected = (push.tolist() for push in batch.push.cpu().chunk(2))
+            chosen, rejected = (upstream.tolist() for upstream in batch.upstream.cpu().chunk(2))
             own += [
-                (self._known[key], pushes)
-                for key, *pushes in zip(batch.keys(), chosen, rejected, strict=True)
+                (self._known[key], both)
+                for key, *both in zip(batch.keys(), chosen, rejected, strict=True)
                 if key in self._known
             ]
-        pushes: dict[int, Tensor] = defaultdict(lambda: torch.zeros(2))
-        for index, push in gather_object(own) if self._processes > 1 else own:
-            pushes[index] += torch.tensor(push) / self._processes
-        return dict(pushes)
+        sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros(2))
+        for index, upstream in gather_object(own) if self._processes > 1 else own:
+            sums[index] += torch.tensor(upstream) / self._processes
+        return dict(sums)

@@ -19,10 +19,10 @@ from entangle.analysis.regimes import Regime
 from entangle.config.foreign import losses_of_trl, names_in_trl
 from entangle.data import PreferencePair, TokenizedPair
 from entangle.runs.shards import StepShards
-from entangle.training.accounting import LedgerKeeper
-from entangle.training.live import BatchWatch
+from entangle.training.accounting import LedgerRecorder
+from entangle.training.live import BatchRecorder
 from entangle.training.probing import ProbeSet
-from entangle.training.rows import Growing, ledger_metrics, live_metrics, live_rows, probe_metrics
+from entangle.training.rows import StepRows, ledger_metrics, live_metrics, live_rows, probe_metrics
 from entangle.training.trainer import LOSS_OPTIONS, TrainingError
 from losses import PreferenceLoss, build
 
@@ -45,7 +45,7 @@ class EntanglementCallback(TrainerCallback):
       each pair's geometry, log-probs and, under the trained loss, incentives, predicted changes and regime. The
       numbers are those of the stored weights in eval mode: no dropout, no autocast. Logged as `entangle/probe/*`.
     - **Live** (`live.parquet`): at every step the geometry of the very batch, read off the step's own backward pass
-      (`BatchWatch`); incentives carry the mean over the batch and its accumulation. Logged as `entangle/live/*`.
+      (`BatchRecorder`); incentives carry the mean over the batch and its accumulation. Logged as `entangle/live/*`.
     - **Ledger** (`ledger.parquet`): at every step the change of each probed pair's log-probs, split by its causes
       (`entangle.analysis.ledger`). It costs a forward and backward and a forward over the probe set per accounted step.
       Logged as `entangle/ledger/*`, nats since the last row of the log.
@@ -127,17 +127,17 @@ class EntanglementCallback(TrainerCallback):
         folder = Path(args.output_dir) / "entangle" if self.output_dir is None else Path(self.output_dir)
         self._steps = StepShards(folder, "steps")
         asked = {"live": self.live, "ledger": self.ledger}
-        self._growing = {
-            kind: Growing(StepShards(folder, kind), args) for kind, is_asked in asked.items() if is_asked
+        self._tables = {
+            kind: StepRows(StepShards(folder, kind), args) for kind, is_asked in asked.items() if is_asked
         }
         model = kwargs["model"]
         if self.live or self.ledger:
-            self._watch = BatchWatch(model, geometry=self.live)
+            self._batches = BatchRecorder(model, geometry=self.live)
         if self.pairs:
             self._set = self._probe_set(args, model, kwargs["processing_class"])
-        if self.ledger and self._set and self._watch and self._trainer:
-            self._keeper = LedgerKeeper(
-                self._set, self._watch, kwargs["optimizer"], self._trainer.accelerator
+        if self.ledger and self._set and self._batches and self._trainer:
+            self._ledger_recorder = LedgerRecorder(
+                self._set, self._batches, kwargs["optimizer"], self._trainer.accelerator
             )
         self._go_on(state.global_step)
         if state.global_step % self.every == 0:
@@ -145,13 +145,13 @@ class EntanglementCallback(TrainerCallback):
 
     def _clear(self) -> None:
         """Take off what an earlier training may have left."""
-        for part in (getattr(self, "_watch", None), getattr(self, "_keeper", None)):
+        for part in (getattr(self, "_batches", None), getattr(self, "_ledger_recorder", None)):
             if part is not None:
                 part.remove()
         self._set: ProbeSet | None = None
-        self._watch: BatchWatch | None = None
-        self._keeper: LedgerKeeper | None = None
-        self._growing: dict[str, Growing] = {}
+        self._batches: BatchRecorder | None = None
+        self._ledger_recorder: LedgerRecorder | None = None
+        self._tables: dict[str, StepRows] = {}
         self._last_probe = -1
 
     def _probe_set(self, args: Any, model: Any, processing_class: Any) -> ProbeSet:
@@ -174,14 +174,14 @@ class EntanglementCallback(TrainerCallback):
         if self._args.world_size > 1:
             gather_object([step])  # nobody deletes what another process still reads
         if self._args.process_index == 0:
-            for shards in (self._steps, *(growing.shards for growing in self._growing.values())):
+            for shards in (self._steps, *(table.shards for table in self._tables.values())):
                 shards.drop_after(step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step's gradients are there: take what the hooks have seen, and take the step apart."""
-        if self._watch is None:
+        if self._batches is None:
             return
-        batches = self._watch.take()
+        batches = self._batches.take()
         if not batches:
             raise TrainingError(
                 "live=True and ledger=True read the log-probs that the trainer's model returns, and this one returns "
@@ -190,30 +190,31 @@ class EntanglementCallback(TrainerCallback):
         if self.live:
             if any(batch.weighs_tokens for batch in batches):
                 logger.warning_once(
-                    "EntanglementCallback: this loss weighs tokens, so a response has no single push and live=True "
-                    "can't tell its score; such rows are marked unknown. A probe set (pairs=...) isn't affected."
+                    "EntanglementCallback: this loss weighs tokens, so a response has no single upstream gradient and "
+                    "live=True can't tell its score; such rows are marked unknown. A probe set (pairs=...) isn't "
+                    "affected."
                 )
             rows = [
                 row
                 for number, batch in enumerate(batches)
                 for row in live_rows(batch, number, args.world_size)
             ]
-            self._growing["live"].add([{"step": state.global_step + 1} | row for row in rows])
-        if self._keeper and (state.global_step + 1) % self.ledger_every == 0:
-            self._keeper.before(state.global_step, batches)
+            self._tables["live"].add([{"step": state.global_step + 1} | row for row in rows])
+        if self._ledger_recorder and (state.global_step + 1) % self.ledger_every == 0:
+            self._ledger_recorder.before(state.global_step, batches)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step is taken: measure what it did."""
         step = state.global_step + 1
-        if self._keeper and step % self.ledger_every == 0:
-            self._growing["ledger"].add(self._keeper.after(step))
+        if self._ledger_recorder and step % self.ledger_every == 0:
+            self._tables["ledger"].add(self._ledger_recorder.after(step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log and probe when it is time to."""
         if control.should_log:
             summaries = {"live": live_metrics, "ledger": ledger_metrics}
-            for kind, growing in self._growing.items():
-                self._log(summaries[kind](growing.collect()))
+            for kind, table in self._tables.items():
+                self._log(summaries[kind](table.collect()))
         if state.global_step % self.every == 0 or control.should_training_stop:
             self._write(state.global_step)
             self._probe(state)
@@ -224,24 +225,24 @@ class EntanglementCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Probe the end, put the rows into one table of each kind, and take the hooks off."""
-        if self._set is None and self._watch is None:
+        if self._set is None and self._batches is None:
             return
         self._write(state.global_step)
         self._probe(state)
         if args.process_index == 0:
-            for shards in (self._steps, *(growing.shards for growing in self._growing.values())):
+            for shards in (self._steps, *(table.shards for table in self._tables.values())):
                 shards.join()
         self._clear()
 
     def _write(self, step: int) -> None:
-        for growing in self._growing.values():
-            growing.write(step)
+        for table in self._tables.values():
+            table.write(step)
 
     def _probe(self, state: Any) -> None:
         if self._set is None or self._last_probe == state.global_step:
             return
         self._last_probe = state.global_step
-        with self._watch.paused() if self._watch else nullcontext():
+        with self._batches.paused() if self._batches else nullcontext():
             rows = self._set.measure(self._loss, self._args.per_device_train_batch_size)
         rows.insert(0, "step", state.global_step)
         if self._args.process_index == 0:

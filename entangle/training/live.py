@@ -1,9 +1,9 @@
 """The training batch's own geometry, read off the training step's own backward pass.
 
 The step computes G_a = u_a S_a for every row a of its batch, where S_a is the row's score and u_a = d loss / d logp_a
-its push: the gradient that reaches the row's log-prob, with the batch mean and the accumulation in it. Rows don't
-mix, so the layers' inputs and output gradients give each G_a (`entangle.scores.rules`), and u_a is the gradient that
-arrives at the model's output. So the scores' Gram blocks cost no forward and no backward of their own.
+its upstream gradient: the one that reaches the row's log-prob, with the batch mean and the accumulation in it. Rows
+don't mix, so the layers' inputs and output gradients give each G_a (`entangle.scores.rules`), and u_a is the gradient
+that arrives at the model's output. So the scores' Gram blocks cost no forward and no backward of their own.
 
 What they are scores of is what is trained: with live dropout the thinned network, under autocast in its precision.
 """
@@ -32,11 +32,11 @@ from entangle.scores.sites import Site, detached, find_sites
 from entangle.scores.terms import Dense, Outer, Score, Term
 from entangle.training.trainer import TrainingError
 
-SMALLEST_PUSH = 1e-20
-"""A row whose push is smaller leaves no digits of its score in float32; it is marked unknown."""
+SMALLEST_UPSTREAM = 1e-20
+"""A row whose upstream gradient is smaller leaves no digits of its score in float32; it is marked unknown."""
 
 EVENNESS = 1e-4
-"""Relative spread of a row's pushes over its tokens above which the loss counts as weighing tokens."""
+"""Relative spread of a row's upstream gradients over its tokens above which the loss counts as weighing tokens."""
 
 
 @dataclass
@@ -56,15 +56,15 @@ class MicroBatch:
         attention_mask: `(2n, T)`.
         labels: `(2n, T)`, -100 on what isn't scored.
         logps: `(2n,)`, summed log-probs as the step computed them, nats.
-        push: `(2n,)`, u = d loss / d logp of every row, as it was backpropagated; NaN where the loss weighs tokens,
-            so that a row has no single push. None until the backward pass.
+        upstream: `(2n,)`, u = d loss / d logp of every row, as it was backpropagated; NaN where the loss weighs tokens,
+            so that a row has no single upstream gradient. None until the backward pass.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     logps: Tensor | None = None
-    push: Tensor | None = None
+    upstream: Tensor | None = None
     _inverse: Tensor | None = None
     _taps: dict[Site, list[_Tap]] = field(default_factory=lambda: defaultdict(list))
     _terms: dict[str, list[Term]] = field(default_factory=lambda: defaultdict(list))
@@ -83,14 +83,14 @@ class MicroBatch:
 
     @property
     def weighs_tokens(self) -> bool:
-        """Whether a row has no single push."""
-        return self.push is not None and bool(self.push.isnan().any())
+        """Whether a row has no single upstream gradient."""
+        return self.upstream is not None and bool(self.upstream.isnan().any())
 
     @property
     def is_known(self) -> Tensor:
-        """`(2n,)` bool: the row's score can be read off, because the step pushed it."""
-        assert self.push is not None
-        return self.push.abs() > SMALLEST_PUSH  # NaN isn't
+        """`(2n,)` bool: the row's score can be read off, because the step had a gradient in it."""
+        assert self.upstream is not None
+        return self.upstream.abs() > SMALLEST_UPSTREAM  # NaN isn't
 
     def keys(self) -> list[str]:
         """What tells the pairs apart, as `pair_key` gives it."""
@@ -125,8 +125,8 @@ def _digest(*parts: Any) -> str:
     return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
-class BatchWatch:
-    """Hooks on a model in training that note every micro-batch's rows, log-probs and pushes, and their geometry.
+class BatchRecorder:
+    """Hooks on a model in training that note every micro-batch: log-probs, upstream gradients, and their geometry.
 
     Law: with or without the hooks the training computes the same bits.
 
@@ -200,17 +200,17 @@ class BatchWatch:
             )
         scored = batch.scored
         batch.logps = (logps.detach()[:, -scored.shape[1] :] * scored).sum(1)
-        logps.register_hook(lambda grad: self._pushed(batch, grad.detach()))
+        logps.register_hook(lambda grad: self._arrived(batch, grad.detach()))
         self._done.append(batch)
 
-    def _pushed(self, batch: MicroBatch, grad: Tensor) -> None:
+    def _arrived(self, batch: MicroBatch, grad: Tensor) -> None:
         """The first thing that happens in a backward pass: the gradient in the log-probs themselves."""
         scored = batch.scored
         grad = grad[:, -scored.shape[1] :].float()
         mean = (grad * scored).sum(1) / scored.sum(1).clamp(min=1)
         spread = ((grad - mean[:, None]).abs() * scored).amax(1)
-        batch.push = torch.where(spread <= EVENNESS * mean.abs(), mean, torch.nan)
-        batch._inverse = torch.where(batch.is_known, 1 / batch.push, 0)
+        batch.upstream = torch.where(spread <= EVENNESS * mean.abs(), mean, torch.nan)
+        batch._inverse = torch.where(batch.is_known, 1 / batch.upstream, 0)
 
     def _hook_layers(self, model: nn.Module) -> None:
         self._shapes = {name: matrix_shape(p) for name, p in self._parameters.items()}
@@ -246,7 +246,7 @@ class BatchWatch:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._refilled.discard(site)
             batch = self._batch
-            if batch is None or batch.push is None:  # not in a backward pass
+            if batch is None or batch.upstream is None:  # not in a backward pass
                 return
             for tap in batch._taps[site]:
                 if tap.inputs is None:
@@ -260,7 +260,7 @@ class BatchWatch:
             if batch is None or not torch.is_grad_enabled() or site in self._refilled:
                 return
             comes_again = layer is not None and layer.gradient_checkpointing and layer.training
-            is_first_run = comes_again and batch.push is None
+            is_first_run = comes_again and batch.upstream is None
             tap = _Tap(None if is_first_run else (detached(args), detached(kwargs)))
             batch._taps[site].append(tap)
 

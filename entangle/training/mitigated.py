@@ -193,7 +193,7 @@ def check_mitigations(
             f"{mitigation.name} acts on a pair's two incentives, and {loss.label} has one for every token. Take "
             "token_masking, or a loss without token weights."
         )
-    if not loss.needs_tokens and not _pushes_rejected(loss):
+    if not loss.needs_tokens and not _has_rejected_half(loss):
         raise TrainingError(
             f"{mitigation.name} weighs chosen against rejected; {loss.label} has no rejected half."
         )
@@ -221,7 +221,7 @@ def clipped_share(gradient: Vector, max_norm: float) -> float:
     return min(1.0, max_norm / (float(norm) + 1e-6)) if max_norm else 1.0
 
 
-def _pushes_rejected(loss: PreferenceLoss) -> bool:
+def _has_rejected_half(loss: PreferenceLoss) -> bool:
     """Whether the loss has an incentive in the rejected response at some ordinary pair."""
     chosen, rejected = torch.linspace(-30.0, -10.0, 5), torch.linspace(-12.0, -25.0, 5)
     lengths = torch.full((5,), 8)

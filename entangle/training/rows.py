@@ -19,7 +19,7 @@ MEANS = ("logps_chosen", "logps_rejected", "logps_per_token_chosen", "logps_per_
 """Columns of the probe set that are logged as means over pairs."""
 
 
-class Growing:
+class StepRows:
     """Rows that come step by step, from every process, on their way to the log and into shards.
 
     Args:
@@ -57,9 +57,9 @@ def live_rows(batch: MicroBatch, number: int, processes: int) -> list[dict[str, 
 
     Incentives are those that the step applies: of the mean over the micro-batch, the accumulation and `processes`.
     """
-    assert batch.push is not None and batch.logps is not None
+    assert batch.upstream is not None and batch.logps is not None
     geometry = batch.geometry
-    chosen, rejected = (batch.push.double().cpu() / processes).chunk(2)
+    chosen, rejected = (batch.upstream.double().cpu() / processes).chunk(2)
     predicted = predict(geometry, Incentives(-chosen, rejected))
     logps, lengths = batch.logps.cpu().chunk(2), batch.scored.sum(1).cpu().chunk(2)
     columns = {name: getattr(geometry, name) for name in GEOMETRY_COLUMNS} | {

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from entangle.analysis.statistics import bootstrap
 from entangle.commands.probe import run_probe
 from entangle.commands.train import run_train
 from entangle.config import ProbeConfig, TrainConfig, parse
@@ -87,10 +88,11 @@ def measured(scores: np.ndarray, fell: np.ndarray, draws: int = 1000) -> dict[st
     def mean(chosen: np.ndarray) -> float:
         return float(np.nanmean([auroc(s[chosen], f[chosen]) for s, f in zip(scores, fell, strict=True)]))
 
-    count = scores.shape[1]
-    drawn = np.random.default_rng(0).integers(count, size=(draws, count))
-    low, high = np.nanquantile([mean(chosen) for chosen in drawn], [0.025, 0.975])
-    return {"auroc": mean(np.arange(count)), "low": float(low), "high": float(high)}
+    pairs = np.arange(scores.shape[1])
+    low, high = bootstrap(
+        lambda drawn, axis: np.apply_along_axis(mean, axis, drawn.astype(int)), pairs, draws=draws
+    )
+    return {"auroc": mean(pairs), "low": low, "high": high}
 
 
 def figure(table: pd.DataFrame) -> None:

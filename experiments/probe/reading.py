@@ -13,7 +13,8 @@ from scipy.stats import mannwhitneyu
 
 from entangle import ProbeResult
 from entangle.analysis.predictions import is_scored
-from entangle.analysis.summary import derived, share
+from entangle.analysis.statistics import share
+from entangle.analysis.summary import derived
 
 LOSSES = ("dpo", "simpo", "dpop", "cpo")
 

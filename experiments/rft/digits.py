@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from entangle.analysis.statistics import rank_correlation
 from entangle.figures.style import new_axes
-from entangle.rewards.signals import rank_correlation
 
 EPOCHS, BATCH, INPUTS, SHARE = 300, 100, 1000, 0.1
 RATES = {"sgd": (0.2, 0.8, 2.0), "adam": (5e-4, 2e-3, 5e-3)}

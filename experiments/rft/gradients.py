@@ -16,15 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from entangle.figures.style import new_axes
-from entangle.rewards.statistics import (
-    fisher_bound,
-    gradient_product,
-    length_bound,
-    paper_bound,
-    rloo_weights,
-    trace_bound,
-    weighted_norm,
-)
+from entangle.rewards.bounds import fisher_bound, length_bound, paper_bound, trace_bound
+from entangle.rewards.gradients import gradient_product, rloo_weights, weighted_norm
 from experiments.rft.exact import Autoregressive
 
 BOUNDS = {

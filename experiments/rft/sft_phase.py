@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 
 from entangle import embedded
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import bootstrap_mean, share
 from entangle.commands.rft import RftResult, run_change, run_rft
 from entangle.commands.train import run_train
 from entangle.config import RftConfig, TrainConfig
 from entangle.figures.style import new_axes, save
-from entangle.rewards.statistics import bootstrap_mean
 
 SHARES = (0.01, 0.05, 0.2, 1.0)
 DATA = "../shared/data/tldr/tldr_pairs.jsonl"

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from entangle.figures.style import new_axes
-from entangle.rewards.statistics import grpo_factor
+from entangle.rewards.gradients import grpo_factor
 from experiments.rft.closed_forms import time_rft, time_sft
 from experiments.rft.exact import Array, Autoregressive, Outputs, softmax_outputs
 

@@ -16,7 +16,7 @@ import pandas as pd
 from make import FOLDER, SUFFIXES
 from rich.console import Console
 
-from entangle.commands.compare import CompareResult, cells_of, run_compare
+from entangle.commands.compare import CompareResult, run_compare, trials_of
 from entangle.commands.probe import run_probe
 from entangle.commands.tokens import run_tokens
 from entangle.config import CompareConfig, ProbeConfig, TokensConfig, parse
@@ -62,7 +62,7 @@ def figure(bands: pd.DataFrame) -> None:
 
 def heat_map(suffix: str, result: CompareResult) -> None:
     """The first held-out pair's tokens under the fine-tuned policy that DPO starts from (first seed)."""
-    start = cells_of(options(suffix))[0].run.path / "sft" / "merged"
+    start = trials_of(options(suffix))[0].run.path / "sft" / "merged"
     probe = ProbeConfig(
         model_name_or_path=str(start), use_peft=True, seed=0, dataset_name=str(FOLDER / suffix / "test.jsonl"),
         limit=8, losses=("dpo",), output_dir=f"runs/suffix/probe-{suffix}",

@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.dpo_config import DPOConfig
 
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import share
 from entangle.commands.whatif import what_if
 from entangle.data import PreferencePair, collate, load_pairs, tokenize_pair
 from entangle.embedded import ADAPTER, POLICY

@@ -16,7 +16,7 @@ import entangle.commands.compare.run
 from entangle.analysis.curves import over_seeds
 from entangle.analysis.ledger import PARTS
 from entangle.cli import main
-from entangle.commands.compare import CompareResult, cells_of, run_compare
+from entangle.commands.compare import CompareResult, run_compare, trials_of
 from entangle.commands.compare.agreement import agreement, directions
 from entangle.commands.compare.quality import means, summaries
 from entangle.commands.train import TrainResult
@@ -71,15 +71,15 @@ def finished(inputs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 def test_numbers_are_those_of_the_runs(finished: CompareResult, inputs: dict[str, str]):
     """The end of each run's curve against what training itself measured, another way, of the held-out pairs."""
-    cells = cells_of(config(inputs, output_dir=str(finished.run.path)))
-    assert len(cells) == len(finished.runs) == 4
-    for cell, (_, row) in zip(cells, finished.runs.iterrows(), strict=True):
-        held = cell.run.table("held_out.parquet")
-        assert (row["variant"], row["seed"], row["pairs"]) == (cell.variant, cell.seed, len(held))
+    trials = trials_of(config(inputs, output_dir=str(finished.run.path)))
+    assert len(trials) == len(finished.runs) == 4
+    for trial, (_, row) in zip(trials, finished.runs.iterrows(), strict=True):
+        held = trial.run.table("held_out.parquet")
+        assert (row["variant"], row["seed"], row["pairs"]) == (trial.variant, trial.seed, len(held))
         for side in ("chosen", "rejected"):
             change = held[f"logps_{side}_end"] - held[f"logps_{side}"]
             np.testing.assert_allclose(row[f"moved_{side}"], change.mean(), atol=1e-4)
-        (file,) = cell.run.path.glob("summaries-*.parquet")
+        (file,) = trial.run.path.glob("summaries-*.parquet")
         texts = pd.read_parquet(file)
         assert len(texts) == 5 * 3
         greedy = texts[texts["decoding"] == "greedy"]
@@ -96,14 +96,14 @@ def test_numbers_are_those_of_the_runs(finished: CompareResult, inputs: dict[str
     shown = render(finished.renderable(), 140)
     others = ledger[ledger["variant"] == "dpo"]["others"].mean()
     assert "what moved the chosen log-prob" in shown and f"{others:+.2f}" in shown
-    assert "The rejected log-prob" in TrainResult.load(cells[0].run.path).table()
+    assert "The rejected log-prob" in TrainResult.load(trials[0].run.path).table()
     for name in ("logps", "margin", "regimes", "final", "agreement", "ledger"):
         assert (finished.run.path / f"{name}.png").stat().st_size > 5000
 
 
 def test_seeds_differ_in_order_only(finished: CompareResult, inputs: dict[str, str]):
-    cells = cells_of(config(inputs, output_dir=str(finished.run.path)))
-    starts = [cell.run.table("steps.parquet").query("step == 0") for cell in cells]
+    trials = trials_of(config(inputs, output_dir=str(finished.run.path)))
+    starts = [trial.run.table("steps.parquet").query("step == 0") for trial in trials]
     for start in starts[1:]:  # one initial policy (a fresh LoRA changes nothing), the same held-out pairs
         assert start["index"].tolist() == starts[0]["index"].tolist()
         np.testing.assert_allclose(start["logps_chosen"], starts[0]["logps_chosen"], atol=1e-5)
@@ -138,15 +138,15 @@ def test_yaml_and_flags_describe_the_same_grid(inputs: dict[str, str], tmp_path:
     }  # fmt: skip
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     read, _ = parse(CompareConfig, ["--config", str(tmp_path / "grid.yaml")], prog="x")
-    cells = cells_of(read)
-    assert len(cells) == 2 * 2 * 2 * 2
-    assert len({cell.train.output_dir for cell in cells}) == 16
-    assert cells[-1].variant == "simpo, learning_rate=0.0001, mitigations=select(by=ches)"
-    assert cells[-1].train.learning_rate == 1e-4 and cells[-1].train.seed == 1
-    assert cells[-1].train.mitigations == ({"name": "select", "by": "ches"},)
+    trials = trials_of(read)
+    assert len(trials) == 2 * 2 * 2 * 2
+    assert len({trial.train.output_dir for trial in trials}) == 16
+    assert trials[-1].variant == "simpo, learning_rate=0.0001, mitigations=select(by=ches)"
+    assert trials[-1].train.learning_rate == 1e-4 and trials[-1].train.seed == 1
+    assert trials[-1].train.mitigations == ({"name": "select", "by": "ches"},)
     flags = "--losses dpo simpo:beta=2.0 --seeds 0 1 --output_dir out --vary learning_rate=1e-5,1e-4".split()
     flags.append('mitigations=[[],[{"name":"select","by":"ches"}]]')
-    assert cells_of(parse(CompareConfig, flags, prog="x")[0]) == cells
+    assert trials_of(parse(CompareConfig, flags, prog="x")[0]) == trials
 
 
 def test_settings_one_by_one_instead_of_every_combination(tmp_path: Path):
@@ -155,18 +155,18 @@ def test_settings_one_by_one_instead_of_every_combination(tmp_path: Path):
     file = tmp_path / "ones.yaml"
     grid = {"losses": ["dpo"], "seeds": [0, 1], "output_dir": "out", "vary": ones}
     file.write_text(yaml.safe_dump(grid, sort_keys=False))
-    cells = cells_of(parse(CompareConfig, ["--config", str(file)], prog="x")[0])
-    assert [cell.variant for cell in cells[::2]] == [
+    trials = trials_of(parse(CompareConfig, ["--config", str(file)], prog="x")[0])
+    assert [trial.variant for trial in trials[::2]] == [
         "dpo, mitigations=token_masking", "dpo, optim=sgd, learning_rate=1e-05", "dpo, sft_share=0.05",
     ]  # fmt: skip
-    trained = [cell.train for cell in cells[::2]]
+    trained = [trial.train for trial in trials[::2]]
     assert [(t.optim == "sgd", t.learning_rate, t.sft_share) for t in trained] == [
         (False, 1e-5, 0.0), (True, 1e-5, 0.0), (False, 1e-5, 0.05)
     ]  # fmt: skip
     vary = ('mitigations=[[],["token_masking"]]',)
-    assert cells[0] in cells_of(CompareConfig(losses=("dpo",), output_dir="out", vary=vary))
+    assert trials[0] in trials_of(CompareConfig(losses=("dpo",), output_dir="out", vary=vary))
     flags = ["--losses", "dpo", "--seeds", "0", "1", "--output_dir", "out", "--vary", *map(json.dumps, ones)]
-    assert cells_of(parse(CompareConfig, flags, prog="x")[0]) == cells
+    assert trials_of(parse(CompareConfig, flags, prog="x")[0]) == trials
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,9 @@ def test_a_grid_that_makes_no_sense_is_refused(changes: dict, word: str):
 def test_one_value_stands_for_a_list_of_one(tmp_path: Path):
     given = {"losses": "dpo", "seeds": 3, "vary": {"mitigations": ["token_masking"], "optim": "sgd"}}
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(given))
-    (cell,) = cells_of(parse(CompareConfig, ["--config", str(tmp_path / "one.yaml")], prog="x")[0])
-    assert cell.variant == "dpo, mitigations=token_masking, optim=sgd" and cell.seed == 3
-    assert cell.train.mitigations == ("token_masking",)
+    (trial,) = trials_of(parse(CompareConfig, ["--config", str(tmp_path / "one.yaml")], prog="x")[0])
+    assert trial.variant == "dpo, mitigations=token_masking, optim=sgd" and trial.seed == 3
+    assert trial.train.mitigations == ("token_masking",)
 
 
 @pytest.mark.parametrize(

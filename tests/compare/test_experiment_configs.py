@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from entangle.cli import main
-from entangle.commands.compare import cells_of
+from entangle.commands.compare import trials_of
 from entangle.commands.train import TrainResult
 from entangle.config import CompareConfig, TrainConfig, build_losses, parse
 from entangle.runs.folder import RunFolder
@@ -40,10 +40,10 @@ def read(cls: type, name: str):
 @pytest.mark.parametrize("name", RUNS)
 def test_comparisons_are_read_and_every_run_can_be_set_up(name: str, tmp_path: Path):
     config = read(CompareConfig, name)
-    cells = cells_of(config)
-    assert len(cells) == len({cell.train.output_dir for cell in cells}) == RUNS[name]
+    trials = trials_of(config)
+    assert len(trials) == len({trial.train.output_dir for trial in trials}) == RUNS[name]
     assert len(config.losses) == len({loss.label for loss in build_losses(config.losses)})
-    arguments = trainer_arguments(cells[0].train, tmp_path)  # TRL's own checks
+    arguments = trainer_arguments(trials[0].train, tmp_path)  # TRL's own checks
     assert arguments.learning_rate == config.learning_rate
 
 
@@ -87,8 +87,8 @@ def test_scale_is_the_released_recipe_and_runs(name: str, tmp_path: Path):
     flags += ["--eval_dataset_name", pairs, "--quality_dataset_name", str(posts), "--max_steps", "1"]
     flags += ["--losses", "dpo", "--seeds", "0", "--no-plots"]
     assert main(["compare", str(EXPERIMENTS / name), *flags]) == 0
-    (cell,) = (tmp_path / "out" / "runs").iterdir()
-    done = TrainResult.load(cell)
+    (trial,) = (tmp_path / "out" / "runs").iterdir()
+    done = TrainResult.load(trial)
     assert done.summary["steps"] == 1
     trained = load_file(done.model_path / "adapter_model.safetensors")
     assert {key.split(".")[-3] for key in trained} == {"q_proj", "k_proj", "v_proj"}

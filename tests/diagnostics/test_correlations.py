@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from entangle.diagnostics import rank_correlation, rank_correlations
+from entangle.analysis.statistics import rank_correlation
+from entangle.diagnostics import rank_correlations
 
 
 def test_rho_is_spearmans_with_ties_and_rows_without_numbers_left_out():

@@ -23,8 +23,8 @@ from entangle.figures.style import new_axes
 from entangle.measure.prompts import ANSWERS, PromptMeasurement
 from entangle.models import load_policy
 from entangle.rewards.functions import build_reward_function
+from entangle.rewards.gradients import rloo_weights
 from entangle.rewards.rollouts import Prompt, Sampling, prompts_of, sample_answers
-from entangle.rewards.statistics import rloo_weights
 from entangle.scores import AutogradEngine, row_logps
 from entangle.tables import joint as joint_tables
 from entangle.tables.base import render

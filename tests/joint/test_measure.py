@@ -25,8 +25,10 @@ from entangle.commands.joint.measure import (
 )
 from entangle.commands.joint.table import angles, joint_table, pooled_cosine, summarise_joint, with_states
 from entangle.measure.prompts import FLAGS
-from entangle.rewards.signals import Setting, Thresholds
-from entangle.rewards.statistics import Support, rloo_weights
+from entangle.rewards.gradients import rloo_weights
+from entangle.rewards.signals import Setting
+from entangle.rewards.statistics import Support
+from entangle.rewards.summary import Thresholds
 from losses import CPO, DPO, DPOP, Incentives, PairLogps, build
 from tests.rft.test_reward_gradients import a_policy, samples
 
@@ -88,10 +90,10 @@ def test_effect_is_positive_iff_both_go_the_right_way(loss):
     """60 random pairs, half of them entangled; under every loss whose incentives are positive."""
     rows = pd.DataFrame([a_row(i, seed=4, entangled=i % 2 == 0)[0] for i in range(60)])
     found = pair_columns(pair_frame(rows), loss, 1e-10)
-    pushed = found[(found["incentive_chosen"] > 0) & (found["incentive_rejected"] > 0)]
-    is_ideal = (pushed["change_chosen"] > 0) & (pushed["change_rejected"] < 0)
-    assert ((pushed["effect"] > 0) == is_ideal).all() and 0 < is_ideal.sum() < len(pushed)
-    assert pushed["effect"].abs().max() <= 1
+    trained = found[(found["incentive_chosen"] > 0) & (found["incentive_rejected"] > 0)]
+    is_ideal = (trained["change_chosen"] > 0) & (trained["change_rejected"] < 0)
+    assert ((trained["effect"] > 0) == is_ideal).all() and 0 < is_ideal.sum() < len(trained)
+    assert trained["effect"].abs().max() <= 1
 
 
 def logps(*columns) -> PairLogps:

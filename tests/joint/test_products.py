@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from entangle.commands.joint.products import kernel_product, preference_kernel, reward_kernel
-from entangle.rewards.statistics import gradient_product
+from entangle.rewards.gradients import gradient_product
 from experiments.rft.exact import Outputs
 from tests.rft.test_reward_gradients import a_policy, samples
 

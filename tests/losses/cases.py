@@ -67,8 +67,8 @@ def token_batch(
 
     def columns(mask: Tensor) -> tuple[Tensor, ...]:
         logps = -normal(pairs, tokens).exp() - 0.01
-        push = normal(pairs, 1) * spread  # the same sign along a response: log-ratios add up
-        reference = logps - push - 0.3 * spread * normal(pairs, tokens)
+        drift = normal(pairs, 1) * spread  # the same sign along a response: log-ratios add up
+        reference = logps - drift - 0.3 * spread * normal(pairs, tokens)
         collision, divergence = -normal(pairs, tokens).exp(), 0.2 * normal(pairs, tokens).exp()
         return tuple(torch.where(mask, c, torch.nan) for c in (logps, reference, collision, divergence))
 

@@ -97,8 +97,8 @@ def test_gradient_in_parameters_is_minus_incentives_times_scores(loss: Preferenc
     (gradient,) = torch.autograd.grad(loss.per_pair(pairs).sum(), theta, retain_graph=True)
     incentives = loss.incentives(pairs)
     source = pairs.by_token if loss.needs_tokens else pairs
-    pushed = (incentives.chosen * source.chosen).sum() - (incentives.rejected * source.rejected).sum()
-    (expected,) = torch.autograd.grad(-pushed, theta)
+    weighted = (incentives.chosen * source.chosen).sum() - (incentives.rejected * source.rejected).sum()
+    (expected,) = torch.autograd.grad(-weighted, theta)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
 
 

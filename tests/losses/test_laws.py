@@ -265,9 +265,9 @@ def test_one_verdict_for_every_beta_of_a_loss_with_ratio_one(name: str) -> None:
     compared = 0
     for value in (0.01, 0.1, 0.5):
         incentives = build({"name": name, strength: value}).incentives(BATCH)
-        pushes = incentives.chosen > 0
-        compared += int(pushes.sum())
-        assert torch.equal(predict(geometry, incentives).regime_codes[pushes], verdict[pushes])
+        rising = incentives.chosen > 0
+        compared += int(rising.sum())
+        assert torch.equal(predict(geometry, incentives).regime_codes[rising], verdict[rising])
     assert compared > 5
 
 

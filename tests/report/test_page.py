@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import torch
 
-from entangle.analysis.curves import SIDES, over_seeds
-from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.curves import over_seeds
+from entangle.analysis.geometry import SIDES, PairGeometry
 from entangle.analysis.ledger import PARTS
 from entangle.analysis.summary import share
 from entangle.analysis.wording import SENTENCES, pair_sentence

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from entangle import cli
+from entangle.analysis.statistics import bootstrap_mean
 from entangle.commands.rft import run_change
 from entangle.commands.rft.change import reward_changes, summarise_changes
 from entangle.config import RftConfig
 from entangle.errors import ConfigError, RunError
 from entangle.measure.prompts import FLAGS
-from entangle.rewards.statistics import bootstrap_mean
 from entangle.runs.folder import RunFolder
 
 

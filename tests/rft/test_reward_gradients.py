@@ -10,22 +10,18 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from entangle.rewards.statistics import (
+from entangle.rewards.bounds import fisher_bound, length_bound, paper_bound, ppo_bound, trace_bound
+from entangle.rewards.gradients import (
     centred_factor,
     centred_weights,
     expected_gradient,
-    fisher_bound,
     gradient_product,
     group_gradient_sq,
     grpo_factor,
     grpo_weights,
     largest_eigenvalue,
-    length_bound,
-    paper_bound,
-    ppo_bound,
     rloo_factor,
     rloo_weights,
-    trace_bound,
     trace_second_moment,
     weighted_norm,
 )

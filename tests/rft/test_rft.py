@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from entangle import cli
+from entangle.analysis.statistics import rank_correlation
 from entangle.commands.rft import RftResult, prompt_rows, run_rft
 from entangle.config import ModelOptions, RftConfig
 from entangle.errors import ConfigError, RunError
@@ -20,9 +21,11 @@ from entangle.figures.style import new_axes
 from entangle.measure.prompts import ANSWERS
 from entangle.models import load_policy
 from entangle.rewards.functions import RewardError
+from entangle.rewards.gradients import gradient_product
 from entangle.rewards.rollouts import load_rollouts
-from entangle.rewards.signals import Setting, Thresholds, gram_of, measure, rank_correlation, summarise
-from entangle.rewards.statistics import Support, gradient_product
+from entangle.rewards.signals import Setting, gram_of, measure
+from entangle.rewards.statistics import Support
+from entangle.rewards.summary import Thresholds, summarise
 from entangle.scores import AutogradEngine
 from entangle.scores.jacobian import jacobian_norm
 from entangle.tables.base import render

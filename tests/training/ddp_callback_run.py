@@ -10,7 +10,7 @@ import torch
 from entangle.training import EntanglementCallback
 from tests.processes import finish, gathered
 from tests.training import runs
-from tests.training.watched import train
+from tests.training.callback_runs import train
 
 
 def main(folder: Path) -> None:

@@ -28,9 +28,9 @@ from entangle.training.callback import trained_loss, training_pairs
 from losses import DPO, IPO, PairLogps, build
 from tests.processes import run_on_two
 from tests.training import runs
-from tests.training.watched import are_same_run, train, weights
+from tests.training.callback_runs import are_same_run, train, weights
 
-HELD_BACK = [
+HELD_OUT = [
     PreferencePair(prompt="w1 w2 w3", chosen=" w4 w5", rejected=" w6 w7 w8", index=100),
     PreferencePair(prompt="w9 w2", chosen=" w4 w5 w11 w12", rejected=" w4 w6", index=101),
 ]
@@ -68,11 +68,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], Any]] = {
 def test_training_is_bit_identical(setting: str, tmp_path: Path) -> None:
     args, options = SETTINGS[setting]
     plain = train(tmp_path / "plain", args=args, **options())
-    watched = train(tmp_path / "watched", everything(), args=args, **options())
-    assert are_same_run(plain, watched)
-    folder = tmp_path / "watched" / "entangle"
+    recorded = train(tmp_path / "recorded", everything(), args=args, **options())
+    assert are_same_run(plain, recorded)
+    folder = tmp_path / "recorded" / "entangle"
     assert {len(pd.read_parquet(folder / f"{kind}.parquet")) for kind in ("steps", "live", "ledger")} > {20}
-    assert not any(m._forward_hooks for n, m in watched.model.named_modules() if n.endswith("lora_A.default"))
+    assert not any(
+        m._forward_hooks for n, m in recorded.model.named_modules() if n.endswith("lora_A.default")
+    )
 
 
 def test_the_comparison_tells_runs_apart(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DPOTrainer, Path]:
     """A run with a probe set of held-out pairs."""
     folder = tmp_path_factory.mktemp("probed")
     torch.manual_seed(0)
-    callback = EntanglementCallback(HELD_BACK, every=4, output_dir=folder / "rows")
+    callback = EntanglementCallback(HELD_OUT, every=4, output_dir=folder / "rows")
     return train(folder, callback, args={"bf16": True}), folder / "rows"
 
 
@@ -149,7 +151,7 @@ def test_metrics_reach_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_it_alerts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Pushing both responses down lowers both, so every probe is over the limit."""
+    """A loss that lowers both responses lowers both, so every probe is over the limit."""
     caplog.set_level(logging.WARNING)
     monkey = logging.getLogger("transformers")
     monkey.addHandler(caplog.handler)
@@ -203,10 +205,10 @@ def test_sharded_runs_are_pointed_to_sweep(tmp_path: Path, monkeypatch: pytest.M
     said: list[str] = []
     monkeypatch.setattr("entangle.training.callback.logger.warning", said.append)
     plain = train(tmp_path / "plain", args={"max_steps": 1})
-    watched = train(tmp_path / "watched", everything(), args={"max_steps": 1})
-    assert are_same_run(plain, watched)
+    recorded = train(tmp_path / "recorded", everything(), args={"max_steps": 1})
+    assert are_same_run(plain, recorded)
     assert len(said) == 1 and "entangle sweep" in said[0]
-    assert not (tmp_path / "watched" / "entangle").exists()
+    assert not (tmp_path / "recorded" / "entangle").exists()
 
 
 def test_any_trainer_with_a_stated_loss(tmp_path: Path) -> None:
@@ -227,16 +229,16 @@ def test_any_trainer_with_a_stated_loss(tmp_path: Path) -> None:
             data_collator=template.data_collator, processing_class=runs.tokenizer(),
         )  # fmt: skip
 
-    plain, watched = simple(), simple()
-    watched.add_callback(EntanglementCallback(HELD_BACK, loss="slic", output_dir=tmp_path / "rows"))
+    plain, recorded = simple(), simple()
+    recorded.add_callback(EntanglementCallback(HELD_OUT, loss="slic", output_dir=tmp_path / "rows"))
     plain.train()
-    watched.train()
-    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(watched), strict=True))
+    recorded.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(recorded), strict=True))
     rows = StepShards(tmp_path / "rows", "steps").rows()
     assert rows["step"].tolist() == [0, 0, 1, 1] and rows["regime"].notna().all()
     assert rows["ref_logps_chosen"].isna().all()
     unstated = simple()
-    EntanglementCallback(HELD_BACK).attach(unstated)
+    EntanglementCallback(HELD_OUT).attach(unstated)
     with pytest.raises(TrainingError, match="Give EntanglementCallback"):
         unstated.train()
     live = simple()

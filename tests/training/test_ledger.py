@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from entangle.analysis.ledger import PARTS, account, cumulate, explain, over_time, products
+from entangle.analysis.ledger import PARTS, account, cumulate, describe_change, over_time, products
 from entangle.data import TokenizedPair, collate
 from entangle.figures.ledger import stacked, write_figures
 from entangle.figures.style import new_axes
@@ -24,7 +24,7 @@ from entangle.training.optimizer_steps import check_optimizer, read_step
 from losses import DPO, PairLogps
 from tests.architectures import tiny_model
 from tests.training import runs
-from tests.training.watched import train
+from tests.training.callback_runs import train
 
 OPTIMISERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "adamw": (AdamW, {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-3}),
@@ -100,9 +100,9 @@ class Accounted:
                 for group in own.param_groups:
                     group["lr"] *= lr
             own.zero_grad()
-            self.push = torch.zeros(4, 2).double()
+            self.upstream = torch.zeros(4, 2).double()
             for micro in ([0, 1], [2]):
-                self.push[micro] += self._backward(collate([PAIRS[i] for i in micro], 0)).view(2, -1).T
+                self.upstream[micro] += self._backward(collate([PAIRS[i] for i in micro], 0)).view(2, -1).T
             norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), clip)
             self.clip = min(1.0, clip / (float(norm) + 1e-6))
             self.step = read_step(own, self.parameters)
@@ -111,7 +111,7 @@ class Accounted:
             before = row_logps(self.model, probed)
             own.step()
             self.measured = (row_logps(self.model, probed) - before).view(2, -1).T
-            self.parts = account(found, self.push, self.clip, self.measured)
+            self.parts = account(found, self.upstream, self.clip, self.measured)
 
     def _backward(self, batch: RowBatch) -> Tensor:
         """Loss / 2 accumulation steps; u of the micro-batch's rows."""
@@ -136,8 +136,8 @@ def test_every_part_is_what_it_says(optimiser: str, clip: float) -> None:
     """Own, partner and others against the Gram matrix under the step's metric; the rest against the step itself."""
     run = Accounted(optimiser, 1.0, clip, steps=3)
     assert (run.clip < 1) == (clip < 1)
-    gram, push = run.gram(), run.push.T.flatten()  # rows: chosen, then rejected
-    effect = -gram * push  # of row b on row a
+    gram, upstream = run.gram(), run.upstream.T.flatten()  # rows: chosen, then rejected
+    effect = -gram * upstream  # of row b on row a
     own, rows = effect.diagonal(), torch.arange(8)
     partner = effect[rows, (rows + 4) % 8]
     expected = {"own": own, "partner": partner, "others": effect.sum(1) - own - partner}
@@ -198,7 +198,7 @@ def test_a_runs_parts_add_up_and_chain(kept: tuple[pd.DataFrame, pd.DataFrame]) 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd"])
 def test_alone_in_the_batch_a_pair_has_no_others(optim: str, tmp_path: Path) -> None:
-    """The pushes carry every scale of the loss: with copies of one pair nothing is left for others."""
+    """Upstream gradients carry every scale of the loss: with copies of one pair nothing is left for others."""
     one = runs.pairs(1)
     data = Dataset.from_list([one[0]] * 8)
     args = {
@@ -223,7 +223,7 @@ def test_skipped_steps_are_unaccounted_for(tmp_path: Path) -> None:
     end = steps[steps["step"] == 6].set_index("index")["logps_chosen"]
     reached = (last["logps"] + last["measured"]).xs("chosen", level="side")
     assert (reached - end).abs().max() < 1e-4
-    assert "doesn't cover" in explain(ledger)
+    assert "doesn't cover" in describe_change(ledger)
 
 
 def test_what_the_ledger_cant_read_is_refused(tmp_path: Path) -> None:
@@ -251,11 +251,11 @@ def test_sums_and_sentence() -> None:
     ledger = made_up()
     pair = ledger[ledger["index"] == 7]
     assert cumulate(pair)[["total", "partner", "steps"]].values.tolist() == [[-3.0, -4.0, 2], [3.0, 4.0, 2]]
-    assert explain(pair) == (
+    assert describe_change(pair) == (
         "The chosen log-prob (pair 7) fell by 3 nats in 2 steps: -4 from its partner (the other response of its pair), "
         "+1 from its own score."
     )
-    assert explain(ledger, "rejected").startswith(
+    assert describe_change(ledger, "rejected").startswith(
         "The rejected log-prob (2 pairs, on average) rose by 0.5 nats"
     )
     assert over_time(ledger, "chosen")["partner"].tolist() == [-0.75, -1.5]

@@ -15,7 +15,7 @@ from entangle.scores.autograd import AutogradEngine
 from entangle.scores.rows import RowBatch
 from entangle.training import TrainingError
 from entangle.training.callback import training_pairs
-from entangle.training.live import BatchWatch, MicroBatch, pair_key
+from entangle.training.live import BatchRecorder, MicroBatch, pair_key
 from losses import DPO
 from tests.training import runs
 
@@ -38,10 +38,10 @@ def stepped(folder: Path, accumulation: int = 2, **options: Any) -> tuple[Any, d
     batch = runs.collated(done, BATCH)
     done.current_gradient_accumulation_steps = accumulation
     done.model.train()
-    watch = BatchWatch(done.model, geometry=True)
+    recorder = BatchRecorder(done.model, geometry=True)
     done.training_step(done.accelerator.prepare_model(done.model), dict(batch))
-    (seen,) = watch.take()
-    watch.remove()
+    (seen,) = recorder.take()
+    recorder.remove()
     return done, batch, seen
 
 
@@ -94,10 +94,10 @@ def test_full_parameters_with_a_frozen_head(tmp_path: Path) -> None:
 
 
 def test_pushes_and_logps_are_those_of_the_loss(tmp_path: Path) -> None:
-    """The push u is d loss / d logp, with the mean over the batch and over the accumulation."""
+    """The upstream gradient u is d loss / d logp, with the mean over the batch and over the accumulation."""
     done, batch, seen = stepped(tmp_path, accumulation=5)
     logps, _ = runs.plain_logps(done.model, batch)
-    assert seen.logps is not None and seen.push is not None
+    assert seen.logps is not None and seen.upstream is not None
     assert torch.allclose(seen.logps, logps, atol=1e-4)
     with done.model.disable_adapter():
         reference, _ = runs.plain_logps(done.model, batch)
@@ -106,11 +106,11 @@ def test_pushes_and_logps_are_those_of_the_loss(tmp_path: Path) -> None:
     chosen, rejected = ratios.chunk(2)
     loss = -torch.nn.functional.logsigmoid(DPO().beta * (chosen - rejected)).mean() / 5
     (expected,) = torch.autograd.grad(loss, leaves)
-    assert torch.allclose(seen.push, expected, rtol=1e-4)
+    assert torch.allclose(seen.upstream, expected, rtol=1e-4)
 
 
 def test_a_row_without_push_is_unknown(tmp_path: Path) -> None:
-    """SFT pushes no rejected response: nothing is known of it, and nothing is made up."""
+    """SFT has no gradient in a rejected response: nothing is known of it, and nothing is made up."""
     done, batch, seen = stepped(tmp_path, loss="sft")
     assert seen.is_known.tolist() == [True] * 4 + [False] * 4
     expected = oracle(done, batch)
@@ -120,8 +120,8 @@ def test_a_row_without_push_is_unknown(tmp_path: Path) -> None:
 
 def test_a_loss_that_weighs_tokens_gives_no_push(tmp_path: Path) -> None:
     _, _, seen = stepped(tmp_path, loss={"name": "ld_dpo", "alpha": 0.5})
-    assert seen.push is not None and seen.push.isnan().any()
-    assert seen.geometry.inner[(seen.push.isnan()).view(2, -1).any(0)].isnan().all()
+    assert seen.upstream is not None and seen.upstream.isnan().any()
+    assert seen.geometry.inner[(seen.upstream.isnan()).view(2, -1).any(0)].isnan().all()
 
 
 def test_pairs_are_recognised_in_a_batch(tmp_path: Path) -> None:
@@ -134,11 +134,11 @@ def test_a_paused_watch_sees_nothing(tmp_path: Path) -> None:
     done = runs.trainer(tmp_path)
     done.create_optimizer_and_scheduler(1)
     done.current_gradient_accumulation_steps = 1
-    watch = BatchWatch(done.model, geometry=True)
+    recorder = BatchRecorder(done.model, geometry=True)
     batch = runs.collated(done, BATCH)
-    with watch.paused():
+    with recorder.paused():
         done.training_step(done.model, dict(batch))
-    assert watch.take() == []
+    assert recorder.take() == []
 
 
 def test_a_routers_own_loss_is_refused(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from entangle.data import load_pairs
 from entangle.errors import ConfigError, RunError, UserError
 from entangle.models import load_policy
 from entangle.runs.progress import Interrupted
+from entangle.training.progress import ProgressCallback
 from entangle.training.samples import hold_out, take_share, text_of
-from entangle.training.watch import Watch
 from tests.training import runs
 
 
@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(
     options = config(inputs, tmp_path / "run", probe_every=2)
     child = os.fork()
     if child == 0:
-        Watch.on_step_end = lambda self, args, state, control, **_: (  # type: ignore[method-assign]
+        ProgressCallback.on_step_end = lambda self, args, state, control, **_: (  # type: ignore[method-assign]
             os.kill(os.getpid(), signal.SIGKILL) if state.global_step == 5 else None
         )
         try:
@@ -152,9 +152,9 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     (tmp_path / "run" / "checkpoint-5").mkdir()
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"
-    advance, seen = Watch.on_step_end, []
+    advance, seen = ProgressCallback.on_step_end, []
     monkeypatch.setattr(
-        Watch, "on_step_end", lambda self, args, state, *rest, **more: (
+        ProgressCallback, "on_step_end", lambda self, args, state, *rest, **more: (
             seen.append(state.global_step), advance(self, args, state, *rest, **more)
         )[1],
     )  # fmt: skip
@@ -170,17 +170,17 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(
     inputs: Path, finished: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    advance = Watch.on_step_end
+    advance = ProgressCallback.on_step_end
 
-    def press(self: Watch, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def press(self: ProgressCallback, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if state.global_step == 3:
             os.kill(os.getpid(), signal.SIGINT)
         advance(self, args, state, control, **rest)
 
-    monkeypatch.setattr(Watch, "on_step_end", press)
+    monkeypatch.setattr(ProgressCallback, "on_step_end", press)
     with pytest.raises(Interrupted, match="step 3 of 6.*entangle train --config"):
         run_train(config(inputs, tmp_path / "run", probe_every=2))
-    monkeypatch.setattr(Watch, "on_step_end", advance)
+    monkeypatch.setattr(ProgressCallback, "on_step_end", advance)
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-3"
     assert are_equal(adapter(run_train(config(inputs, tmp_path / "run", probe_every=2))), adapter(finished))
 
@@ -324,7 +324,7 @@ def test_options_without_sense_are_refused(options: dict[str, Any], message: str
         TrainConfig(**options)
 
 
-def test_held_back_pairs_depend_on_texts_alone(inputs: Path) -> None:
+def test_held_out_pairs_depend_on_texts_alone(inputs: Path) -> None:
     pairs = load_pairs(str(inputs / "pairs.jsonl"))
     kept, held = hold_out(pairs, 0.25, 64)
     assert (len(kept), len(held)) == (15, 5)

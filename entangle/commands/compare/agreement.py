@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from entangle.analysis.curves import SIDES, Z
+from entangle.analysis.geometry import SIDES
+from entangle.analysis.statistics import Z, bootstrap
 from entangle.commands.compare.curves import KEYS
 
 IDEAL = {"chosen": 1.0, "rejected": -1.0}
@@ -90,9 +91,8 @@ def agreement(table: pd.DataFrame, by: str | None = None, draws: int = 2000) -> 
 
 
 def _interval(table: pd.DataFrame, draws: int) -> tuple[float, float]:
-    """2.5 % and 97.5 % quantiles of the share that agrees, runs drawn with replacement."""
+    """Interval of the share that agrees, runs drawn with replacement; NaN for one run."""
     per_run = table.groupby(KEYS)["agrees"].agg(["sum", "count"]).to_numpy(dtype=float)
-    chosen = np.random.default_rng(0).integers(len(per_run), size=(draws, len(per_run)))
-    sums = per_run[chosen].sum(axis=1)
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
-    return float(low), float(high)
+    return bootstrap(
+        lambda agree, of, axis: agree.sum(axis) / of.sum(axis), per_run[:, 0], per_run[:, 1], draws=draws
+    )

@@ -8,15 +8,15 @@ import pandas as pd
 
 from entangle.analysis.curves import curve, onset, with_changes
 from entangle.analysis.ledger import PARTS, cumulate
-from entangle.commands.compare.cells import Cell
+from entangle.commands.compare.trials import Trial
 
 KEYS = ["variant", "loss", "seed"]
 
 
-def labelled(cell: Cell, rows: pd.DataFrame) -> pd.DataFrame:
+def labelled(trial: Trial, rows: pd.DataFrame) -> pd.DataFrame:
     """A run's probe rows with what the run is, and the changes since its first probe (before the first step)."""
     start = rows[rows["step"] == rows["step"].min()]
-    return with_changes(rows, start).assign(variant=cell.variant, loss=cell.loss, seed=cell.seed)
+    return with_changes(rows, start).assign(variant=trial.variant, loss=trial.loss, seed=trial.seed)
 
 
 def run_curves(rows: pd.DataFrame) -> pd.DataFrame:
@@ -28,10 +28,10 @@ def run_curves(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def ledger_means(cell: Cell, ledger: pd.DataFrame) -> pd.DataFrame:
+def ledger_means(trial: Trial, ledger: pd.DataFrame) -> pd.DataFrame:
     """A run's ledger summed over its steps, mean over the pairs: one row per side, causes as columns, nats."""
     means = cumulate(ledger).groupby("side", sort=False)[["measured", *PARTS]].mean().reset_index()
-    return means.assign(variant=cell.variant, loss=cell.loss, seed=cell.seed)
+    return means.assign(variant=trial.variant, loss=trial.loss, seed=trial.seed)
 
 
 def final_numbers(curves: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The comparison: train every cell that isn't finished, let it write summaries, and put all side by side."""
+"""The comparison: train every trial that isn't finished, let it write summaries, and put all side by side."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rich.console import Console, Group, RenderableType
 from entangle import embedded
 from entangle.analysis.curves import over_seeds
 from entangle.commands.compare.agreement import agreement, directions
-from entangle.commands.compare.cells import Cell, cells_of
 from entangle.commands.compare.curves import KEYS, final_numbers, labelled, ledger_means, run_curves
 from entangle.commands.compare.quality import means, summaries
+from entangle.commands.compare.trials import Trial, trials_of
 from entangle.commands.train import TrainResult, check_training, run_train
 from entangle.config import EMBEDDED, CompareConfig, InputOptions, fingerprint
 from entangle.errors import ConfigError, RunError
@@ -86,8 +86,8 @@ class CompareResult(Shown):
 def run_compare(config: CompareConfig, console: Console | None = None) -> CompareResult:
     """Train and judge a grid of losses, settings and seeds.
 
-    Each cell is a run of `entangle train` in a folder of its own; finished ones are skipped, so the command resumes,
-    and a grid may be extended later. Under `accelerate launch` every cell is trained by all processes.
+    Each trial is a run of `entangle train` in a folder of its own; finished ones are skipped, so the command resumes,
+    and a grid may be extended later. Under `accelerate launch` every trial is trained by all processes.
 
     Args:
         config: the options.
@@ -99,37 +99,37 @@ def run_compare(config: CompareConfig, console: Console | None = None) -> Compar
     """
     session = Session.start(config, console)
     folder, console, processes = session.run, session.console, session.processes
-    cells, posts = cells_of(config), _posts(config)
-    for cell in cells:
-        check_training(cell.train)
+    trials, posts = trials_of(config), _posts(config)
+    for trial in trials:
+        check_training(trial.train)
     texts = _summary_file(config, posts)
     with processes.main_process_first():
         _claim(folder)
-    for number, cell in enumerate(cells, 1):
-        if config.overwrite or not cell.is_finished:
-            console.print(f"Run {number} of {len(cells)}: {cell.variant}, seed {cell.seed}", markup=False)
+    for number, trial in enumerate(trials, 1):
+        if config.overwrite or not trial.is_finished:
+            console.print(f"Run {number} of {len(trials)}: {trial.variant}, seed {trial.seed}", markup=False)
             try:
-                run_train(cell.train, console)
+                run_train(trial.train, console)
             except Interrupted as stop:
                 raise Interrupted(
-                    f"Stopped in run {number} of {len(cells)}; what is finished is kept in {folder.path}. Go on with "
+                    f"Stopped in run {number} of {len(trials)}; what is finished is kept in {folder.path}. Go on with "
                     "the same command."
                 ) from stop
-        if posts and processes.is_main_process and not (cell.run.path / texts).is_file():
-            trained = TrainResult.load(cell.run.path).model_path
-            cell.run.write_table(texts, _summaries(config, _policy(config, trained), posts, console))
+        if posts and processes.is_main_process and not (trial.run.path / texts).is_file():
+            trained = TrainResult.load(trial.run.path).model_path
+            trial.run.write_table(texts, _summaries(config, _policy(config, trained), posts, console))
         processes.wait_for_everyone()
 
     def close() -> None:
         if posts and not (folder.path / texts).is_file():
             folder.write_table(texts, _summaries(config, _policy(config), posts, console))
-        _write(_collect(folder, cells, texts), config)
+        _write(_collect(folder, trials, texts), config)
 
     return CompareResult.load(session.finish(close))
 
 
 def _claim(folder: RunFolder) -> None:
-    """Make the folder, or go on in one that a comparison has made. What a cell's folder holds, its own run checks."""
+    """Make the folder, or go on in one that a comparison has made. What a trial's folder holds, its own run checks."""
     there = [file for file in folder.path.glob("*") if file.name != "runs"]
     marked = folder.path / "identity.json"
     if there and not (marked.is_file() and folder.read_json(marked.name).get("command") == "compare"):
@@ -183,20 +183,22 @@ def _summaries(
         )
 
 
-def _collect(folder: RunFolder, cells: Sequence[Cell], texts: str) -> CompareResult:
-    """All tables of a comparison from its cells' folders."""
-    rows = pd.concat([labelled(cell, steps_of(cell)) for cell in cells], ignore_index=True)
+def _collect(folder: RunFolder, trials: Sequence[Trial], texts: str) -> CompareResult:
+    """All tables of a comparison from its trials' folders."""
+    rows = pd.concat([labelled(trial, steps_of(trial)) for trial in trials], ignore_index=True)
     curves = run_curves(rows)
     qualities = [
-        {"variant": cell.variant, "loss": cell.loss, "seed": cell.seed} | means(table)
-        for cell in cells
-        if (table := cell.run.table(texts)) is not None
+        {"variant": trial.variant, "loss": trial.loss, "seed": trial.seed} | means(table)
+        for trial in trials
+        if (table := trial.run.table(texts)) is not None
     ]
     runs = final_numbers(curves)
     if qualities:
         runs = runs.merge(pd.DataFrame(qualities), on=KEYS)
     ledgers = [
-        ledger_means(cell, table) for cell in cells if (table := cell.run.table("ledger.parquet")) is not None
+        ledger_means(trial, table)
+        for trial in trials
+        if (table := trial.run.table("ledger.parquet")) is not None
     ]
     start = folder.table(texts)
     return CompareResult(
@@ -210,16 +212,16 @@ def _collect(folder: RunFolder, cells: Sequence[Cell], texts: str) -> CompareRes
     )
 
 
-def steps_of(cell: Cell) -> pd.DataFrame:
+def steps_of(trial: Trial) -> pd.DataFrame:
     """The rows of a finished run's probes.
 
     Raises:
         RunError: it has none.
     """
-    rows = cell.run.table("steps.parquet")
+    rows = trial.run.table("steps.parquet")
     if rows is None:
         raise RunError(
-            f"Expected the probes of a training run (steps.parquet) in {cell.run.path}; there are none."
+            f"Expected the probes of a training run (steps.parquet) in {trial.run.path}; there are none."
         )
     return rows
 

@@ -21,9 +21,10 @@ import torch
 from entangle.analysis.geometry import RESOLUTION
 from entangle.analysis.predictions import geometry_of, logps_of, predict_losses
 from entangle.analysis.regimes import Regime
+from entangle.analysis.statistics import Array
 from entangle.commands.joint.products import kernel_product, preference_kernel, reward_kernel
-from entangle.rewards.signals import Thresholds, gram_of
-from entangle.rewards.statistics import Array
+from entangle.rewards.signals import gram_of
+from entangle.rewards.summary import Thresholds
 from losses import Incentives, PairLogps, PreferenceLoss
 
 SOURCES = ("pair", "best")

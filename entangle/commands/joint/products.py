@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from entangle.rewards.statistics import Array
+from entangle.analysis.statistics import Array
 
 
 def reward_kernel(rewards: Array) -> Array:

@@ -34,7 +34,8 @@ from entangle.measure.prompts import (
 from entangle.measure.rows import texts_of
 from entangle.models import Columns, NoReference, Policy
 from entangle.rewards.rollouts import Prompt, Rollout, load_rollouts, prompts_of
-from entangle.rewards.signals import Setting, Thresholds
+from entangle.rewards.signals import Setting
+from entangle.rewards.summary import Thresholds
 from entangle.runs.folder import RunFolder
 from entangle.runs.session import Session
 from entangle.scores import make_engine

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from entangle.analysis.summary import QUANTILES, share
+from entangle.analysis.statistics import Array, bootstrap, mean_and_error, quantiles, rank_correlation, share
 from entangle.commands.joint.measure import (
     RFT_STATES,
     SOURCES,
@@ -25,8 +25,8 @@ from entangle.commands.joint.measure import (
 )
 from entangle.commands.rft.run import prompt_rows
 from entangle.measure.prompts import measured_rows
-from entangle.rewards.signals import Setting, Thresholds, gradient_summary, prevalence, rank_correlation
-from entangle.rewards.statistics import LEVEL, Array
+from entangle.rewards.signals import Setting
+from entangle.rewards.summary import Thresholds, gradient_summary, prevalence
 from losses import PreferenceLoss
 
 RANKED = {
@@ -115,10 +115,7 @@ def summarise_joint(prompts: pd.DataFrame, thresholds: Thresholds) -> dict[str, 
         "reward_step": {
             name: _mean(prompts[f"reward_change_{name}"].to_numpy()) for name in ("chosen", "rejected")
         },
-        "quantiles": {
-            name: {f"{q:g}": float(v) for q, v in zip(QUANTILES, prompts[name].quantile(list(QUANTILES)), strict=True)}
-            for name in DISTRIBUTIONS
-        },
+        "quantiles": {name: quantiles(prompts[name]) for name in DISTRIBUTIONS},
     }  # fmt: skip
 
 
@@ -137,7 +134,7 @@ def angles(prompts: pd.DataFrame) -> dict[str, Any]:
             {"ab": prompts[product], "aa": squares[name], "bb": prompts["grad_sq"]}
         ).dropna()
         values = columns.to_numpy()
-        low, high = _bootstrap_cosine(values)
+        low, high = bootstrap(_cosine_of_columns, *values.T)
         positive = share(int((columns["ab"] > 0).sum()), len(columns))
         found[name] = {"cosine": float(pooled_cosine(values.sum(0))), "low": low, "high": high} | {
             "product": _mean(values[:, 0]), "positive": positive,
@@ -152,19 +149,11 @@ def pooled_cosine(sums: Array) -> Array:
     return np.where(known, product, math.nan) / np.sqrt(np.where(known, first * second, 1.0))
 
 
-def _bootstrap_cosine(values: Array, *, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval at `LEVEL`, drawing prompts with replacement; NaN if a draw in twenty has no cosine."""
-    if not len(values):
-        return math.nan, math.nan
-    draw = np.random.default_rng(seed)
-    cosines = pooled_cosine(values[draw.integers(len(values), size=(draws, len(values)))].sum(1))
-    if np.isnan(cosines).mean() > (1 - LEVEL):
-        return math.nan, math.nan
-    low, high = np.nanquantile(cosines, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def _cosine_of_columns(product: Array, first: Array, second: Array, axis: int = -1) -> Array:
+    """`pooled_cosine` of prompts along an axis."""
+    return pooled_cosine(np.stack([column.sum(axis) for column in (product, first, second)], -1))
 
 
 def _mean(values: Array) -> dict[str, float]:
     """A mean over prompts with its standard error."""
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": float(values.mean()), "error": error}
+    return dict(zip(("mean", "error"), mean_and_error(values), strict=True))

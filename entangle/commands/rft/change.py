@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 from rich.console import RenderableType
 
+from entangle.analysis.statistics import bootstrap_mean, rank_correlation
 from entangle.commands.rft.run import RftResult
 from entangle.config import RftConfig
 from entangle.errors import RunError
 from entangle.measure.prompts import measured_rows
-from entangle.rewards.signals import rank_correlation
-from entangle.rewards.statistics import bootstrap_mean
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
 from entangle.tables.rft import change_table

@@ -34,7 +34,8 @@ from entangle.measure.prompts import (
 )
 from entangle.models import Policy
 from entangle.rewards.rollouts import Prompt, Rollout, fingerprint, load_prompts, load_rollouts
-from entangle.rewards.signals import Setting, Thresholds, measure, summarise, unmeasured
+from entangle.rewards.signals import Setting, measure, unmeasured
+from entangle.rewards.summary import Thresholds, summarise
 from entangle.runs.folder import RunFolder
 from entangle.runs.session import Session
 from entangle.scores import make_engine

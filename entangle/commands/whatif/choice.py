@@ -43,7 +43,7 @@ def _words(text: str) -> set[str]:
     return set("".join(c if c.isalnum() or c == "_" else " " for c in text).split())
 
 
-def judgeable(
+def allowed_losses(
     losses: Sequence[PreferenceLoss], logps: PairLogps, *, named: bool
 ) -> tuple[list[PreferenceLoss], list[str]]:
     """Losses that the rows can judge, and sentences on the others; an error where one was named."""
@@ -74,7 +74,7 @@ def base_of(spec: Any, logps: PairLogps) -> PreferenceLoss:
     if spec is None:
         return default_base(logps.has_reference)
     (loss,) = build_all([spec])
-    judgeable([loss], logps, named=True)
+    allowed_losses([loss], logps, named=True)
     return loss
 
 

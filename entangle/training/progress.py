@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from entangle.runs.progress import deferred_interrupt, progress_bar
 
 
-class Watch(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """A progress bar over optimiser steps; the first Ctrl-C saves a checkpoint and ends the training.
 
     Use as a context manager around `train()`.
@@ -25,7 +25,7 @@ class Watch(TrainerCallback):
         self.is_stopped = False
         self._stack = ExitStack()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressCallback:
         self._interrupted = self._stack.enter_context(deferred_interrupt())
         return self
 

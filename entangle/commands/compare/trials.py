@@ -13,7 +13,7 @@ from entangle.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a comparison.
 
     Args:
@@ -45,9 +45,9 @@ class Cell:
         return self.run.is_complete and not self.run.changed_options(self.train)
 
 
-def cells_of(config: CompareConfig) -> list[Cell]:
+def trials_of(config: CompareConfig) -> list[Trial]:
     """Every run of a comparison; its folder is OUT/runs/<variant>-<hash>-seed<N>, whatever else the grid holds."""
-    cells = []
+    trials = []
     for setting, train in config.settings():
         loss = build_losses([train.loss])[0].label
         shown = [f"{name}={_short(value)}" for name, value in setting.items() if value != ()]
@@ -55,8 +55,8 @@ def cells_of(config: CompareConfig) -> list[Cell]:
         code = fingerprint([train.loss, setting])
         slug = re.sub(r"[^\w.=-]+", "-", variant).strip("-")[:60]
         folder = config.run_path / "runs" / f"{slug}-{code}-seed{train.seed}"
-        cells.append(Cell(variant, loss, setting, dataclasses.replace(train, output_dir=str(folder))))
-    return cells
+        trials.append(Trial(variant, loss, setting, dataclasses.replace(train, output_dir=str(folder))))
+    return trials
 
 
 def _short(value: Any) -> str:

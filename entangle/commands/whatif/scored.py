@@ -1,4 +1,4 @@
-"""The bench that losses are judged on: shares of regimes, exact intervals of knobs, smallest changes, curves."""
+"""The scored pairs of a run under losses: shares of regimes, exact intervals of knobs, smallest changes, curves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from entangle.analysis.geometry import PairGeometry
 from entangle.analysis.hyperparameters import (
+    IncentiveLine,
     Knob,
-    Path,
-    Reach,
+    SettingRange,
     best_change,
     ideal_interval,
     readable,
@@ -24,7 +24,7 @@ from entangle.analysis.hyperparameters import (
 )
 from entangle.analysis.predictions import believed_codes, incentives_of
 from entangle.analysis.regimes import REGIMES, Regime, predict
-from entangle.analysis.summary import share, wilson
+from entangle.analysis.statistics import share, wilson
 from losses import Incentives, PairLogps, PreferenceLoss
 
 CURVE_POINTS = 160
@@ -32,7 +32,7 @@ CURVE_POINTS = 160
 
 
 @dataclass(frozen=True)
-class Bench:
+class ScoredPairs:
     """What losses are judged on: geometry and scalars of the scored pairs, and the batch composition."""
 
     geometry: PairGeometry
@@ -48,17 +48,19 @@ class Bench:
         codes = predict(self.geometry, incentives).regime_codes
         return believed_codes(loss, self.geometry, self.logps, self.batch_size, codes)
 
-    def judge(self, losses: Sequence[PreferenceLoss], index: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def verdicts(
+        self, losses: Sequence[PreferenceLoss], index: pd.Series
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """One row per loss, and the regime of every pair under it; equal verdicts share a number."""
         rows, columns, verdicts = [], {"index": index.to_numpy()}, {}
         names = [str(regime) for regime in REGIMES]
         for loss in losses:
             incentives = self.incentives(loss)
             codes = self.codes(loss, incentives).numpy()
-            verdict = verdicts.setdefault(codes.tobytes(), len(verdicts))
+            number = verdicts.setdefault(codes.tobytes(), len(verdicts))
             columns[loss.label] = pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names))
             rows.append({
-                "label": loss.label, "loss": loss.name, "setting": _setting_json(loss), "verdict": verdict,
+                "label": loss.label, "loss": loss.name, "setting": _setting_json(loss), "verdict": number,
                 "is_batch_coupled": loss.is_batch_coupled, "pairs": len(codes),
                 **dict(zip(names, np.bincount(codes, minlength=len(names)), strict=True)),
                 **_ratio(incentives), **margin_growth(self.geometry, incentives),
@@ -74,7 +76,7 @@ class Bench:
 
     def interval(self, knob: Knob, base: PreferenceLoss) -> tuple[Tensor, Tensor]:
         """Settings of a knob that make each pair ideal, `(B,)` each; NaN for none."""
-        return ideal_interval(self.geometry, knob.path(base, self.logps, self.batch_size))
+        return ideal_interval(self.geometry, knob.line(base, self.logps, self.batch_size))
 
     def change(
         self, knob: Knob, base: PreferenceLoss, lower: Tensor, upper: Tensor, target: float
@@ -82,30 +84,30 @@ class Bench:
         """The smallest setting that makes `target` of the pairs ideal, else the best there is; its cost."""
         total = len(lower)
         needed = max(1, int(np.ceil(target * total - 1e-9)))
-        reach = smallest_change(lower, upper, needed, knob.start, knob.end)
+        found = smallest_change(lower, upper, needed, knob.start, knob.end)
         best = best_change(lower, upper, knob.start, knob.end)
-        chosen = reach or best
+        chosen = found or best
         setting = readable(chosen, knob.start)
-        path = knob.path(base, self.logps, self.batch_size)
+        line = knob.line(base, self.logps, self.batch_size)
         before, after = (self._is_ideal(loss) for loss in (knob.origin(base), knob.loss(base, setting)))
         return {
             "knob": knob.name, "title": knob.title, "idle": knob.idle, "start": knob.start, "needed": needed,
-            "reaches": reach is not None, "acts_on": int(path.acts.sum()),
+            "reaches": found is not None, "acts_on": int(line.acts.sum()),
             "possible": int((~lower.isnan()).sum()),
             "exact": chosen.nearest, "until": chosen.until,
-            "overshoots_into": self._past(path, chosen, knob), "setting": setting,
+            "overshoots_into": self._past(line, chosen, knob), "setting": setting,
             "loss": knob.loss(base, setting).label,
             "gained": int((after & ~before).sum()), "lost": int((before & ~after).sum()),
             "best": readable(best, knob.start), "best_count": best.count,
             "at_start": self._state(knob.origin(base)), "at_setting": self._state(knob.loss(base, setting)),
         }  # fmt: skip
 
-    def _past(self, path: Path, reach: Reach, knob: Knob) -> str | None:
+    def _past(self, line: IncentiveLine, found: SettingRange, knob: Knob) -> str | None:
         """The regime that gains most pairs where a stretch ends; None where the knob itself ends there."""
-        if reach.until == knob.end or not np.isfinite(reach.until):
+        if found.until == knob.end or not np.isfinite(found.until):
             return None
-        inside = self.shares(path.at(reach.nearest))
-        past = self.shares(path.at(reach.until + 0.02 * (reach.until - knob.start)))
+        inside = self.shares(line.at(found.nearest))
+        past = self.shares(line.at(found.until + 0.02 * (found.until - knob.start)))
         wrong = (Regime.BOTH_UP, Regime.BOTH_DOWN, Regime.INVERTED)
         return str(max(wrong, key=lambda name: past[name] - inside[name]))
 
@@ -122,9 +124,9 @@ class Bench:
         self, knob: Knob, base: PreferenceLoss, change: Mapping[str, Any], lower: Tensor, upper: Tensor
     ) -> pd.DataFrame:
         """Pairs per regime along a knob, at settings that show where the shares change."""
-        path = knob.path(base, self.logps, self.batch_size)
+        line = knob.line(base, self.logps, self.batch_size)
         points = _curve_points(knob, change, torch.cat([lower, upper]))
-        rows = [{"knob": knob.name, "setting": x, **self.shares(path.at(x))} for x in points]
+        rows = [{"knob": knob.name, "setting": x, **self.shares(line.at(x))} for x in points]
         return pd.DataFrame(rows)
 
 

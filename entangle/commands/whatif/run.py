@@ -21,11 +21,11 @@ from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.analysis.hyperparameters import DEFAULT_KNOBS
 from entangle.analysis.predictions import geometry_of, is_scored, logps_of
 from entangle.analysis.regimes import REGIMES, Regime
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import share
 from entangle.analysis.verdict import limits, recommendation
-from entangle.commands.whatif.bench import Bench
-from entangle.commands.whatif.choice import base_of, build_all, judgeable, usable_knobs
+from entangle.commands.whatif.choice import allowed_losses, base_of, build_all, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
+from entangle.commands.whatif.scored import ScoredPairs
 from entangle.config import ProbeConfig, WhatIfConfig
 from entangle.errors import RunError
 from entangle.runs.folder import RunFolder
@@ -108,19 +108,19 @@ def what_if(
     batch_size = loss_batch_size or source.config.get("loss_batch_size") or 8
     geometry, logps = geometry_of(rows, resolution), logps_of(rows)
     start = base_of(base, logps)
-    judged, refused = judgeable(build_all(losses), logps, named=bool(losses))
+    judged, refused = allowed_losses(build_all(losses), logps, named=bool(losses))
     judged = apply_grid(judged, grid)
     if start.label not in {loss.label for loss in judged}:
         judged = [start, *judged]
-    bench = Bench(geometry, logps, batch_size)
-    settings, regimes = bench.judge(judged, rows["index"])
+    scored = ScoredPairs(geometry, logps, batch_size)
+    settings, regimes = scored.verdicts(judged, rows["index"])
     turned, idle = usable_knobs(knobs, logps)
     changes, curves, intervals = [], [], {}
     for knob in turned:
-        lower, upper = bench.interval(knob, start)
+        lower, upper = scored.interval(knob, start)
         intervals |= {f"{knob.name}_lower": lower.numpy(), f"{knob.name}_upper": upper.numpy()}
-        changes.append(bench.change(knob, start, lower, upper, target))
-        curves.append(bench.curve(knob, start, changes[-1], lower, upper))
+        changes.append(scored.change(knob, start, lower, upper, target))
+        curves.append(scored.curve(knob, start, changes[-1], lower, upper))
     critical = _critical(rows, geometry, regimes, start, intervals)
     summary = {
         "pairs": {"total": len(source.pairs), "scored": len(rows)},
