@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from datasets import Dataset
 from rapidfuzz.distance import Levenshtein
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.summary import derived, regime_shares
+from entangle.commands.output import Output
 from entangle.commands.probe import ProbeResult
 from entangle.config import (
     Condition,
@@ -110,6 +111,13 @@ def run_filter(config: FilterConfig) -> FilterResult:
         data.write(out, added_columns(decisions, scores, config if weights else None, data.columns))
         _write_provenance(result, config, options, source, found)
     return result
+
+
+def command(config: FilterConfig, console: Console | None = None) -> Output:
+    """`entangle filter`."""
+    result = run_filter(config)
+    place = "Dry run: nothing is written." if config.dry_run else f"Data: {result.out}"
+    return Output(result.renderable(), place)
 
 
 # --- what is known of every pair ------------------------------------------------------------------------------

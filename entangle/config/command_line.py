@@ -63,8 +63,12 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Co
     return config, tuple(notes)
 
 
-def check_names(config: Any) -> None:
+def check_names(config: Any, command: str) -> None:
     """Refuse losses that aren't known and paths where nothing is, before anything heavy is imported.
+
+    Args:
+        config: the options.
+        command: whose they are.
 
     Raises:
         UserError: the first of them.
@@ -80,7 +84,12 @@ def check_names(config: Any) -> None:
             raise ConfigError(unknown_name(name, known, "loss", meant))
     for name, kind in kinds.items():
         for place in _places(kind):
-            if (given := getattr(config, name)) and given != EMBEDDED:
+            given = getattr(config, name)
+            if given == "" and place is Place.RUN:
+                raise ConfigError(
+                    f"expected the run folder of a finished probe: entangle {command} RUN. Got none."
+                )
+            if given and given != EMBEDDED:
                 place.require(given)
 
 

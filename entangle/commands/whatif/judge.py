@@ -22,6 +22,7 @@ from entangle.analysis.hyperparameters import DEFAULT_KNOBS
 from entangle.analysis.predictions import geometry_of, is_scored, logps_of
 from entangle.analysis.regimes import REGIMES, Regime
 from entangle.analysis.summary import share
+from entangle.commands.output import Output
 from entangle.commands.whatif.bench import Bench
 from entangle.commands.whatif.choice import base_of, build_all, judgeable, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
@@ -212,6 +213,12 @@ def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:
         loss_batch_size=config.loss_batch_size,
     )  # fmt: skip
     return result, write(result, config.output_path, dataclasses.asdict(config), plots=config.plots)
+
+
+def command(config: WhatIfConfig, console: Console | None = None) -> Output:
+    """`entangle whatif`."""
+    result, folder = run_whatif(config)
+    return Output(result.renderable(config.rows), f"Run folder: {folder.path}")
 
 
 def write(result: WhatIf, path: str | Path, config: Mapping[str, Any], *, plots: bool = True) -> RunFolder:
