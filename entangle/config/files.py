@@ -5,7 +5,7 @@ A file written for `trl dpo` is accepted: keys that only concern training are ig
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -102,7 +102,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 def _check_content(content: dict[Any, Any], path: Path) -> None:
     """Refuse keys that aren't names, and what is too large to be options, or holds itself."""
-    count, left = 0, [iter([content])]
+    count = 0
+    left: list[Iterator[Any]] = [iter([content])]
     while left:
         value = next(left[-1], left)
         if value is left:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from rich.console import Console
 
 from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.analysis.hyperparameters import DEFAULT_KNOBS
