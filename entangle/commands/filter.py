@@ -43,6 +43,7 @@ from entangle.data import PreferencePair, fingerprint
 from entangle.data.sources import read_rows
 from entangle.errors import ConfigError, DataError, RunError
 from entangle.measure.inputs import load_pairs_of
+from entangle.runs.folder import RunFolder
 from entangle.tables import filter as filter_tables
 from entangle.tables import probe as tables
 from entangle.version import __version__
@@ -277,7 +278,6 @@ def data_options_of(probe: ProbeResult) -> DataOptions:
     """Which data the run read."""
     recorded = probe.run.config
     values: dict[str, Any] = {f.name: recorded[f.name] for f in fields(DataOptions) if f.name in recorded}
-    values["columns"] = tuple(values.get("columns", ()))
     return DataOptions(**values)
 
 
@@ -402,7 +402,7 @@ def _write_provenance(
     gone = result.decisions[~result.decisions["keep"]]
     content = {
         "entangle": __version__, "run": config.run,
-        "identity": json.loads((Path(config.run) / "identity.json").read_text()),
+        "identity": RunFolder(config.run).read_json("identity.json"),
         "source": {
             "dataset_name": options.dataset_name, "dataset_config": options.dataset_config,
             "dataset_train_split": options.dataset_train_split, "fingerprint": data,

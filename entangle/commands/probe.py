@@ -75,9 +75,7 @@ class ProbeResult(tables.Shown):
             RunError: there is none at `path`.
         """
         run = RunFolder.open(path, ProbeConfig.VERB)
-        predictions = run.table("predictions.parquet")
-        assert predictions is not None  # written before the summary that makes a run complete
-        return cls(run, run.pairs(), predictions, run.read_json("summary.json"))
+        return cls(run, run.pairs(), run.read_table("predictions.parquet"), run.read_json("summary.json"))
 
     def renderable(self, worst: int = 3) -> RenderableType:
         """The tables as rich objects: regimes, groups, distributions and the `worst` pairs."""

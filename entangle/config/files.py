@@ -30,7 +30,7 @@ from entangle.errors import ConfigError
 MOST_BYTES = 1_000_000
 """A larger file isn't one of options."""
 
-MOST_VALUES = 100_000
+MOST_VALUES = 10_000
 """A file with more values (or with a value inside itself) isn't one of options either."""
 
 
