@@ -1,6 +1,7 @@
 """What the pages take from the code: tables of options and of losses, so that each stands in one place.
 
-`{{ options ProbeConfig }}` becomes the options of that class; `{{ losses }}` the catalogue.
+`{{ options probe }}` becomes the options of that command, `{{ commands }}` the list of commands, `{{ losses }}` the
+catalogue of losses.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = re.sub(
         r"^\{\{ options (\w+) \}\}$", lambda match: options_table(match[1]), markdown, flags=re.M
     )
+    markdown = re.sub(r"^\{\{ commands \}\}$", lambda _: commands_list(), markdown, flags=re.M)
     return re.sub(r"^\{\{ losses \}\}$", lambda _: losses_table(), markdown, flags=re.M)
 
 
@@ -29,11 +31,22 @@ def losses_table() -> str:
     return markdown_table()
 
 
-def options_table(name: str) -> str:
-    """Option, default and meaning of every field of a class of `entangle.config`, own options first."""
-    import entangle.config
+def commands_list() -> str:
+    """Every command with its line, under the headings of `entangle --help`."""
+    from entangle.cli import COMMANDS
 
-    cls = getattr(entangle.config, name)
+    lines: list[str] = []
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        own = [command for command in COMMANDS.values() if command.group == group]
+        lines += ["", f"**{group}**", "", *(f"- [`{c.name}`](commands/{c.name}.md): {c.line}" for c in own)]
+    return "\n".join(lines[1:])
+
+
+def options_table(command: str) -> str:
+    """Option, default and meaning of every option of a command, own options first."""
+    from entangle.cli import COMMANDS
+
+    cls = COMMANDS[command].config
     rows = [
         f"| `{field.name}` | {default(field)} | {meaning(cls, field.name)} |" for field in by_nearness(cls)
     ]

@@ -1,307 +1,209 @@
-"""The command line: `entangle VERB [--flags]`, one options class and one function per verb."""
+"""The command line: `entangle COMMAND [--flags]`. One table of commands, and the life that all of them share.
+
+options  parsed from a YAML file and flags, names and paths checked before anything heavy is imported
+run      the command's function: from options, and a console for its notes, to a result (None has shown itself)
+result   printed by the main process, with where it is kept
+"""
 
 from __future__ import annotations
 
+import importlib
+import io
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
 
-from entangle.errors import ConfigError, UserError
+from entangle.errors import UserError
 from entangle.version import __version__
 
 
-def probe(arguments: Sequence[str]) -> int:
-    """Geometry of every pair, and what each loss would do to it."""
-
-    def run(config: Any, notes: Any) -> Any:
-        if config.dry_run:
-            from entangle.measure.estimate import estimate
-
-            _show(estimate(config))
-            return None
-        from entangle.commands.probe import run_probe
-
-        return run_probe(config, notes)
-
-    return _measure("probe", "ProbeConfig", arguments, run)
-
-
-def whatif(arguments: Sequence[str]) -> int:
-    """Other losses and hyper-parameters on a finished probe's pairs, without the model."""
-    from entangle.config import WhatIfConfig, parse
-
-    config, _ = parse(WhatIfConfig, arguments, prog="entangle whatif")
-    _need(config.run, "the run folder of a finished probe: entangle whatif RUN")
-    from entangle.commands.whatif import run_whatif
-
-    result, folder = run_whatif(config)
-    _show(result.renderable(config.rows), "Run folder", folder.path)
-    return 0
-
-
-def tokens(arguments: Sequence[str]) -> int:
-    """Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens."""
-    from entangle.config import TokensConfig, parse
-
-    config, _ = parse(TokensConfig, arguments, prog="entangle tokens")
-    _need(config.run, "the run folder of a finished probe: entangle tokens RUN")
-    from entangle.commands.tokens import run_tokens
-
-    result = run_tokens(config)
-    _show(result.renderable(config.rows), "Tokens", result.probe.run.path / "tokens.parquet")
-    return 0
-
-
-def across(arguments: Sequence[str]) -> int:
-    """Entanglement across pairs: what all other pairs of a finished probe do to each pair."""
-    from entangle.config import AcrossConfig, parse
-
-    config, _ = parse(AcrossConfig, arguments, prog="entangle across")
-    _need(config.run, "the run folder of a finished probe: entangle across RUN")
-    from entangle.commands.across import run_across
-
-    result = run_across(config)
-    _show(result.renderable(), "Across pairs", result.probe.run.path / "across.parquet")
-    return 0
-
-
-def losses(arguments: Sequence[str]) -> int:
-    """The catalogue of losses, or everything about one of them."""
-    from rich.console import Console
-
-    from entangle import catalogue
-    from entangle.config import LossesConfig, parse, parse_loss
-    from entangle.tables.losses import loss_table
-
-    config, _ = parse(LossesConfig, arguments, prog="entangle losses")
-    console = Console()
-    try:
-        if config.name is not None:
-            console.print(
-                catalogue.explain(parse_loss(config.name)), markup=False, highlight=False, soft_wrap=True
-            )
-        elif config.markdown:
-            print(catalogue.markdown_table(), end="")
-        else:
-            rows = catalogue.loss_rows(
-                family=config.family, needs_reference=config.needs_reference,
-                batch_coupled=config.batch_coupled, needs_tokens=config.needs_tokens,
-            )  # fmt: skip
-            console.print(loss_table(rows))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return 0
-
-
-def rft(arguments: Sequence[str]) -> int:
-    """Spread of the rewards of sampled answers, and the reward gradient that it leaves."""
-
-    def run(config: Any, notes: Any) -> Any:
-        from entangle.commands.rft import run_change, run_rft
-
-        return run_rft(config, notes) if config.before is None else run_change(config)
-
-    return _measure("rft", "RftConfig", arguments, run)
-
-
-def joint(arguments: Sequence[str]) -> int:
-    """DPO's signal beside RFT's on the same prompts: which give none to which method, and why."""
-
-    def run(config: Any, notes: Any) -> Any:
-        from entangle.commands.joint import run_joint
-
-        return run_joint(config, notes)
-
-    return _measure("joint", "JointConfig", arguments, run)
-
-
-def train(arguments: Sequence[str]) -> int:
-    """Preference training (or fine-tuning) by TRL with any loss and mitigation: entangle train CONFIG."""
-
-    def run(config: Any, notes: Any) -> Any:
-        from entangle.commands.train import run_train
-
-        return run_train(config, notes)
-
-    return _measure("train", "TrainConfig", arguments, run)
-
-
-def compare(arguments: Sequence[str]) -> int:
-    """Train losses x settings x seeds from one start, and judge them on the same held-out pairs and posts."""
-
-    def run(config: Any, notes: Any) -> Any:
-        from entangle.commands.compare import run_compare
-
-        return run_compare(config, notes)
-
-    return _measure("compare", "CompareConfig", arguments, run)
-
-
-def sweep(arguments: Sequence[str]) -> int:
-    """The probe at every checkpoint of a training run, and when both log-probs began to fall."""
-
-    def run(config: Any, notes: Any) -> Any:
-        from entangle.commands.sweep import run_sweep
-
-        return run_sweep(config, notes)
-
-    return _measure("sweep", "SweepConfig", arguments, run)
-
-
-def filter_pairs(arguments: Sequence[str]) -> int:
-    """The data set of a finished probe without its harmful pairs, or with weights."""
-    from rich.console import Console
-
-    from entangle.config import FilterConfig, parse
-    from entangle.errors import ConfigError
-
-    config, _ = parse(FilterConfig, arguments, prog="entangle filter")
-    if not config.run:
-        raise ConfigError("expected the run folder of a finished probe: entangle filter RUN. Got none.")
-    from entangle.commands.filter import run_filter
-
-    result = run_filter(config)
-    console = Console()
-    console.print(result.renderable())
-    written = "Dry run: nothing is written." if config.dry_run else f"Data: {result.out}"
-    console.print(written, markup=False, soft_wrap=True)
-    return 0
-
-
-def doctor(arguments: Sequence[str]) -> int:
-    """What the log of a past training run says: nothing else is read."""
-    import json
-
-    from rich.console import Console
-
-    from entangle.config import DoctorConfig, parse
-    from entangle.doctor import RULES, examine, read_log
-    from entangle.tables.doctor import findings_text, rule_table
-
-    config, _ = parse(DoctorConfig, arguments, prog="entangle doctor")
-    console = Console()
-    if config.list_rules:
-        console.print(rule_table(vars(rule) for rule in RULES.values()))
-        return 0
-    _need(config.log, "the log of a past run: entangle doctor LOG")
-    report = examine(read_log(config.log, config.trainer), config.rules)
-    if config.json:
-        print(json.dumps(report.content, indent=2))
-    else:
-        console.print(findings_text(report.content), soft_wrap=True)
-    return report.exit_status
-
-
-def _measure(verb: str, options: str, arguments: Sequence[str], run: Callable[[Any, Any], Any]) -> int:
-    """A command that fills a run folder: options, the run, its tables.
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
 
     Args:
-        verb: the command's name.
+        name: what is typed.
         options: its class in `entangle.config`.
-        arguments: what the user typed.
-        run: from options and a console for notes to a result with `renderable()` and `run`; None has shown itself.
+        function: `module:function`, from the options and a console to a result.
+        group: the heading that it is listed under.
+        line: what it does.
+        has_page: whether its runs always have something for `entangle report`.
     """
-    import entangle.config
-    from entangle.runs.progress import Interrupted, notes_console
 
-    config, ignored = entangle.config.parse(
-        getattr(entangle.config, options), arguments, prog=f"entangle {verb}"
+    name: str
+    options: str
+    function: str
+    group: str
+    line: str
+    has_page: bool = False
+
+    @property
+    def config(self) -> type:
+        """The class of its options."""
+        return getattr(importlib.import_module("entangle.config"), self.options)
+
+    def run(self, config: Any, console: Any) -> Any:
+        """Call its function, which is imported only now."""
+        module, _, function = self.function.partition(":")
+        return getattr(importlib.import_module(module), function)(config, console)
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "probe", "ProbeConfig", "entangle.commands.probe:command", "Measure",
+            "Geometry of every pair, and what each loss would do to it.", has_page=True,
+        ),
+        Command(
+            "tokens", "TokensConfig", "entangle.commands.tokens:command", "Measure",
+            "Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens.",
+        ),
+        Command(
+            "across", "AcrossConfig", "entangle.commands.across:command", "Measure",
+            "Entanglement across pairs: what all other pairs of a finished probe do to each pair.",
+        ),
+        Command(
+            "sweep", "SweepConfig", "entangle.commands.sweep:run_sweep", "Measure",
+            "The probe at every checkpoint of a training run, and when both log-probs began to fall.", has_page=True,
+        ),
+        Command(
+            "rft", "RftConfig", "entangle.commands.rft:command", "Measure",
+            "Spread of the rewards of sampled answers, and the reward gradient that it leaves.", has_page=True,
+        ),
+        Command(
+            "joint", "JointConfig", "entangle.commands.joint:run_joint", "Measure",
+            "DPO's signal beside RFT's on the same prompts: which give none to which method, and why.", has_page=True,
+        ),
+        Command(
+            "whatif", "WhatIfConfig", "entangle.commands.whatif:command", "Decide",
+            "Other losses and hyper-parameters on a finished probe's pairs, without the model.",
+        ),
+        Command(
+            "filter", "FilterConfig", "entangle.commands.filter:command", "Decide",
+            "The data set of a finished probe without its harmful pairs, or with weights.",
+        ),
+        Command(
+            "losses", "LossesConfig", "entangle.commands.losses:show_losses", "Decide",
+            "The catalogue of losses, or everything about one of them.",
+        ),
+        Command(
+            "train", "TrainConfig", "entangle.commands.train:run_train", "Train",
+            "Preference training (or fine-tuning) by TRL with any loss and mitigation: entangle train CONFIG.",
+        ),
+        Command(
+            "compare", "CompareConfig", "entangle.commands.compare:run_compare", "Train",
+            "Train losses x settings x seeds from one start, and judge them on the same held-out pairs and posts.",
+        ),
+        Command(
+            "doctor", "DoctorConfig", "entangle.commands.doctor:run_doctor", "Look back",
+            "What the log of a past training run says: nothing else is read.",
+        ),
+        Command(
+            "report", "ReportConfig", "entangle.report.command:command", "Look back",
+            "Finished runs as one self-contained HTML page, or their figures as files: entangle report RUN.",
+        ),
     )
-    notes = notes_console()
-    if ignored:
-        notes.print(f"Ignored, since they don't concern this command: {', '.join(ignored)}.", markup=False)
-    try:
-        result = run(config, notes)
-    except Interrupted as interrupted:
-        notes.print(str(interrupted), markup=False)
-        return 130
-    from accelerate import PartialState
+}  # fmt: skip
+"""Every command by its name, in the order of the help. A new one is its file and its line here."""
 
-    if result is not None and PartialState().is_main_process:
-        _show(result.renderable(), "Run folder", result.run.path)
-        if verb in PAGED:
-            print(f"As a page for the browser: entangle report {result.run.path}")
-    return 0
-
-
-def _show(renderable: Any, what: str = "", place: Path | None = None) -> None:
-    """Print a result, and where it is kept."""
-    from rich.console import Console
-
-    console = Console()
-    console.print(renderable)
-    if place is not None:
-        console.print(f"{what}: {place}", markup=False, soft_wrap=True)
-
-
-def _need(given: str, expected: str) -> None:
-    """Refuse a command whose positional is missing."""
-    if not given:
-        raise ConfigError(f"expected {expected}. Got none.")
-
-
-def report(arguments: Sequence[str]) -> int:
-    """Finished runs as one self-contained HTML page, or their figures as files: entangle report RUN."""
-    from entangle.config import ReportConfig, parse
-
-    config, _ = parse(ReportConfig, arguments, prog="entangle report")
-    _need(" ".join(config.runs), "one or more run folders: entangle report RUN [RUN2 ...]")
-    from entangle.report.command import run_report
-
-    for path in run_report(config):
-        print(path)
-    return 0
-
-
-PAGED = ("probe", "sweep", "rft", "joint")
-"""Commands whose runs always have something for a page."""
-
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    "probe": probe,
-    "whatif": whatif,
-    "tokens": tokens,
-    "across": across,
-    "losses": losses,
-    "train": train,
-    "compare": compare,
-    "sweep": sweep,
-    "rft": rft,
-    "joint": joint,
-    "report": report,
-    "filter": filter_pairs,
-    "doctor": doctor,
-}
+BROKEN_PIPE = 141
+"""Exit status when the reader of the output has gone, as a shell has it for SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit status: 0 well, 1 a threshold is broken, 2 something given can't be used."""
+    """Run one command and return its exit status.
+
+    0 well, 1 a threshold is broken, 2 something given can't be used, 130 interrupted, 141 nobody reads the output.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        _make_printable(stream)
+    try:
+        status = _answer(words)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"entangle {words[0]}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+def _answer(words: Sequence[str]) -> int:
+    """What the words ask for: help, the version, or a command."""
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         return 0
     if words[0] == "--version":
         print(__version__)
         return 0
-    if words[0] not in VERBS:
-        print(f"entangle: unknown command {words[0]!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
+    if words[0] not in COMMANDS:
+        print(f"entangle: unknown command {words[0]!r}. Known: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     _quieten()
-    is_ours = not _is_in_group()
+    was_grouped = _is_in_group()
+    status = _live(COMMANDS[words[0]], words[1:])
+    if status == 0 and not was_grouped and _is_in_group():
+        _leave_group()
+    return status
+
+
+def _live(command: Command, arguments: Sequence[str]) -> int:
+    """Options, the run, its result."""
+    from entangle.config import check_names, parse
+    from entangle.runs.progress import Interrupted, notes_console
+
+    config, notes = parse(command.config, arguments, prog=f"entangle {command.name}")
+    check_names(config, command.name)
+    console = notes_console()
+    for note in notes:
+        console.print(note, markup=False)
     try:
-        status = VERBS[words[0]](words[1:])
-        if status == 0 and is_ours and _is_in_group():
-            _leave_group()
-        return status
-    except UserError as error:
-        print(f"entangle {words[0]}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        result = command.run(config, console)
+    except Interrupted as interrupted:
+        console.print(str(interrupted), markup=False)
         return 130
+    return _show(command, result)
+
+
+def _show(command: Command, result: Any) -> int:
+    """Print a result and where it is kept, in one process of several; the exit status."""
+    from rich.console import Console
+
+    from entangle.commands.output import Output
+
+    class Reader(Console):
+        """A terminal or a pipe; one that was closed is `main`'s to answer."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    if result is None:
+        return 0
+    page = ""
+    if not isinstance(result, Output):
+        page = f"As a page for the browser: entangle report {result.run.path}" if command.has_page else ""
+        result = Output(result.renderable(), f"Run folder: {result.run.path}")
+    if _is_main():
+        console = Reader()
+        if isinstance(result.content, str):
+            print(result.content)
+        else:
+            console.print(result.content, soft_wrap=not result.wraps)
+        if result.place:
+            console.print(result.place, markup=False, soft_wrap=True)
+        if page:
+            print(page)
+    return result.status
 
 
 def _is_in_group() -> bool:
@@ -310,12 +212,23 @@ def _is_in_group() -> bool:
     return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def _is_main() -> bool:
+    """Whether this process speaks for all."""
+    return not _is_in_group() or sys.modules["torch"].distributed.get_rank() == 0
+
+
 def _leave_group() -> None:
     """Part from the other processes once all have finished; NCCL warns of a group that is left behind."""
     import torch.distributed as processes
 
     processes.barrier()
     processes.destroy_process_group()
+
+
+def _make_printable(stream: TextIO) -> None:
+    """Print what a terminal's encoding lacks as `?`, instead of failing."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 
 
 def _quieten() -> None:
@@ -329,10 +242,13 @@ def _quieten() -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{(function.__doc__ or '').splitlines()[0]}" for name, function in VERBS.items()]
+    lines: list[str] = []
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        lines += ["", f"{group}:"]
+        lines += [f"  {c.name:<10}{c.line}" for c in COMMANDS.values() if c.group == group]
     return "\n".join([
         "usage: entangle COMMAND [--help] [--config FILE] [--option value ...]", "",
-        "Measures gradient entanglement in preference training.", "", "commands:", *lines, "",
+        "Measures gradient entanglement in preference training.", *lines, "",
         "`entangle probe` without options runs on the policy and the pairs that ship with the package.",
     ])  # fmt: skip
 

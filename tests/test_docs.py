@@ -14,8 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import entangle.config
-from entangle.cli import VERBS
+from entangle.cli import COMMANDS
 from entangle.config import parse
 from losses import CATALOGUE, build
 
@@ -28,7 +27,8 @@ def options_of(verb: str) -> type:
     """The options class that a command's page names."""
     found = OPTIONS.search((ROOT / "docs" / "commands" / f"{verb}.md").read_text(encoding="utf-8"))
     assert found, f"docs/commands/{verb}.md names no options"
-    return getattr(entangle.config, found[1])
+    assert found[1] == verb
+    return COMMANDS[verb].config
 
 
 def commands() -> list[str]:
@@ -53,7 +53,7 @@ def snippets(page: str) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_command_has_a_page_in_the_navigation(verb):
     assert options_of(verb)
     assert f"commands/{verb}.md" in (ROOT / "mkdocs.yml").read_text()

@@ -68,7 +68,7 @@ def test_run_folder_holds_what_it_promises(inputs, tmp_path):
     }
     assert files == {
         "config.yaml", "identity.json", "provenance.json", "predictions.parquet", "summary.json", "texts.parquet",
-        *(f"pairs/{i:05d}.parquet" for i in range(4)),
+        "checksums.json", *(f"pairs/{i:05d}.parquet" for i in range(4)),
     }  # fmt: skip
     assert result.pairs["index"].tolist() == list(range(10))
     assert len(result.predictions) == 30 and set(result.predictions["regime"]) <= {

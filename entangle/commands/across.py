@@ -36,6 +36,7 @@ from entangle.analysis.geometry import SIDES
 from entangle.analysis.predictions import geometry_of, is_scored
 from entangle.analysis.regimes import REGIMES, Prediction, Regime
 from entangle.analysis.statistics import share
+from entangle.commands.output import Output
 from entangle.commands.probe import ProbeResult
 from entangle.config import AcrossConfig, build_losses
 from entangle.data import TokenizedPair
@@ -260,6 +261,12 @@ def _shares(rows: pd.DataFrame, loss: str) -> dict[str, Any]:
         f"regimes_{name}": {str(r): share(int((own[column] == r).sum()), len(own)) for r in REGIMES}
         for name, column in (("alone", "regime"), ("epoch", "epoch_regime"))
     }
+
+
+def command(config: AcrossConfig, console: Console | None = None) -> Output:
+    """`entangle across`."""
+    result = run_across(config, console)
+    return Output(result.renderable(), f"Across pairs: {result.probe.run.path / 'across.parquet'}")
 
 
 def _labels(probe: ProbeResult, config: AcrossConfig) -> list[str]:

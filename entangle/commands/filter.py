@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from datasets import Dataset
 from rapidfuzz.distance import Levenshtein
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.summary import derived, regime_shares
+from entangle.commands.output import Output
 from entangle.commands.probe import ProbeResult
 from entangle.config import (
     Condition,
@@ -42,6 +43,7 @@ from entangle.data import PreferencePair, fingerprint
 from entangle.data.sources import read_rows
 from entangle.errors import ConfigError, DataError, RunError
 from entangle.measure.inputs import load_pairs_of
+from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
 from entangle.tables.filter import filter_tables
 from entangle.version import __version__
@@ -110,6 +112,13 @@ def run_filter(config: FilterConfig) -> FilterResult:
         data.write(out, added_columns(decisions, scores, config if weights else None, data.columns))
         _write_provenance(result, config, options, source, found)
     return result
+
+
+def command(config: FilterConfig, console: Console | None = None) -> Output:
+    """`entangle filter`."""
+    result = run_filter(config)
+    place = "Dry run: nothing is written." if config.dry_run else f"Data: {result.out}"
+    return Output(result.renderable(), place)
 
 
 # --- what is known of every pair ------------------------------------------------------------------------------
@@ -269,7 +278,6 @@ def data_options_of(probe: ProbeResult) -> DataOptions:
     """Which data the run read."""
     recorded = probe.run.config
     values: dict[str, Any] = {f.name: recorded[f.name] for f in fields(DataOptions) if f.name in recorded}
-    values["columns"] = tuple(values.get("columns", ()))
     return DataOptions(**values)
 
 
@@ -394,7 +402,7 @@ def _write_provenance(
     gone = result.decisions[~result.decisions["keep"]]
     content = {
         "entangle": __version__, "run": config.run,
-        "identity": json.loads((Path(config.run) / "identity.json").read_text()),
+        "identity": RunFolder(config.run).read_json("identity.json"),
         "source": {
             "dataset_name": options.dataset_name, "dataset_config": options.dataset_config,
             "dataset_train_split": options.dataset_train_split, "fingerprint": data,

@@ -15,10 +15,12 @@ from rich.console import Console, RenderableType
 from entangle import embedded
 from entangle.analysis.predictions import check_labels, may_have_reference, predict_losses, usable_losses
 from entangle.analysis.summary import summarise
+from entangle.commands.output import Output
 from entangle.config import DEFAULT_LOSSES, EMBEDDED, ProbeConfig, build_losses
 from entangle.data import PreferencePair, TokenizedPair, fingerprint, tokenize_pair
 from entangle.diagnostics import columns_of, resolve, summarise_diagnostics
 from entangle.errors import ConfigError
+from entangle.measure.estimate import estimate
 from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.measure.modules import summarise_modules
 from entangle.measure.passes import Measurement, column_functions, rows_of_shard
@@ -72,9 +74,7 @@ class ProbeResult(Shown):
             RunError: there is none at `path`.
         """
         run = RunFolder.open(path, ProbeConfig.VERB)
-        predictions = run.table("predictions.parquet")
-        assert predictions is not None  # written before the summary that makes a run complete
-        return cls(run, run.pairs(), predictions, run.read_json("summary.json"))
+        return cls(run, run.pairs(), run.read_table("predictions.parquet"), run.read_json("summary.json"))
 
     def renderable(self, worst: int = 3) -> RenderableType:
         """The tables as rich objects: regimes, groups, distributions and the `worst` pairs."""
@@ -196,6 +196,11 @@ def _close(
     run.write_json("provenance.json", environment() | described | facts)
     run.write_json("summary.json", summary)
     shutil.rmtree(run.path / "modules", ignore_errors=True)  # what its shards hold is in modules.parquet
+
+
+def command(config: ProbeConfig, console: Console | None = None) -> ProbeResult | Output:
+    """`entangle probe`: the run, or with --dry_run what it would cost."""
+    return Output(estimate(config)) if config.dry_run else run_probe(config, console)
 
 
 def _check_group(config: ProbeConfig, pairs: Sequence[PreferencePair]) -> None:

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from entangle.analysis.geometry import SIDES
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.verdict import worst_pairs
+from entangle.commands.output import Output
 from entangle.commands.probe import ProbeResult
 from entangle.config import TokensConfig, build_losses
 from entangle.data import TokenizedPair
@@ -193,6 +194,12 @@ def _write(result: TokenResult) -> None:
 
 
 # --- what is asked for, and whether it is still there ---------------------------------------------------------
+
+
+def command(config: TokensConfig, console: Console | None = None) -> Output:
+    """`entangle tokens`."""
+    result = run_tokens(config, console)
+    return Output(result.renderable(config.rows), f"Tokens: {result.probe.run.path / 'tokens.parquet'}")
 
 
 def _labels(probe: ProbeResult, config: TokensConfig) -> list[str]:

@@ -11,6 +11,7 @@ import tyro
 from entangle.config.base import EMBEDDED
 from entangle.config.declared import known_losses
 from entangle.config.files import YamlOptions, read_yaml
+from entangle.config.objects import build_losses
 from entangle.config.places import Place
 from entangle.config.specs import own_code, unknown_name
 from entangle.config.typed import Kind, types_of
@@ -58,30 +59,40 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Co
     notes = list(loaded.notes)
     if loaded.ignored:
         notes.append(f"Ignored, since they don't concern this command: {', '.join(loaded.ignored)}.")
-    if own := own_code([getattr(config, name) for name, kind in types_of(cls).items() if _names_code(kind)]):
+    if own := own_code([_specs(config, what) for what in ("loss", "mitigation", "reward")]):
         notes.append(f"Code of your own is run: {', '.join(dict.fromkeys(own))}.")
     return config, tuple(notes)
 
 
-def check_names(config: Any) -> None:
+def check_names(config: Any, command: str) -> None:
     """Refuse losses that aren't known and paths where nothing is, before anything heavy is imported.
+
+    Args:
+        config: the options.
+        command: whose they are.
 
     Raises:
         UserError: the first of them.
     """
     kinds = types_of(type(config))
-    losses = [getattr(config, name) for name in ("losses", "loss", "base") if name in kinds]
-    for spec in [
-        item for given in losses for item in (given if isinstance(given, tuple) else (given,)) if item
-    ]:
-        name, known = spec if isinstance(spec, str) else spec["name"], known_losses()
+    losses = _specs(config, "loss")
+    known = known_losses()
+    for spec in losses:
+        name = spec if isinstance(spec, str) else spec["name"]
         if name not in known and ":" not in name:
             meant = {theirs: ours for ours, theirs in reversed(known.items()) if theirs}
             raise ConfigError(unknown_name(name, known, "loss", meant))
     for name, kind in kinds.items():
         for place in _places(kind):
-            if (given := getattr(config, name)) and given != EMBEDDED:
+            given = getattr(config, name)
+            if given == "" and place is Place.RUN:
+                raise ConfigError(
+                    f"expected the run folder of a finished probe: entangle {command} RUN. Got none."
+                )
+            if given and given != EMBEDDED:
                 place.require(given)
+    if not all(isinstance(spec, str) and spec in known for spec in losses):
+        build_losses(losses)  # waits for torch, but for nothing else
 
 
 def _from_file(file: str, cls: type[Config], values: dict[str, Any]) -> Config:
@@ -106,5 +117,13 @@ def _places(kind: Any) -> list[Place]:
     return [mark for mark in _marks(kind) if isinstance(mark, Place)]
 
 
-def _names_code(kind: Any) -> bool:
-    return any(isinstance(mark, Kind) and mark.names_code for mark in _marks(kind))
+def _specs(config: Any, what: str) -> list[Any]:
+    """The losses (or what else is asked for) that options name."""
+    kinds = types_of(type(config))
+    named = [
+        name
+        for name, kind in kinds.items()
+        if any(isinstance(m, Kind) and m.names == what for m in _marks(kind))
+    ]
+    given = [getattr(config, name) for name in named]
+    return [spec for one in given for spec in (one if isinstance(one, tuple) else (one,)) if spec is not None]

@@ -19,9 +19,9 @@ def declared_losses() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for file in sorted(_folder("losses").glob("*.py")):
         for cls in _classes(file):
-            values = dict(_constants(cls))
-            if isinstance(name := values.get("name"), str):
-                found[name] = values.get("trl")
+            texts = dict(_texts(cls))
+            if "name" in texts:
+                found[texts["name"]] = texts.get("trl")
     return found
 
 
@@ -70,8 +70,9 @@ def _classes(file: Path) -> list[ast.ClassDef]:
     return [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
 
 
-def _constants(cls: ast.ClassDef) -> Iterator[tuple[str, object]]:
-    """Annotated names of a class body that are set to a constant."""
+def _texts(cls: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Annotated names of a class body that are set to a text."""
     for node in cls.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant):
-            yield ast.unparse(node.target), node.value.value
+            if isinstance(node.value.value, str):
+                yield ast.unparse(node.target), node.value.value

@@ -5,7 +5,7 @@ A file written for `trl dpo` is accepted: keys that only concern training are ig
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,7 +30,7 @@ from entangle.errors import ConfigError
 MOST_BYTES = 1_000_000
 """A larger file isn't one of options."""
 
-MOST_VALUES = 100_000
+MOST_VALUES = 10_000
 """A file with more values (or with a value inside itself) isn't one of options either."""
 
 
@@ -102,7 +102,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 def _check_content(content: dict[Any, Any], path: Path) -> None:
     """Refuse keys that aren't names, and what is too large to be options, or holds itself."""
-    count, left = 0, [iter([content])]
+    count = 0
+    left: list[Iterator[Any]] = [iter([content])]
     while left:
         value = next(left[-1], left)
         if value is left:

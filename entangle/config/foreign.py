@@ -276,7 +276,7 @@ def check_loss_type(options: Mapping[str, Any]) -> None:
     known = {name for pair in declared_losses().items() for name in pair if name}
     types = options.get("loss_type")
     for name in types if isinstance(types, list | tuple) else [types]:
-        if name is not None and name not in known:
+        if not (name is None or (isinstance(name, str) and name in known)):
             trl = sorted(filter(None, declared_losses().values()))
             raise ConfigError(f"loss_type {name!r} isn't known. Known: {', '.join(trl)}.")
 

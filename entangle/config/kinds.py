@@ -18,7 +18,7 @@ _SPEC = "NAME[:KEY=VALUE,...]|MODULE:NAME"
 
 def _one_spec(what: str) -> Kind:
     expected = f"a {what}, as name, name:key=value,... or code of your own"
-    return Kind(expected, lambda value, name: _as_spec(value, name, what, expected), names_code=True)
+    return Kind(expected, lambda value, name: _as_spec(value, name, what, expected), names=what)
 
 
 def _many_specs(what: str, plural: str) -> Kind:
@@ -30,7 +30,7 @@ def _many_specs(what: str, plural: str) -> Kind:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_as_spec(item, name, what, expected) for item in items)
 
-    return Kind(expected, to_specs, names_code=True)
+    return Kind(expected, to_specs, names=what)
 
 
 def _as_spec(value: Any, name: str, what: str, expected: str) -> Spec:

@@ -29,12 +29,12 @@ class Kind:
     Args:
         expected: in words, for messages.
         convert: from what was given and the option's name to the value; `Unfit` where it can't be one.
-        names_code: whether it may name code of the user's own.
+        names: what it names, where that is a spec: loss, mitigation, reward.
     """
 
     expected: str
     convert: Callable[[Any, str], Any]
-    names_code: bool = False
+    names: str | None = None
 
 
 class Unfit(ValueError):

@@ -6,9 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
+from entangle.commands.output import Output
 from entangle.commands.whatif import what_if
 from entangle.config import ReportConfig
+from entangle.errors import ConfigError
 from entangle.report.source import Source, WhatIfTables, read_source
+
+
+def command(config: ReportConfig, console: Console | None = None) -> Output:
+    """`entangle report`."""
+    if not any(config.runs):
+        raise ConfigError("expected one or more run folders: entangle report RUN [RUN2 ...]. Got none.")
+    return Output("\n".join(map(str, run_report(config))))
 
 
 def run_report(config: ReportConfig) -> list[Path]:

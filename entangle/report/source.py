@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyarrow import parquet
 
 from entangle.analysis.curves import curve, with_changes
 from entangle.analysis.predictions import is_scored
@@ -97,7 +95,7 @@ def read_source(path: str | Path) -> Source:
     """
     run = RunFolder.open(path)
     known = [*run.path.glob("provenance.json"), *sorted(run.path.glob("runs/*/provenance.json"))]
-    provenance = json.loads(known[0].read_text()) if known else {}
+    provenance = RunFolder(known[0].parent).read_json(known[0].name) if known else {}
     parts: dict[str, Any] = {
         name: _parts(run, name)
         for name in (
@@ -144,16 +142,13 @@ def _parts(run: RunFolder, name: str) -> pd.DataFrame | None:
     files = sorted((run.path / name).glob("[0-9]*.parquet"))
     if whole is not None or not files:
         return whole
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    return pd.concat([run.read_table(f"{name}/{file.name}") for file in files], ignore_index=True)
 
 
 def _prompt_texts(run: RunFolder) -> pd.DataFrame | None:
     """Index and text of the prompts of a reward run, which stand beside their answers."""
-    files = sorted((run.path / "answers").glob("[0-9]*.parquet"))
-    kept = [file for file in files if "prompt" in parquet.read_schema(file).names]
-    if not kept:
-        return None
-    return pd.concat([pd.read_parquet(file, columns=["index", "prompt"]) for file in kept], ignore_index=True)
+    answers = run.read_shards("answers")
+    return answers[["index", "prompt"]] if "prompt" in answers else None
 
 
 def _what_if(run: RunFolder) -> WhatIfTables | None:

@@ -6,6 +6,7 @@ pairs/00000.parquet   one row per pair, in shards written whole
 texts.parquet         the texts of the pairs (left out with --save_text false)
 predictions.parquet   one row per pair and loss
 summary.json          the aggregates, each recomputable from the rows
+checksums.json        what the finished run wrote, so that a damaged file is named and not read
 """
 
 from __future__ import annotations
@@ -23,7 +24,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
+from entangle.config.files import load_mapping
+from entangle.config.places import require_run
 from entangle.errors import RunError
+from entangle.runs.integrity import (
+    CHECKSUMS,
+    Damaged,
+    checksums_of,
+    digest,
+    listed_in,
+    parse_json,
+    parse_table,
+    read_checked,
+)
 
 if TYPE_CHECKING:
     from entangle.config import RunOptions
@@ -50,8 +63,7 @@ class RunFolder:
             RunError: there is no run at `path`, it isn't finished, or it is of another command.
         """
         run = cls(path)
-        if not (run.path / "config.yaml").is_file():
-            raise RunError(f"Expected a run folder (with config.yaml) at {run.path}; found none.")
+        require_run(run.path)
         if verb is not None and run.verb not in {None, verb}:
             raise RunError(
                 f"Expected a run of entangle {verb} at {run.path}; it holds one of entangle {run.verb}."
@@ -111,12 +123,13 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The options that the run was started with."""
-        return yaml.safe_load((self.path / "config.yaml").read_text())
+        return load_mapping(self.path / "config.yaml")
 
     @property
     def verb(self) -> str | None:
         """The command that the run is of; None where its record doesn't say."""
-        first = (self.path / "config.yaml").read_text().partition("\n")[0]
+        with (self.path / "config.yaml").open(encoding="utf-8", errors="replace") as file:
+            first = file.readline(200).rstrip()
         return first.removeprefix(MADE_BY) if first.startswith(MADE_BY) else None
 
     @property
@@ -141,12 +154,30 @@ class RunFolder:
         self.write_table(f"{folder}/{number:05d}.parquet", rows)
 
     def read_shards(self, folder: str) -> pd.DataFrame:
-        """The rows of all finished shards of a table, in dataset order; empty where there is none."""
-        files = [self.path / folder / f"{number:05d}.parquet" for number in self.shards_of(folder)]
-        if not files:
+        """The rows of all finished shards of a table, in dataset order; empty where there is none.
+
+        Raises:
+            RunError: one is damaged, or gone since the run has finished.
+        """
+        names = {f"{folder}/{number:05d}.parquet" for number in self.shards_of(folder)}
+        with self._reading(CHECKSUMS):
+            names |= {name for name in listed_in(self.path) if name.startswith(f"{folder}/")}
+        shards = [self.read_table(name) for name in sorted(names)]
+        if not shards:
             return pd.DataFrame()
-        rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
-        return rows.sort_values("index", ignore_index=True, kind="stable")
+        with self._reading(f"{folder}/*.parquet"):
+            if not all("index" in shard for shard in shards):
+                raise Damaged("a shard lacks the column index")
+        return pd.concat(shards, ignore_index=True).sort_values("index", ignore_index=True, kind="stable")
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """Read a table of the folder by file name, or some of its columns.
+
+        Raises:
+            RunError: it is damaged or gone.
+        """
+        with self._reading(name):
+            return parse_table(read_checked(self.path, name), columns)
 
     def write_table(self, name: str, rows: pd.DataFrame) -> None:
         """Write a table as parquet."""
@@ -154,18 +185,26 @@ class RunFolder:
             rows.to_parquet(temporary, index=False)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file; a number that isn't finite becomes null."""
-        with self._replacing(name) as temporary:
-            temporary.write_text(json.dumps(_finite(_plain(content)), indent=2, ensure_ascii=False) + "\n")
+        """Write a JSON file; a number that isn't finite becomes null. The summary finishes the run."""
+        text = json.dumps(_finite(_plain(content)), indent=2, ensure_ascii=False) + "\n"
+        if name == "summary.json":
+            written = checksums_of(self.path) | {name: digest(text.encode("utf-8"))}
+            self._write_text(CHECKSUMS, json.dumps(written, indent=2) + "\n")
+        self._write_text(name, text)
 
     def write_yaml(self, name: str, content: Mapping[str, Any], head: str = "") -> None:
         """Write a YAML file that `yaml.safe_load` reads back, below a `head` of comments."""
         with self._replacing(name) as temporary:
-            temporary.write_text(head + yaml.safe_dump(_plain(content), sort_keys=False))
+            temporary.write_text(head + yaml.safe_dump(_plain(content), sort_keys=False), encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the folder."""
-        return json.loads((self.path / name).read_text())
+        """Read a JSON file of the folder.
+
+        Raises:
+            RunError: it is damaged or gone.
+        """
+        with self._reading(name):
+            return parse_json(read_checked(self.path, name))
 
     def pairs(self) -> pd.DataFrame:
         """All rows of the finished shards, in dataset order.
@@ -182,8 +221,13 @@ class RunFolder:
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A table of the folder by file name, or None where the run has none."""
-        file = self.path / name
-        return pd.read_parquet(file) if file.is_file() else None
+        with self._reading(CHECKSUMS):
+            is_listed = name in listed_in(self.path)
+        return self.read_table(name) if is_listed or (self.path / name).is_file() else None
+
+    def _write_text(self, name: str, text: str) -> None:
+        with self._replacing(name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
@@ -194,9 +238,38 @@ class RunFolder:
             target.parent.mkdir(exist_ok=True)
             try:
                 yield temporary
+                self._note_change(name, temporary)
                 os.replace(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def _note_change(self, name: str, file: Path) -> None:
+        """Keep the checksums of a finished run true while something is added to it, or replaced."""
+        if name in (CHECKSUMS, "summary.json") or not name.endswith((".json", ".parquet")):
+            return
+        with self._reading(CHECKSUMS):
+            listed = listed_in(self.path)
+        if listed:
+            self._write_text(CHECKSUMS, json.dumps(listed | {name: digest(file.read_bytes())}, indent=2) + "\n")
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Say which file is damaged, and how to make it again."""
+        try:
+            yield
+        except Damaged as error:
+            raise RunError(f"{self.path / name} is damaged: {error}. {self._remedy(name)}") from None
+
+    def _remedy(self, name: str) -> str:
+        if name == CHECKSUMS:
+            return "Delete it: the other files are then read unchecked."
+        if name == "tokens.parquet" or name.startswith("across."):
+            return f"Make it again: {shlex.join(['entangle', name.partition('.')[0], str(self.path)])}"
+        if self.verb is None:
+            return "Make it again with the command that made it."
+        if (self.path / "modules.parquet").is_file() or name in ("identity.json", "modules.parquet"):
+            return f"Make the run again: {self.resume_command} --overwrite"
+        return f"Delete it and summary.json, and go on with the run: {self.resume_command}"
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

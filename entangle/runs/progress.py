@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,8 +48,12 @@ def progress_bar(console: Console, unit: str, total: int, done: int) -> Iterator
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that the loop asks for; the second one interrupts at once."""
+def deferred_interrupt(waits_for: str = "what is at hand") -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag that the loop asks for, and say so; the second one interrupts at once.
+
+    Args:
+        waits_for: what is finished first, as the user reads it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -59,6 +64,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         if pressed:
             raise KeyboardInterrupt
         pressed = True
+        print(f"Stopping once {waits_for} is finished. Ctrl-C again stops at once.", file=sys.stderr, flush=True)
 
     before = signal.signal(signal.SIGINT, on_press)
     try:

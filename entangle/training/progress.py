@@ -26,7 +26,7 @@ class ProgressCallback(TrainerCallback):
         self._stack = ExitStack()
 
     def __enter__(self) -> ProgressCallback:
-        self._interrupted = self._stack.enter_context(deferred_interrupt())
+        self._interrupted = self._stack.enter_context(deferred_interrupt("this step"))
         return self
 
     def __exit__(self, *error: object) -> None:

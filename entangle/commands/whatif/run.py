@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from rich.console import Console
 
 from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.analysis.hyperparameters import DEFAULT_KNOBS
@@ -23,10 +24,11 @@ from entangle.analysis.predictions import geometry_of, is_scored, logps_of
 from entangle.analysis.regimes import REGIMES, Regime
 from entangle.analysis.statistics import share
 from entangle.analysis.verdict import limits, recommendation
+from entangle.commands.output import Output
 from entangle.commands.whatif.choice import allowed_losses, base_of, build_all, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
 from entangle.commands.whatif.scored import ScoredPairs
-from entangle.config import ProbeConfig, WhatIfConfig
+from entangle.config import ProbeConfig, WhatIfConfig, read_yaml
 from entangle.errors import RunError
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
@@ -105,7 +107,7 @@ def what_if(
             f"Expected pairs with scores; none of the {len(source.pairs)} pairs of this run has any."
         )
     resolution = float(resolution or source.provenance.get("resolution") or RESOLUTION[torch.float32])
-    batch_size = loss_batch_size or source.config.get("loss_batch_size") or 8
+    batch_size = loss_batch_size or source.loss_batch_size
     geometry, logps = geometry_of(rows, resolution), logps_of(rows)
     start = base_of(base, logps)
     judged, refused = allowed_losses(build_all(losses), logps, named=bool(losses))
@@ -188,19 +190,20 @@ class _Source:
     """What is read of a run."""
 
     pairs: pd.DataFrame
-    config: dict[str, Any]
+    loss_batch_size: int
     provenance: dict[str, Any]
     texts: pd.DataFrame | None
 
 
 def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
     if isinstance(run, pd.DataFrame):
-        return _Source(run, {}, {}, None)
+        return _Source(run, ProbeConfig.loss_batch_size, {}, None)
     folder: Any = getattr(run, "run", run)  # a ProbeResult, whose module isn't imported here
     folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder, ProbeConfig.VERB)
     has_provenance = (folder.path / "provenance.json").is_file()
     provenance = folder.read_json("provenance.json") if has_provenance else {}
-    return _Source(folder.pairs(), folder.config, provenance, folder.table("texts.parquet"))
+    options = ProbeConfig(**read_yaml(folder.path / "config.yaml", ProbeConfig).values)
+    return _Source(folder.pairs(), options.loss_batch_size, provenance, folder.table("texts.parquet"))
 
 
 def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:
@@ -210,6 +213,12 @@ def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:
         loss_batch_size=config.loss_batch_size,
     )  # fmt: skip
     return result, write(result, config.output_path, dataclasses.asdict(config), plots=config.plots)
+
+
+def command(config: WhatIfConfig, console: Console | None = None) -> Output:
+    """`entangle whatif`."""
+    result, folder = run_whatif(config)
+    return Output(result.renderable(config.rows), f"Run folder: {folder.path}")
 
 
 def write(result: WhatIf, path: str | Path, config: Mapping[str, Any], *, plots: bool = True) -> RunFolder:
