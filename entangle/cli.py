@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from entangle.errors import ConfigError, UserError
+from entangle.tables.text import visible, visible_lines
 from entangle.version import __version__
 
 
@@ -190,7 +193,7 @@ def doctor(arguments: Sequence[str]) -> int:
     _need(config.log, "the log of a past run: entangle doctor LOG")
     report = examine(read_log(config.log, config.trainer), config.rules)
     if config.json:
-        print(json.dumps(report.content, indent=2))
+        print(json.dumps(report.content, indent=2, allow_nan=False))
     else:
         console.print(findings_text(report.content), soft_wrap=True)
     return report.exit_status
@@ -257,6 +260,12 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+LONGEST = 4000
+"""Characters of a line of an error that are shown, at most."""
+
+OWN_FAULT = 70
+"""Exit status of an error that nobody foresaw: neither a warning (1) nor something given that can't be used (2)."""
+
 PAGED = ("probe", "sweep", "rft", "joint")
 """Commands whose runs always have something for a page."""
 
@@ -278,7 +287,10 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit status: 0 well, 1 a threshold is broken, 2 something given can't be used."""
+    """Run one verb and return its exit status.
+
+    0 well, 1 a threshold is broken, 2 something given can't be used, 70 an error of the program's own, 130 interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -297,11 +309,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _leave_group()
         return status
     except UserError as error:
-        print(f"entangle {words[0]}: {error}", file=sys.stderr)
+        print(f"entangle {words[0]}: {visible_lines(error, LONGEST)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except Exception as error:
+        return _own_fault(words, error)
+
+
+def _own_fault(words: Sequence[str], error: Exception) -> int:
+    """Show where an error of the program's own happened, and what to send; a status that no finding has."""
+    print(visible_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(
+        f"\nentangle {words[0]}: this is an error of entangle itself, not of what you gave. Nothing it printed before "
+        f"is a verdict. Please send the lines above, the command ({visible(shlex.join(['entangle', *words]))}) and the "
+        f"version ({__version__}, Python {sys.version.split()[0]}) to the project's issues.",
+        file=sys.stderr,
+    )
+    return OWN_FAULT
 
 
 def _is_in_group() -> bool:
