@@ -82,7 +82,10 @@ class Report:
             "findings": [
                 asdict(finding)
                 | {"numbers": {name: _finite(value) for name, value in finding.numbers.items()}}
-                | {key: getattr(self.rule(finding.rule), key) for key in ("threshold", "meaning", "reason", "ask")}
+                | {
+                    key: getattr(self.rule(finding.rule), key)
+                    for key in ("threshold", "meaning", "reason", "ask")
+                }
                 for finding in self.findings
             ],
             "drift": asdict(self.drift) | {"meaning": self.drift.meaning}

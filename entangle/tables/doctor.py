@@ -20,7 +20,10 @@ def findings_text(content: Mapping[str, Any]) -> RenderableType:
     Args:
         content: what a log says, as `entangle doctor --json` prints it.
     """
-    parts: list[RenderableType] = [_text(_head(content), "bold"), *(_text(note, "yellow") for note in content["notes"])]
+    parts: list[RenderableType] = [
+        _text(_head(content), "bold"),
+        *(_text(note, "yellow") for note in content["notes"]),
+    ]
     parts += [_finding(finding) for finding in content["findings"]]
     parts += [_verdict(content), *_drift(content["drift"]), *_unasked(content["unasked"])]
     parts += _list("What the names mean here", content["meanings"])
