@@ -11,13 +11,16 @@ import importlib
 import io
 import logging
 import os
+import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from entangle.errors import UserError
+from entangle.tables.text import visible, visible_lines
 from entangle.version import __version__
 
 
@@ -111,6 +114,12 @@ COMMANDS = {
 }  # fmt: skip
 """Every command by its name, in the order of the help. A new one is its file and its line here."""
 
+LONGEST = 4000
+"""Characters of a line of an error that are shown, at most."""
+
+OWN_FAULT = 70
+"""Exit status of an error that nobody foresaw: neither a warning (1) nor something given that can't be used (2)."""
+
 BROKEN_PIPE = 141
 """Exit status when the reader of the output has gone, as a shell has it for SIGPIPE."""
 
@@ -118,7 +127,8 @@ BROKEN_PIPE = 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0 well, 1 a threshold is broken, 2 something given can't be used, 130 interrupted, 141 nobody reads the output.
+    0 well, 1 a threshold is broken, 2 something given can't be used, 70 an error of the program's own, 130 interrupted,
+    141 nobody reads the output.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -128,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"entangle {words[0]}: {error}", file=sys.stderr)
+        print(f"entangle {words[0]}: {visible_lines(error, LONGEST)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to flush goes nowhere
@@ -136,6 +146,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except Exception as error:
+        return _own_fault(words, error)
+
+
+def _own_fault(words: Sequence[str], error: Exception) -> int:
+    """Show where an error of the program's own happened, and what to send; a status that no finding has."""
+    print(visible_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(
+        f"\nentangle {words[0]}: this is an error of entangle itself, not of what you gave. Nothing it printed before "
+        f"is a verdict. Please send the lines above, the command ({visible(shlex.join(['entangle', *words]))}) and the "
+        f"version ({__version__}, Python {sys.version.split()[0]}) to the project's issues.",
+        file=sys.stderr,
+    )
+    return OWN_FAULT
 
 
 def _answer(words: Sequence[str]) -> int:

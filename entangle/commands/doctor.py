@@ -25,5 +25,5 @@ def run_doctor(config: DoctorConfig, console: Console | None = None) -> Output:
         raise ConfigError("expected the log of a past run: entangle doctor LOG. Got none.")
     report = examine(read_log(config.log, config.trainer), config.rules)
     if config.json:
-        return Output(json.dumps(report.content, indent=2), status=report.exit_status)
+        return Output(json.dumps(report.content, indent=2, allow_nan=False), status=report.exit_status)
     return Output(findings_text(report.content), status=report.exit_status, wraps=False)

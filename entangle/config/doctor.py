@@ -12,10 +12,10 @@ from entangle.config.base import Options
 
 @dataclass(frozen=True)
 class DoctorConfig(Options):
-    """What the log of a past run says: exit status 0 healthy, 1 a warning, 2 not a log that can be judged."""
+    """What the log of a past run says: exit status 0 healthy, 1 a warning, 2 not a log that can be judged, 70 a bug."""
 
     log: tyro.conf.Positional[str] = ""
-    """trainer_state.json, a tracker's CSV, tensorboard events, a trackio database, or a folder: its newest run."""
+    """trainer_state.json, logging.jsonl, a table, events, trackio, printed rows, or a folder: its newest run."""
     json: bool = False
     """Print one JSON object instead of text."""
     trainer: Literal["dpo", "kto", "cpo", "simpo", "orpo", "grpo", "rloo"] | None = None

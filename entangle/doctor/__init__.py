@@ -1,18 +1,25 @@
 """Findings from the log that a past training run left: no model, no data, no torch.
 
-    examine(read_log("runs/my-dpo"))  ->  Report(findings, meanings, open questions)
+    examine(read_log("runs/my-dpo"))  ->  Report(findings, drift, meanings, open questions)
 
-`RULES` holds every rule with its threshold and the reason for it.
+`RULES` holds every rule with its threshold and the reason for it; `sources` a reader per kind of file.
 """
 
-from entangle.doctor.examine import Report, examine
-from entangle.doctor.groups import GROUP_RULES
-from entangle.doctor.log import TrainingLog
-from entangle.doctor.preference import PREFERENCE_RULES
+from entangle.doctor.examine import RULES, Report, examine
+from entangle.doctor.log import Origin, TrainingLog
+from entangle.doctor.rewards import Drift, drift_of
 from entangle.doctor.rules import Finding, Rule
 from entangle.doctor.sources import read_log
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (*PREFERENCE_RULES, *GROUP_RULES)}
-"""Every rule by name."""
-
-__all__ = ["RULES", "Finding", "Report", "Rule", "TrainingLog", "examine", "read_log"]
+__all__ = [
+    "RULES",
+    "Drift",
+    "Finding",
+    "Origin",
+    "Report",
+    "Rule",
+    "TrainingLog",
+    "drift_of",
+    "examine",
+    "read_log",
+]

@@ -22,6 +22,7 @@ class Finding:
         numbers: what it rests on.
         level: see `Level`.
         rule: the rule's name; filled in by `examine`.
+        evaluation: the evaluation set that it is of, where a log has several; filled in by `examine`.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Finding:
     numbers: Mapping[str, float] = field(default_factory=dict)
     level: Level = "warning"
     rule: str = ""
+    evaluation: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,28 @@ class Rule:
 
     Args:
         name: what it is called by.
-        family: the runs that it is asked of.
+        family: the runs that it is asked of; `both` stands for all.
         threshold: the number that decides.
         meaning: what the threshold is a threshold of.
         reason: why it is what it is.
         judge: a log and the threshold -> the finding, or None.
         ask: what to run to learn what the log can't say.
+        needs: metrics without which it can't be asked; of a group in brackets, one is enough.
+        of_motion: it speaks of how a run moved, and is void where nothing trains.
     """
 
     name: str
-    family: Family
+    family: Family | Literal["both"]
     threshold: float
     meaning: str
     reason: str
     judge: Callable[[TrainingLog, float], Finding | None]
     ask: str
+    needs: tuple[str | tuple[str, ...], ...] = ()
+    of_motion: bool = True
+
+    def missing(self, log: TrainingLog) -> tuple[str, ...]:
+        """Metrics that it needs and the log lacks."""
+        have = log.metrics
+        groups = ((need,) if isinstance(need, str) else need for need in self.needs)
+        return tuple(" or ".join(group) for group in groups if not have & set(group))

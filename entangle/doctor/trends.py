@@ -71,11 +71,21 @@ def smooth(series: pd.Series) -> pd.Series:
 
 def onset(series: pd.Series, level: float) -> int | None:
     """The first step from which the smoothed series stays below `level` to the end; None if it doesn't end there."""
-    below = (smooth(series) < level).to_numpy()
-    if not below[-1]:
+    return since(smooth(series) < level)
+
+
+def since(is_so: pd.Series) -> int | None:
+    """The first step from which something is so to the end; None if it isn't at the end, or nothing was logged."""
+    values = is_so.to_numpy(bool)
+    if not len(values) or not values[-1]:
         return None
-    last_above = np.flatnonzero(~below)
-    return int(series.index[last_above[-1] + 1 if len(last_above) else 0])
+    otherwise = np.flatnonzero(~values)
+    return int(is_so.index[otherwise[-1] + 1 if len(otherwise) else 0])
+
+
+def highest(series: pd.Series) -> int:
+    """The step of a series' largest value."""
+    return int(series.index[int(series.to_numpy(float).argmax())])
 
 
 def _rows(values: np.ndarray) -> int:

@@ -40,7 +40,7 @@ def rose(truth: Truth) -> bool:
 CASES: dict[str, tuple[bool, Callable[[Truth], bool]]] = {
     "coupled_fall": (False, fell),
     "coupled_rise": (False, rose),
-    "chosen_collapse": (False, lambda t: t["change_chosen"] < 0.25 * t["chosen_before"]),
+    "chosen_collapse": (False, lambda t: t["change_chosen"] < 0.25 * t["before_chosen"]),
     "no_margin": (False, lambda t: t["change_chosen"] - t["change_rejected"] < 0.1),
     "dead_groups": (True, lambda t: t["trainer"] == "grpo" and dead(t) > 0.5),
     "ties_broken": (True, lambda t: t["trainer"] == "rloo" and dead(t, first=True) > 0.05),

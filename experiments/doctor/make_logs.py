@@ -204,7 +204,7 @@ def moved(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
     fell = (change < 0).all(0).double().mean()
     return {
         "change_chosen": float(change[0].mean()), "change_rejected": float(change[1].mean()),
-        "chosen_before": float(before[0].mean()), "rejected_before": float(before[1].mean()),
+        "before_chosen": float(before[0].mean()), "before_rejected": float(before[1].mean()),
         "share_both_fell": float(fell),
     }  # fmt: skip
 

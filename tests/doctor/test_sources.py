@@ -142,17 +142,20 @@ def test_trainer_is_read_from_the_model_card(tmp_path):
     assert read_log(tmp_path).trainer is None
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("trainer_state.json", "{}", "log_history"),
-    ("trainer_state.json", "{not json", "isn't a readable"),
-    ("trainer_state.json", '{"log_history": []}', "found none"),
-    ("x.csv", "a,b\n1,2\n", "found none"),
-    ("x.csv", "step,loss\n1,2\n", "metrics of a preference run"),
-    ("x.csv", "step,rewards/chosen,rewards/rejected\n1,0,0\n2,0,0\n", "at least 5 logged rows"),
-    ("x.db", "nothing", "isn't a readable"),
-    ("x.txt", "nothing", "Expected a .json"),
-    ("readme.md", "nothing", "Expected a .json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("trainer_state.json", "{}", "log_history"),
+        ("trainer_state.json", "{not json", "isn't a readable"),
+        ("trainer_state.json", '{"log_history": []}', "found none"),
+        ("x.csv", "a,b\n1,2\n", "found none"),
+        ("x.csv", "step,loss\n1,2\n", "metrics of a preference run"),
+        ("x.csv", "step,rewards/chosen,rewards/rejected\n1,0,0\n2,0,0\n", "at least 5 logged rows"),
+        ("x.db", "nothing", "isn't a readable"),
+        ("x.txt", "nothing", "Expected a .json"),
+        ("readme.md", "nothing", "Expected a .json"),
+    ],
+)
 def test_what_is_no_log_is_refused_with_status_2(name, content, words, tmp_path, capsys):
     (tmp_path / name).write_text(content)
     assert main(["doctor", str(tmp_path / name)]) == 2
