@@ -26,6 +26,7 @@ from entangle.measure.modules import summarise_modules
 from entangle.measure.passes import Measurement, column_functions, rows_of_shard
 from entangle.measure.plan import Plan, is_scorable, longest
 from entangle.measure.rows import ROW_COLUMNS, texts_of
+from entangle.measure.sets import SET_DETAILS, SetSums, set_content
 from entangle.measure.verification import summarise_verification, verify_losses
 from entangle.models import (
     Policy,
@@ -125,16 +126,23 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     engine = make_engine(policy.model, policy.parameters, config.engine)
     if plan.first_pass:
         check_reference(policy, policy.collate(plan.first_pass[:1]))
-    measurement = Measurement(policy, engine, column_functions(config.diagnostics), config.modules, metric)
+    sums = SetSums.of_run(
+        session.run, policy.parameters, tokenized, config.group_by, session.processes.process_index
+    )
+    measurement = Measurement(
+        policy, engine, column_functions(config.diagnostics), config.modules, metric, sums
+    )
 
     def tables_of(number: int, advance: Advance) -> dict[str, pd.DataFrame]:
+        if sums is not None:
+            sums.start(number)
         rows, modules = rows_of_shard(plan, number, measurement, advance)
         found = {"pairs": pd.DataFrame(rows)}
         return found | ({"modules": pd.concat(modules, ignore_index=True)} if modules else {})
 
     with fast_gemm() if config.fast_matmul else nullcontext():
-        session.compute("pairs", plan.sizes, tables_of)
-    path = session.finish(lambda: _close(session, config, losses, measurement, pairs, tokenized, notes))
+        session.compute("pairs", plan.sizes, tables_of, further=sums)
+    path = session.finish(lambda: _close(session, config, losses, measurement, sums, pairs, tokenized, notes))
     return ProbeResult.load(path)
 
 
@@ -152,6 +160,7 @@ def _close(
     config: ProbeConfig,
     losses: Sequence[PreferenceLoss],
     measurement: Measurement,
+    sums: SetSums | None,
     pairs: Sequence[PreferencePair],
     tokenized: Sequence[TokenizedPair],
     notes: Sequence[str],
@@ -178,6 +187,11 @@ def _close(
     if config.modules and len(modules := run.read_shards("modules")):
         run.write_table("modules.parquet", modules)
         summary["modules"] = summarise_modules(modules, rows)
+    grams = None if sums is None else sums.joined(measurement.metric)
+    if sums is not None and grams is not None and len(predictions):
+        content = set_content(grams, sums.grouping, predictions, config.metric)
+        run.write_json("set.json", content)
+        summary["set"] = {name: value for name, value in content.items() if name not in SET_DETAILS}
     if config.diagnostics:
         columns = columns_of(config.diagnostics)
         summary["diagnostics"] = summarise_diagnostics(rows, predictions, columns)
@@ -196,6 +210,8 @@ def _close(
     run.write_json("provenance.json", environment() | described | facts)
     run.write_json("summary.json", summary)
     shutil.rmtree(run.path / "modules", ignore_errors=True)  # what its shards hold is in modules.parquet
+    if sums is not None:
+        sums.remove()
 
 
 def command(config: ProbeConfig, console: Console | None = None) -> ProbeResult | Output:

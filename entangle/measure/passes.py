@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -16,6 +16,7 @@ from entangle.measure.plan import Plan, is_scorable
 from entangle.measure.rows import Columns, Pass, description_of, number_columns, unscored_row
 from entangle.models import Policy
 from entangle.scores import Engine, Metric
+from entangle.scores.summing import PassSums
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Measurement:
         columns: what is written of every pair.
         modules: whether the scores are wanted by module too.
         metric: the diagonal metric; None is SGD's.
+        sums: where scores are added up for the set's block; None where it isn't wanted.
     """
 
     policy: Policy
@@ -35,6 +37,19 @@ class Measurement:
     columns: Sequence[Columns]
     modules: bool = False
     metric: Metric | None = None
+    sums: Summing | None = None
+
+
+class Summing(Protocol):
+    """What adds up the scores of passes (see `entangle.measure.sets.SetSums`)."""
+
+    def of_pass(self, pairs: Sequence[TokenizedPair]) -> PassSums | None:
+        """Where the pairs of a pass go; None once sums have been given up."""
+        ...
+
+    def give_up(self) -> None:
+        """A pass broke off and left a part of itself in the sums."""
+        ...
 
 
 class Measured(NamedTuple):
@@ -72,6 +87,8 @@ def _scored_rows(batch: list[TokenizedPair], measurement: Measurement) -> Measur
         if len(batch) == 1:
             raise
     torch.cuda.empty_cache()
+    if measurement.sums is not None:
+        measurement.sums.give_up()
     half = len(batch) // 2
     first, second = _scored_rows(batch[:half], measurement), _scored_rows(batch[half:], measurement)
     return Measured(first.rows + second.rows, first.modules + second.modules)
@@ -80,7 +97,8 @@ def _scored_rows(batch: list[TokenizedPair], measurement: Measurement) -> Measur
 def rows_of_pass(batch: Sequence[TokenizedPair], measurement: Measurement) -> Measured:
     """The rows of pairs that go through the model together, and of their modules where asked for."""
     rows = measurement.policy.collate(batch)
-    scores = measurement.engine.pairs(rows, modules=measurement.modules, metric=measurement.metric)
+    sums = None if measurement.sums is None else measurement.sums.of_pass(batch)
+    scores = measurement.engine.pairs(rows, modules=measurement.modules, metric=measurement.metric, sums=sums)
     done = Pass(batch, rows, scores, measurement.policy)
     columns = {
         name: value.tolist() for measure in measurement.columns for name, value in measure(done).items()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -40,12 +40,14 @@ class SumGram:
             several passes, so that their products with each other were never met.
         pairs: `(G,)` int64, pairs in each group.
         squares: `(G,)` int64, sum over a group's prompts of the square of their number of pairs.
+        prompts: `(G,)` int64, prompts in each group.
     """
 
     products: Tensor
     own: Tensor
     pairs: Tensor
     squares: Tensor
+    prompts: Tensor
 
 
 class GroupSums:
@@ -150,7 +152,7 @@ class GroupSums:
         products, own = (
             torch.stack([getattr(m, part) for m in modules]).sum(0) for part in ("products", "own")
         )
-        return SumGram(products, own, self._pairs, self._squares)
+        return replace(modules[0], products=products, own=own)
 
     def module_grams(self, metric: Mapping[str, Tensor] | None = None) -> dict[str, SumGram]:
         """Products over the parameters of each module alone: they add up to `gram`."""
@@ -162,9 +164,12 @@ class GroupSums:
             flat = value.reshape(self.groups * self.directions, -1)
             weighted = flat if metric is None else flat * metric[name].to(flat).reshape(1, -1)
             products[module_name(name)] += dots(weighted, flat).cpu().view(*shape, *shape)
+        prompts = torch.tensor(list(self._prompts.values()), dtype=torch.int64).bincount(
+            minlength=self.groups
+        )
         unknown = torch.where(self._is_torn, torch.nan, 0.0)[:, None, None]
         return {
-            module: SumGram(value, self.own_of(module) + unknown, self._pairs, self._squares)
+            module: SumGram(value, self.own_of(module) + unknown, self._pairs, self._squares, prompts)
             for module, value in products.items()
         }
 
