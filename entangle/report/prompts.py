@@ -52,7 +52,7 @@ def reward_blocks(source: Source) -> list[Block]:
         return []
     prompts = source.prompts.dropna(subset=["reward_std"])
     blocks: list[Block] = []
-    if "prevalence" in source.summary:
+    if "verdicts" not in source.summary:
         blocks.append(
             Figure(
                 name="rewards",
