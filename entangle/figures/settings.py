@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,9 +91,9 @@ def knob_curve(axes: Axes, curves: pd.DataFrame, change: Mapping[str, Any], targ
     if change["setting"] != change["start"]:
         verb = "smallest that reaches it" if change["reaches"] else "most ideal pairs"
         axes.axvline(change["setting"], color=INK, lw=1.2, label=f"{change['setting']:.3g}: {verb}")
-    axes.set_xlabel(
-        f"{change['knob']}: {change['title']} ({change['start']:g}: {safe(change['at_start']['label'])})"
-    )
+    start = safe(change["at_start"]["label"])
+    words = f"{change['knob']}: {change['title']} ({change['start']:g}: {start})"
+    axes.set_xlabel(fill(words, int(figure_of(axes).get_figwidth() / 0.09)))
     axes.set_ylabel("share of pairs, %")
     legend_below(figure_of(axes))
     return axes

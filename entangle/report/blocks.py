@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-NARROW, WIDE = 4.6, 9.2
+NARROW, WIDE = 4.2, 9.2
 """Inches of a figure in half of the page, and over all of it."""
 
 

@@ -28,6 +28,7 @@ SETTINGS: Mapping[str, Any] = {
 THEME = {
     INK: "--ink",
     "#000000": "--ink",
+    "#1f77b4": "--ink",  # what the caps of error bars, which have no inside, are filled with
     QUIET: "--quiet",
     FAINT: "--line",
     "#ffffff": "--card",
@@ -37,7 +38,7 @@ THEME = {
 
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _LOCAL = re.compile(r"url\(#([^)]+)\)")
-_FONT = re.compile(r"(font: (?:[a-z]+ )*[\d.]+px) [^;]*")
+_FONT = re.compile(r"(font-family:|font: (?:[a-z]+ )*[\d.]+px) [^;]*")
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
@@ -67,7 +68,7 @@ def svg(draw: Callable[[float], Figure], width: float, key: str) -> str:
         draw(width).savefig(text, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(_FORBIDDEN.sub(" ", text.getvalue()))
     for parent in root.iter():
-        for child in [child for child in parent if _name(child) == "metadata"]:
+        for child in [child for child in parent if _name(child) in ("metadata", "style")]:
             parent.remove(child)
     for element in root.iter():
         element.tag = _name(element)
@@ -78,6 +79,7 @@ def svg(draw: Callable[[float], Figure], width: float, key: str) -> str:
     root.attrib = {
         "viewBox": root.get("viewBox", ""),
         "fill": "currentColor",
+        "stroke-linejoin": "round",
         "aria-hidden": "true",
         "style": f"aspect-ratio: {across} / {down}",
     }

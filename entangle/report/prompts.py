@@ -52,9 +52,7 @@ def reward_blocks(source: Source) -> list[Block]:
         return []
     prompts = source.prompts.dropna(subset=["reward_std"])
     blocks: list[Block] = []
-    if {"grad_norm", "grad_sq", "grad_sq_error", "score_trace"} <= set(
-        prompts
-    ) and "setting" in source.summary:
+    if "verdicts" not in source.summary:
         blocks.append(
             Figure(
                 name="rewards",

@@ -38,14 +38,25 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
     )
     first = synthetic_run(folder / "one", pairs, losses=("dpo", "simpo", "sft"))
     words = pd.Series(range(COUNT)).astype(str)
-    texts = pd.DataFrame({
-        "index": range(COUNT), "prompt": HOSTILE, "chosen": "good " + words, "rejected": "bad " + HOSTILE,
-    })  # fmt: skip
+    texts = pd.DataFrame(
+        {
+            "index": range(COUNT),
+            "prompt": HOSTILE,
+            "chosen": "good " + words,
+            "rejected": "bad " + HOSTILE,
+        }
+    )
     first.write_table("texts.parquet", texts)
-    tokens = pd.DataFrame({
-        "index": 7, "side": ["chosen"] * 2 + ["rejected"], "position": [0, 1, 0], "text": ["go", HOSTILE, " bad"],
-        "share": [1.5, -0.5, 1.0], "logp": [-1.0, -2.0, -3.0],
-    })  # fmt: skip
+    tokens = pd.DataFrame(
+        {
+            "index": 7,
+            "side": ["chosen"] * 2 + ["rejected"],
+            "position": [0, 1, 0],
+            "text": ["go", HOSTILE, " bad"],
+            "share": [1.5, -0.5, 1.0],
+            "logp": [-1.0, -2.0, -3.0],
+        }
+    )
     first.write_table("tokens.parquet", tokens)
     second = synthetic_run(folder / "two", synthetic_pairs(30, seed=1), losses=("dpo",))
     return load_sources([first.path, second.path])
@@ -69,8 +80,9 @@ def choose(driver: Any, name: str, value: str) -> None:
     driver.execute_script(
         "const c = document.getElementById(arguments[0]); c.value = arguments[1];"
         "for (const e of ['input', 'change']) c.dispatchEvent(new Event(e, {bubbles: true}));",
-        name, value,
-    )  # fmt: skip
+        name,
+        value,
+    )
 
 
 def corner(driver: Any, key: str) -> tuple[float, float]:
@@ -334,9 +346,15 @@ def test_keyboard_reaches_the_main_things(shown):
           heads: all('th').every(h => h.scope), headings: all('h1').length,
         }""")
     assert facts == {
-        "first": "Skip to the verdict", "main": 1, "nav": 1, "captions": True, "texts": True, "labels": True,
-        "heads": True, "headings": 1,
-    }  # fmt: skip
+        "first": "Skip to the verdict",
+        "main": 1,
+        "nav": 1,
+        "captions": True,
+        "texts": True,
+        "labels": True,
+        "heads": True,
+        "headings": 1,
+    }
 
 
 def test_narrow_window_has_no_sideways_scrolling(shown):
@@ -348,3 +366,99 @@ def test_narrow_window_has_no_sideways_scrolling(shown):
         until(shown, "return document.documentElement.scrollWidth <= 400")
     finally:
         shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+CONTRASTS = """
+    const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+    const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    const light = ([r, g, b]) => [r, g, b].map((c) => linear(c / 255))
+      .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = (element) => {
+      for (let e = element; e; e = e.parentElement) {
+        const c = channels(getComputedStyle(e).backgroundColor);
+        if (c.length < 4 || c[3] > 0.99) return c;
+      }
+      return [255, 255, 255];
+    };
+    const weak = [];
+    for (const element of document.querySelectorAll("body *")) {
+      const words = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+      if (!words || element.closest("script, style, noscript, template, mark, [hidden]")) continue;
+      if (!element.getClientRects().length) continue;
+      const style = getComputedStyle(element), colour = element.closest("svg") ? style.fill : style.color;
+      const [a, b] = [light(channels(colour)), light(behind(element))].sort((x, y) => y - x);
+      if ((a + 0.05) / (b + 0.05) < 4.5) weak.push([element.outerHTML.slice(0, 90), (a + 0.05) / (b + 0.05)]);
+    }
+    return weak;
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(shown, theme):
+    """A contrast of 4.5 at least, of every word of the page and of its drawings."""
+    shown.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+    shown.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert shown.execute_script(CONTRASTS) == []
+
+
+def test_whatever_scrolls_is_reached_by_keyboard(shown):
+    shown.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    try:
+        shown.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+        lost = shown.execute_script("""
+            return [...document.querySelectorAll('body *')].filter((e) => {
+              const s = getComputedStyle(e);
+              const scrolls = /auto|scroll/.test(s.overflowX) && e.scrollWidth > e.clientWidth + 1
+                || /auto|scroll/.test(s.overflowY) && e.scrollHeight > e.clientHeight + 1;
+              return scrolls && e.tabIndex < 0 && !e.querySelector('a, button');
+            }).map((e) => e.outerHTML.slice(0, 90))""")
+        assert lost == []
+    finally:
+        shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_filter_without_match_says_so_and_another_loss_keeps_filters(shown, sources):
+    choose(shown, "words", "nowhere to be found")
+    body = "return document.getElementById('body').textContent"
+    assert shown.execute_script(body) == "No pair matches these filters."
+    choose(shown, "words", "")
+    choose(shown, "regime", "0")
+    choose(shown, "loss", "simpo")
+    ideal = (sources[0].judged("simpo")["regime"] == "ideal").sum()
+    assert found(shown) == f"{ideal} of {COUNT} pairs"
+    options = "return [...document.getElementById('regime').options].map(o => o.textContent)"
+    assert f"ideal ({ideal})" in shown.execute_script(options)
+
+
+def test_texts_have_their_own_direction_and_say_when_they_are_empty(opened, tmp_path):
+    run = synthetic_run(tmp_path / "r", synthetic_pairs(3, norm_ratio=0.7))
+    texts = pd.DataFrame(
+        {
+            "index": range(3),
+            "prompt": "\u05e9\u05dc\u05d5\u05dd (1)",
+            "chosen": "",
+            "rejected": " \n",
+        }
+    )
+    run.write_table("texts.parquet", texts)
+    show(opened, write_page(load_sources([run.path]), tmp_path / "page.html"), "#pair-1")
+    until(opened, "return document.activeElement.id === 'pair-1'")
+    said = opened.execute_script(
+        "const c = document.getElementById('pair-1');"
+        "return ['prompt', 'chosen', 'rejected'].map(s => c.querySelector('.text.' + s))"
+        ".map(e => [e.textContent, e.dir])"
+    )
+    assert [words for words, _ in said] == [
+        "\u05e9\u05dc\u05d5\u05dd (1)",
+        "(empty)",
+        "(nothing but white space, 2 characters)",
+    ]
+    assert [direction for _, direction in said] == ["auto"] * 3
+    assert (
+        opened.execute_script("return getComputedStyle(document.querySelector('#pair-1 .prompt')).direction")
+        == "rtl"
+    )
+    assert complaints(opened) == []

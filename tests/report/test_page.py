@@ -137,6 +137,13 @@ def test_definitions_of_diagnostics_are_those_of_their_registry():
     assert set(entries) == {*GLOSSARY, "column-ches"}
 
 
+def test_ids_are_unique_and_a_page_of_72_pairs_is_small(tmp_path):
+    run = synthetic_run(tmp_path / "run", synthetic_pairs(72, norm_ratio=0.7), losses=("dpo", "simpo", "sft"))
+    text = render_page(load_sources([run.path]))
+    ids = Reader(text).values("id")
+    assert len(ids) == len(set(ids)) and len(text.encode()) < 500_000
+
+
 def test_page_says_precision_parameters_and_metric(text):
     assert "scores in float32, 3 full parameters, SGD metric" in text
 
@@ -247,13 +254,23 @@ def test_verdict_of_a_good_run_asks_for_no_change(tmp_path):
 def test_what_other_pairs_do_is_shown_where_it_was_measured(source):
     part = {"own": 3.0, "partner": -1.0, "pull": 5.0, "push": -7.0, "change": 0.0, "error": 2.0}
     row = {
-        "rho": None, "chosen": part, "rejected": part, "regimes_alone": {"both_down": share(0, 40)},
+        "rho": None,
+        "chosen": part,
+        "rejected": part,
+        "regimes_alone": {"both_down": share(0, 40)},
         "regimes_epoch": {"both_down": share(10, 40)},
-    }  # fmt: skip
+    }
     block = {"sq_chosen": 1.0, "cosine": None, "alone": {"sq_chosen": 50.0}}
-    made = replace(source, across={
-        "pairs": 40, "epoch_pairs": 40, "metric": "sgd", "set": block, "losses": {"dpo": row, HOSTILE: row},
-    })  # fmt: skip
+    made = replace(
+        source,
+        across={
+            "pairs": 40,
+            "epoch_pairs": 40,
+            "metric": "sgd",
+            "set": block,
+            "losses": {"dpo": row, HOSTILE: row},
+        },
+    )
     (section,) = [section for section in sections([made]) if section.key == "across"]
     (figure,) = [block for block in section.columns[0] if isinstance(block, Figure)]
     chosen = figure.draw(9.0).axes[0]
@@ -279,15 +296,21 @@ def training_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Steps and ledger of two pairs over three steps: each falls by a nat per step, all of it from its partner."""
     keys = [(step, index) for step in range(3) for index in range(2)]
     steps = pd.DataFrame(keys, columns=["step", "index"]).assign(
-        logps_chosen=lambda d: -10.0 - d["step"], logps_rejected=lambda d: -11.0 - d["step"], regime="both_down",
-        change_chosen=-1.0, change_rejected=-1.0, cosine=0.9,
-    )  # fmt: skip
-    ledger = pd.concat([
-        steps[steps["step"] > 0].assign(
-            side=side, logps=-9.0, in_batch=True, measured=-1.0, **dict.fromkeys(PARTS, 0.0)
-        )
-        for side in ("chosen", "rejected")
-    ]).assign(partner=-1.0)  # fmt: skip
+        logps_chosen=lambda d: -10.0 - d["step"],
+        logps_rejected=lambda d: -11.0 - d["step"],
+        regime="both_down",
+        change_chosen=-1.0,
+        change_rejected=-1.0,
+        cosine=0.9,
+    )
+    ledger = pd.concat(
+        [
+            steps[steps["step"] > 0].assign(
+                side=side, logps=-9.0, in_batch=True, measured=-1.0, **dict.fromkeys(PARTS, 0.0)
+            )
+            for side in ("chosen", "rejected")
+        ]
+    ).assign(partner=-1.0)
     return steps, ledger
 
 
@@ -314,13 +337,26 @@ def test_training_run_shows_curves_and_ledger(tmp_path):
 
 def test_comparison_shows_every_loss_over_training(tmp_path):
     """Two losses, two seeds, two probes: lines, dots with the range over seeds, a table, and three sentences."""
-    curves = pd.DataFrame([
-        {
-            "variant": name, "loss": name, "seed": seed, "step": step, "pairs": 8, "moved_chosen": step * pull + seed,
-            "moved_rejected": -step, "moved_margin": step, "both_fell": both, "both_down": 0.0, "accuracy": 0.75,
-        }
-        for name, pull, both in (("dpo", -2.0, 0.5), (HOSTILE, 1.0, 0.125)) for seed in (0, 1) for step in (0, 10)
-    ])  # fmt: skip
+    curves = pd.DataFrame(
+        [
+            {
+                "variant": name,
+                "loss": name,
+                "seed": seed,
+                "step": step,
+                "pairs": 8,
+                "moved_chosen": step * pull + seed,
+                "moved_rejected": -step,
+                "moved_margin": step,
+                "both_fell": both,
+                "both_down": 0.0,
+                "accuracy": 0.75,
+            }
+            for name, pull, both in (("dpo", -2.0, 0.5), (HOSTILE, 1.0, 0.125))
+            for seed in (0, 1)
+            for step in (0, 10)
+        ]
+    )
     run = RunFolder(tmp_path / "comparison")
     run.write_table("curves.parquet", curves)
     run.write_table("variants.parquet", over_seeds(curves[curves["step"] == 10], by=("variant", "loss")))
@@ -368,9 +404,14 @@ def test_comparison_shows_every_loss_over_training(tmp_path):
 
 def test_change_of_rewards_is_said_and_drawn(tmp_path):
     stds = pd.Series(range(1, 9)) / 10
-    changes = pd.DataFrame({
-        "index": range(8), "reward_std_before": stds, "change": stds / 2, "change_error": 0.1,
-    })  # fmt: skip
+    changes = pd.DataFrame(
+        {
+            "index": range(8),
+            "reward_std_before": stds,
+            "change": stds / 2,
+            "change_error": 0.1,
+        }
+    )
     run = RunFolder(tmp_path / "change")
     run.write_table("changes.parquet", changes)
     run.write_yaml("config.yaml", {})
@@ -453,9 +494,15 @@ def pair(
 ) -> dict:
     """A row of pairs with its prediction."""
     return {
-        "identical": False, "sq_chosen": sq_chosen, "sq_rejected": sq_rejected, "inner": inner, "regime": regime,
-        "loss": "dpo", "incentive_chosen": d_w, "incentive_rejected": d_l,
-    }  # fmt: skip
+        "identical": False,
+        "sq_chosen": sq_chosen,
+        "sq_rejected": sq_rejected,
+        "inner": inner,
+        "regime": regime,
+        "loss": "dpo",
+        "incentive_chosen": d_w,
+        "incentive_rejected": d_l,
+    }
 
 
 @pytest.mark.parametrize(
@@ -471,7 +518,7 @@ def pair(
         (pair(0, 0, 0, "degenerate"), ("too small",)),
         (pair(1, 1, 1, "both_down") | {"identical": True}, ("same text",)),
     ],
-)  # fmt: skip
+)
 def test_a_pair_is_explained(row, said):
     sentence = pair_sentence(row, row)
     assert all(part in sentence for part in said), sentence

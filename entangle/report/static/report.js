@@ -128,7 +128,7 @@
       const axis = (title) => ({ title, ticks, ends: [-edge, edge], middle: 0 });
       return {
         xs: places.map((place) => bend(at(loss.change_chosen, place))), ys: places.map((place) => bend(at(loss.change_rejected, place))),
-        x: axis("change of the chosen, nats per unit learning rate"), y: axis("change of the rejected"), lines: [], corners: CORNERS,
+        x: axis("change of the chosen"), y: axis("change of the rejected"), lines: [], corners: CORNERS,
         told: (place) => [`chosen ${signed(at(loss.change_chosen, place))}, rejected ${signed(at(loss.change_rejected, place))} nats per unit learning rate`],
       };
     },
