@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from entangle.analysis.regimes import Regime
+from entangle.analysis.set_verdict import set_verdict
 from entangle.analysis.wording import counted, portion, share_text
 
 GOOD = 0.9
@@ -28,6 +29,17 @@ _CAUSES = {
 }
 
 
+def probe_verdict(summary: Mapping[str, Any], loss: str) -> str:
+    """What a step of a loss does to the set, then to each pair alone.
+
+    Args:
+        summary: of a probe.
+        loss: its label.
+    """
+    alone = verdict(summary["regimes"][loss], loss)
+    return f"{set_verdict(summary['set'], loss)} {alone}" if "set" in summary else alone
+
+
 def verdict(regimes: Mapping[str, Mapping[str, float]], loss: str) -> str:
     """What one small step of a loss does to the scored pairs, in one sentence.
 
@@ -42,7 +54,7 @@ def verdict(regimes: Mapping[str, Mapping[str, float]], loss: str) -> str:
         if regimes[name]["count"]
     ]
     return (
-        f"Under {loss}, one small step raises the chosen and lowers the rejected response on "
+        f"Each pair alone: under {loss}, one small step raises the chosen and lowers the rejected response on "
         f"{share_text(regimes[Regime.IDEAL])} of the {total} scored pairs{'; ' if others else ''}{', '.join(others)}."
     )
 

@@ -12,6 +12,7 @@ from entangle.analysis.findings import (
 )
 from entangle.analysis.ledger import describe_change
 from entangle.analysis.regimes import Regime
+from entangle.analysis.set_verdict import set_verdict, steady_sentence
 from entangle.analysis.wording import share_text
 from entangle.report.source import Source, step_table
 
@@ -44,7 +45,9 @@ def _of_pairs(source: Source) -> list[str]:
     loss = source.losses[0]
     shares = source.summary["regimes"][loss]
     target = source.what_if.summary["target"] if source.what_if else pair_words.GOOD
-    said = [pair_words.verdict(shares, loss)]
+    whole = source.summary.get("set")
+    said = [] if whole is None else [set_verdict(whole, loss), steady_sentence(whole)]
+    said.append(pair_words.verdict(shares, loss))
     if not pair_words.is_good(shares, target):
         said.append(pair_words.cause(shares))
     return [*said, *_epoch(source), _advice(source, loss)]

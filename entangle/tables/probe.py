@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from entangle.analysis.regimes import REGIMES, Regime
-from entangle.analysis.verdict import verdict
+from entangle.analysis.verdict import probe_verdict
 from entangle.tables.base import REGIME_STYLES, heading, number, percent, plain_table
 from entangle.tables.diagnostics import correlation_tables
 from entangle.tables.modules import module_tables
 from entangle.tables.pairs import pair_cards
+from entangle.tables.sets import set_tables
 
 
 def probe_tables(
@@ -40,6 +41,8 @@ def probe_tables(
     losses = list(summary["regimes"])
     if not losses:
         return Group(*parts, "No pair could be scored.")
+    if "set" in summary:
+        parts.append(set_tables(summary["set"]))
     parts.append(regime_table(summary))
     if "groups" in summary:
         parts.append(group_table(summary))
@@ -51,7 +54,7 @@ def probe_tables(
     if "verification" in summary:
         parts.append(verification_table(summary["verification"]))
     parts.append(pair_cards(pairs, predictions, texts, losses[0], worst))
-    parts.append(Text(verdict(summary["regimes"][losses[0]], losses[0]), "bold"))
+    parts.append(Text(probe_verdict(summary, losses[0]), "bold"))
     return Group(*parts)
 
 

@@ -1,0 +1,121 @@
+"""What the set of pairs does, in plain sentences: decided here once, for the terminal and for the page.
+
+A drift is "nats by which both mean log-probs move per nat of margin gained" (see `entangle.analysis.sets`). A sentence
+states it only where its interval means something, and says how many pairs would do where it doesn't.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from entangle.analysis.regimes import Regime
+from entangle.analysis.sets import EDGE
+
+UNKNOWN, RISE, FALL, IDEAL, INVERTED, UNSURE = "unknown", "rise", "fall", "ideal", "inverted", "unsure"
+"""Of a set under a loss: nothing is known; both rise; both fall; the chosen rises and the rejected falls, or the other
+way round; one of two of these."""
+
+_SURE = {Regime.BOTH_UP: RISE, Regime.BOTH_DOWN: FALL, Regime.IDEAL: IDEAL, Regime.INVERTED: INVERTED}
+
+
+def finding(move: Mapping[str, Any]) -> str:
+    """Which of the six holds: by the signs of both mean changes where both are certain, else by the drift's interval.
+
+    Args:
+        move: of one loss, from a summary's `set`: regime, is_certain, and `drift` with value, low, high (null where not
+            finite), has_meaning.
+    """
+    if move["is_certain"] and move["regime"] in _SURE:
+        return _SURE[Regime(move["regime"])]
+    drift = move["drift"]
+    low, high = _end(drift["low"], -math.inf), _end(drift["high"], math.inf)
+    if not drift["has_meaning"] or drift["value"] is None:
+        return UNKNOWN
+    if low > EDGE:
+        return RISE
+    if high < -EDGE:
+        return FALL
+    return IDEAL if low >= -EDGE and high <= EDGE else UNSURE
+
+
+def drifts(move: Mapping[str, Any]) -> bool:
+    """Whether the set isn't known to do what a preference loss is for."""
+    return finding(move) != IDEAL
+
+
+def set_verdict(content: Mapping[str, Any], loss: str) -> str:
+    """What one step on the whole set does to the two mean log-probs under a loss, in one sentence.
+
+    Args:
+        content: a summary's `set`.
+        loss: the loss's label.
+
+    Examples:
+        >>> drift = {"value": 3.3, "low": 2.2, "high": 4.4, "has_meaning": True, "pairs_needed": None}
+        >>> move = {"drift": drift, "regime": "both_up", "is_certain": True}
+        >>> print(set_verdict({"pairs": 48, "losses": {"dpo": move}}, "dpo").partition(": ")[2])
+        each nat of margin comes with 3.3 nats (2.2 to 4.4) of rise of both.
+    """
+    move = content["losses"][loss]
+    what, start = finding(move), f"As a set, these {content['pairs']} pairs"
+    if what == UNKNOWN:
+        needed = move["drift"]["pairs_needed"]
+        enough = f"; about {rounded(needed)} would" if needed else ""
+        return f"{start} are too few to tell which way both log-probs go under {loss}{enough}."
+    if what == INVERTED:
+        return f"{start} lower the chosen and raise the rejected log-probs under {loss}, in the mean."
+    if what in (RISE, FALL) and not move["drift"]["has_meaning"]:
+        return (
+            f"{start} make both log-probs {what} under {loss}, and can't tell whether any margin is gained."
+        )
+    if what in (RISE, FALL):
+        return (
+            f"{start} make both log-probs {what} under {loss}: each nat of margin comes with "
+            f"{drift_text(move['drift'], absolute=True)} of {what} of both."
+        )
+    if what == IDEAL and not move["drift"]["has_meaning"]:
+        return f"{start} raise the chosen and lower the rejected log-probs under {loss}, in the mean."
+    if what == IDEAL:
+        return (
+            f"{start} raise the chosen and lower the rejected log-probs under {loss}, in the mean: both drift by "
+            f"{drift_text(move['drift'])} per nat of margin, and within half a nat they part."
+        )
+    side = "rise" if move["drift"]["value"] > 0 else "fall"
+    return (
+        f"{start} let the two log-probs part or make both {side} under {loss}, these pairs can't tell which: both "
+        f"drift by {drift_text(move['drift'])} per nat of margin, and within half a nat they part."
+    )
+
+
+def steady_losses(content: Mapping[str, Any]) -> list[str]:
+    """Losses under which the set is known to raise the chosen and lower the rejected log-probs."""
+    return [loss for loss, move in content["losses"].items() if finding(move) == IDEAL]
+
+
+def steady_sentence(content: Mapping[str, Any]) -> str:
+    """Under which of the measured losses the set doesn't drift."""
+    steady = steady_losses(content)
+    if not steady:
+        return "Of the losses measured, none is known to keep the set from drifting."
+    return f"The set doesn't drift under {', '.join(steady)}."
+
+
+def drift_text(drift: Mapping[str, Any], *, absolute: bool = False) -> str:
+    """A drift with its interval in words: `3.3 nats (2.2 to 4.4)`."""
+    values = [drift["value"], _end(drift["low"], -math.inf), _end(drift["high"], math.inf)]
+    if absolute:
+        values[:] = values[0] if values[0] >= 0 else -values[0], *sorted(map(abs, values[1:]))
+        return f"{values[0]:.2g} nats ({values[1]:.2g} to {values[2]:.2g})"
+    return f"{values[0]:+.2g} nats ({values[1]:+.2g} to {values[2]:+.2g})"
+
+
+def rounded(pairs: int) -> int:
+    """A count that is known roughly, to two digits."""
+    size = 10 ** max(0, len(str(pairs)) - 2)
+    return math.ceil(pairs / size) * size
+
+
+def _end(value: float | None, infinite: float) -> float:
+    return infinite if value is None else value

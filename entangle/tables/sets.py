@@ -1,0 +1,102 @@
+"""The set of pairs as one pair, as tables for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from entangle.analysis.set_verdict import (
+    FALL,
+    IDEAL,
+    INVERTED,
+    RISE,
+    UNKNOWN,
+    UNSURE,
+    finding,
+    set_verdict,
+    steady_sentence,
+)
+from entangle.tables.base import number, plain_table
+
+WORDS = {
+    UNKNOWN: ("too few pairs", "dim"),
+    RISE: ("both rise", "yellow"),
+    FALL: ("both fall", "red"),
+    IDEAL: ("they part", "green"),
+    INVERTED: ("swapped: chosen falls", "magenta"),
+    UNSURE: ("one of two: can't tell", "dim"),
+}
+
+
+def set_tables(content: Mapping[str, Any]) -> RenderableType:
+    """The set's geometry, its drift under every loss, and what that means.
+
+    Args:
+        content: a summary's `set`.
+    """
+    losses = list(content["losses"])
+    parts: list[RenderableType] = [geometry_text(content), drift_table(content)]
+    parts.append(Text(set_verdict(content, losses[0]), "bold"))
+    parts.append(Text(f"{steady_sentence(content)}\n"))
+    return Group(*parts)
+
+
+def geometry_text(content: Mapping[str, Any]) -> Text:
+    """Cosine, norm ratio and band of the mean scores, with intervals; nothing that can't be is stated as a fact."""
+    parallel = content["may_be_parallel"]
+    cosine = interval(content["cosine"], ".3f") + (", which may as well be 1" if parallel else "")
+    low, high = content["band"]
+    if parallel:
+        band = "so no loss may be able to part them"
+    else:
+        band = f"the two part for rho between {interval(low)} and {interval(high)}"
+    return Text(
+        f"The set as one pair (mean scores of {content['pairs']} pairs of {content['prompts']} prompts, in "
+        f"{content['groups']} groups): cosine {cosine}; norm ratio {interval(content['norm_ratio'])}; {band}.\n"
+    )
+
+
+def drift_table(content: Mapping[str, Any]) -> Table:
+    """A row per loss: rho, drift with its interval, and which way both mean log-probs go."""
+    title = "The set: nats by which both log-probs move per nat of margin (between -1/2 and 1/2 they part)"
+    table = plain_table(title, padding=(0, 1, 0, 0))
+    for name in ("loss", "rho", "drift", "95 % interval", "the two"):
+        table.add_column(name, justify="left" if name in ("loss", "the two") else "right")
+    for loss, move in content["losses"].items():
+        words, style = WORDS[finding(move)]
+        drift = move["drift"]
+        table.add_row(Text(loss), ratio(move), _signed(drift["value"]), span(drift), Text(words, style))
+    return table
+
+
+def ratio(move: Mapping[str, Any]) -> str:
+    """Mean incentive on the chosen over that on the rejected side."""
+    chosen, rejected = move["incentive_chosen"], move["incentive_rejected"]
+    if not rejected:
+        return "inf" if chosen else "-"
+    return f"{chosen / rejected:.3g}"
+
+
+def interval(estimate: Mapping[str, Any], form: str = ".3g") -> str:
+    """`0.94 [0.86, 0.98]`: a number and its interval; the number alone where that has no end."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return number(estimate["value"], form) if estimate["value"] is not None else "unbounded"
+    return f"{number(estimate['value'], form)} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+
+
+def span(estimate: Mapping[str, Any]) -> str:
+    """The interval alone."""
+    low, high = estimate["low"], estimate["high"]
+    if low is None and high is None:
+        return "everything"
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    return f"{ends[0]:+.2g} to {ends[1]:+.2g}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2g}"
