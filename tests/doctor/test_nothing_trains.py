@@ -67,6 +67,33 @@ def test_a_frozen_adapter_on_another_reference_looks_fine_and_is_not():
     assert not examine(log_of(offset), ["coupled_rise", "coupled_fall"]).findings
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_an_offset_that_is_there_from_the_first_row_was_not_learned(noise):
+    """A table without grad_norm: rewards of an adapter that doesn't move, against its bare base."""
+    still = [
+        {key: value for key, value in row.items() if key != "grad_norm"}
+        | {"rewards/chosen": row["rewards/chosen"] + 0.6, "rewards/margins": row["rewards/margins"] + 0.6}
+        for row in pairs(chosen=0.0, rejected=0.0, noise=noise)
+    ]
+    report = report_of(still)
+    assert [finding.rule for finding in report.findings] == ["nothing_trains"] and report.exit_status == 1
+    assert "nothing changed between the first rows and the last" in report.findings[0].text
+    assert report.drift is None
+
+
+def test_a_margin_that_was_learned_at_once_and_stays_is_no_offset():
+    """Saturated by the third row of many, the margin stands still: it began at 0 all the same."""
+    early = changed(
+        pairs(rows=60),
+        lambda row, place: {
+            "rewards/chosen": min(place, 2) + 0.01 * (-1) ** place,
+            "rewards/rejected": -min(place, 2.0),
+            "rewards/margins": 2.0 * min(place, 2) + 0.01 * (-1) ** place,
+        },
+    )
+    assert "nothing_trains" not in found_in(early)
+
+
 def test_a_gradient_that_isn_t_logged_is_not_one_of_0():
     """DeepSpeed can log 0 while all goes well: the rewards move."""
     report = report_of(changed(pairs(), lambda row, place: {"grad_norm": 0.0}))
