@@ -6,10 +6,9 @@ from typing import Literal
 
 import pandas as pd
 
-from entangle.doctor.common import is_zero
 from entangle.doctor.log import TrainingLog
 from entangle.doctor.rules import Finding, Rule
-from entangle.doctor.trends import LEAST_ROWS, since, trend
+from entangle.doctor.trends import LEAST_ROWS, is_zero, since, trend
 
 DEAD = "frac_reward_zero_std"
 NOTICED = 1.2

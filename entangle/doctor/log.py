@@ -44,6 +44,7 @@ class NotFinite:
         steps: the steps at which it wasn't finite.
         rows: in how many rows it was logged at all.
         recovered: it was finite again afterwards.
+        infinite: it was infinite at least once, rather than not a number.
     """
 
     metric: str
@@ -51,6 +52,7 @@ class NotFinite:
     steps: tuple[int, ...]
     rows: int
     recovered: bool
+    infinite: bool = False
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,7 @@ def _tables(rows: Iterable[tuple[int, Mapping[str, float]]]) -> _Tables:
     """A table per set of data, and what wasn't finite in it."""
     finite: dict[str | None, dict[int, dict[str, float]]] = {}
     broken: dict[tuple[str | None, str], set[int]] = {}
+    infinite: set[tuple[str | None, str]] = set()
     for step, row in rows:
         for key, value in row.items():
             name, split = names.metric(key)
@@ -271,9 +274,13 @@ def _tables(rows: Iterable[tuple[int, Mapping[str, float]]]) -> _Tables:
                 broken.get((split, name), set()).discard(step)
             elif name not in finite.get(split, {}).get(step, {}):
                 broken.setdefault((split, name), set()).add(step)
+                infinite |= set() if math.isnan(value) else {(split, name)}
     frames = {split: _frame(steps) for split, steps in finite.items()}
     gaps = [
-        _gap(name, split, steps, _series(frames.get(split, pd.DataFrame()), name))
+        replace(
+            _gap(name, split, steps, _series(frames.get(split, pd.DataFrame()), name)),
+            infinite=(split, name) in infinite,
+        )
         for (split, name), steps in sorted(broken.items(), key=str)
         if steps
     ]

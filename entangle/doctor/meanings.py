@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from entangle.doctor.common import is_zero, moves
 from entangle.doctor.groups import function_stds, reward_std_is
 from entangle.doctor.log import Family, TrainingLog
 from entangle.doctor.preference import PROBE, SFT_LOSSES, summed_over
 from entangle.doctor.rewards import has_reference
+from entangle.doctor.still import moves
+from entangle.doctor.trends import is_zero
 
 PER_TOKEN = ("simpo", "orpo")
 """Trainers whose `logps/*` are means over tokens."""

@@ -6,11 +6,10 @@ import math
 
 import pandas as pd
 
-from entangle.doctor.common import is_zero
 from entangle.doctor.log import TrainingLog
 from entangle.doctor.rewards import NEGLIGIBLE, has_reference, margin_of, rewards_of
 from entangle.doctor.rules import Finding, Rule
-from entangle.doctor.trends import LEAST_ROWS, SIGMAS, onset, since, smooth, trend
+from entangle.doctor.trends import LEAST_ROWS, SIGMAS, is_zero, onset, since, smooth, trend
 
 PROBE = "entangle probe --model_name_or_path MODEL --dataset_name DATA"
 

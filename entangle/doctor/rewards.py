@@ -122,10 +122,20 @@ class Drift:
         else:
             what = "both rise" if self.value > 0 else "both fall"
         return (
-            f"each nat of margin came with {size:.2g} +- {spread:.1g} nats of "
+            f"each nat of margin came with {size:.2g} +- {max(spread, 1e-3):.1g} nats of "
             f"{'rise' if self.value > 0 else 'fall'} of "
             f"both log-probs: {what} (above 0.5 both rise, below -0.5 both fall)"
         )
+
+
+def _apart(rewards: Rewards) -> tuple[Trend, Trend]:
+    """Trends of sum and margin from those of the sides, where too few rows have both."""
+    chosen, rejected = rewards.chosen_trend, rewards.rejected_trend
+    error = math.hypot(chosen.error, rejected.error)
+    return (
+        Trend(chosen.start + rejected.start, chosen.end + rejected.end, error),
+        Trend(chosen.start - rejected.start, chosen.end - rejected.end, error),
+    )
 
 
 def drift_of(log: TrainingLog) -> Drift | str:
@@ -143,8 +153,7 @@ def drift_of(log: TrainingLog) -> Drift | str:
         trend(both["chosen"] - both["rejected"], start),
     )
     if total is None or margin is None:
-        total = Trend(0.0, rewards.chosen_trend.end + rewards.rejected_trend.end, 0.0)
-        margin = Trend(0.0, rewards.chosen_trend.end - rewards.rejected_trend.end, NEGLIGIBLE / SIGMAS)
+        total, margin = _apart(rewards)
     least = NEGLIGIBLE if start is not None else 0.0
     if margin.change <= max(SIGMAS * margin.error, least):
         return (

@@ -83,6 +83,11 @@ def since(is_so: pd.Series) -> int | None:
     return int(is_so.index[otherwise[-1] + 1 if len(otherwise) else 0])
 
 
+def is_zero(series: pd.Series, least: int = 3) -> bool:
+    """Whether a metric is exactly 0 in every row, of which there are some."""
+    return len(series) >= least and bool((series == 0).all())
+
+
 def highest(series: pd.Series) -> int:
     """The step of a series' largest value."""
     return int(series.index[int(series.to_numpy(float).argmax())])

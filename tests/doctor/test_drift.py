@@ -28,6 +28,18 @@ def test_beta_cancels():
     assert one.value == pytest.approx(other.value) and one.error == pytest.approx(other.error)
 
 
+def test_rows_of_one_side_each_still_have_an_error():
+    """KTO logs only the sides that a batch has."""
+    rows = pairs(rows=60)
+    sides = ("rewards/chosen", "rewards/rejected")
+    one_sided = [
+        {key: value for key, value in row.items() if key not in (sides[place % 2], "rewards/margins")}
+        for place, row in enumerate(rows)
+    ]
+    whole, found = drift_of(log_of(rows)), drift_of(log_of(one_sided))
+    assert abs(found.value - whole.value) < 4 * found.error and 0 < found.error < 0.1
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "words"),
     [

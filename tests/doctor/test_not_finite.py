@@ -78,6 +78,15 @@ def test_batches_of_one_kind_are_no_failure():
     assert "a batch without such answers" in report.findings[0].text
 
 
+def test_infinite_rewards_aren_t_missing_answers():
+    """Only a NaN is the mean of nothing."""
+    far = changed(
+        pairs(), lambda row, place: {"rewards/rejected": -INF, "rewards/margins": INF} if place > 24 else {}
+    )
+    found = found_in(far)["not_finite"]
+    assert found.level == "warning" and found.step == 182
+
+
 def test_a_gap_in_the_middle_is_a_note_and_many_are_not():
     gap = changed(pairs(), lambda row, place: {"loss": NAN, "grad_norm": NAN} if place == 15 else {})
     found = found_in(gap)["not_finite"]
@@ -90,6 +99,8 @@ def test_a_gap_in_the_middle_is_a_note_and_many_are_not():
 def test_groups_that_end_in_nan(name):
     found = found_in(changed(groups(), lambda row, place: {name: NAN} if place >= 20 else {}))["not_finite"]
     assert found.level == "warning" and found.step == 21 and name in found.text
+    assert ("what the reward returns" in found.text) == (name == "reward")
+    assert ("float16" in found.text) == (name != "reward")
 
 
 def test_one_reward_function_without_a_value_is_a_note():

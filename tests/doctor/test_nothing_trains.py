@@ -6,6 +6,7 @@ import pytest
 
 from entangle.doctor import examine
 from entangle.doctor.rewards import has_reference
+from entangle.doctor.still import moves
 from tests.doctor.made import changed, found_in, groups, log_of, pairs, report_of
 
 ZERO = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0, "loss": 0.6931}
@@ -65,6 +66,31 @@ def test_a_frozen_adapter_on_another_reference_looks_fine_and_is_not():
     assert not any("isn't computed" in sentence for sentence in report.meanings)
     # also where other rules are asked alone
     assert not examine(log_of(offset), ["coupled_rise", "coupled_fall"]).findings
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_an_offset_that_is_there_from_the_first_row_was_not_learned(noise):
+    """A table without grad_norm: rewards of an adapter that doesn't move, against its bare base."""
+    still = [
+        {key: value for key, value in row.items() if key != "grad_norm"}
+        | {"rewards/chosen": row["rewards/chosen"] + 0.6, "rewards/margins": row["rewards/margins"] + 0.6}
+        for row in pairs(chosen=0.0, rejected=0.0, noise=noise)
+    ]
+    report = report_of(still)
+    assert [finding.rule for finding in report.findings] == ["nothing_trains"] and report.exit_status == 1
+    assert "nothing changed between the first rows and the last" in report.findings[0].text
+    assert report.drift is None
+
+
+def test_a_margin_that_was_learned_at_once_and_stays_is_no_offset():
+    """It began at 0 all the same, though its first fifth is where its last is, within noise."""
+
+    def early(row, place):
+        chosen = row["rewards/chosen"] + min(place, 1)
+        return {"rewards/chosen": chosen, "rewards/margins": chosen - row["rewards/rejected"]}
+
+    rows = changed(pairs(rows=60, chosen=0.0, rejected=0.0, noise=0.15, seed=4), early)
+    assert not moves(log_of(rows)) and "nothing_trains" not in found_in(rows)
 
 
 def test_a_gradient_that_isn_t_logged_is_not_one_of_0():
