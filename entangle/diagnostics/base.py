@@ -9,7 +9,6 @@ from typing import Literal
 from torch import Tensor
 
 from entangle.data import TokenizedPair
-from entangle.diagnostics import ches, confidence, edit_distance, hidden, length, overlap, rewards, squeezing
 from entangle.diagnostics.reading import Reading
 from entangle.errors import ConfigError
 from entangle.models import Policy
@@ -46,72 +45,38 @@ DIAGNOSTICS: dict[str, Diagnostic] = {}
 """Every diagnostic by name."""
 
 
-def register_diagnostic(diagnostic: Diagnostic) -> None:
-    """Make a diagnostic known by its name.
+Measure = Callable[[Reading], dict[str, Tensor]]
+"""From a reading of B pairs to its columns, `(B,)` float64 each, on the CPU."""
+
+
+def diagnostic(
+    name: str, *columns: str, description: str, formula: str, cost: Cost, source: str = ""
+) -> Callable[[Measure], Measure]:
+    """Register a function of a `Reading` as a diagnostic; its file in this folder is all that it takes.
+
+    Args:
+        name: what it is asked for by.
+        columns: names of the numbers it gives; the name itself by default.
+        description: what they say, and which way they point.
+        formula: how they come about.
+        cost: what it takes.
+        source: where they are from.
 
     Raises:
         ValueError: its name or one of its columns is taken.
     """
-    taken = {column for other in DIAGNOSTICS.values() for column in other.columns} | set(DIAGNOSTICS)
-    clashing = {diagnostic.name, *diagnostic.columns} & taken
-    if clashing:
-        raise ValueError(
-            f"A diagnostic with the name or column {', '.join(sorted(clashing))} exists already."
-        )
-    DIAGNOSTICS[diagnostic.name] = diagnostic
 
+    def register(measure: Measure) -> Measure:
+        added = Diagnostic(name, columns or (name,), description, formula, source, cost, measure)
+        taken = {column for other in DIAGNOSTICS.values() for column in other.columns} | set(DIAGNOSTICS)
+        if clashing := {name, *added.columns} & taken:
+            raise ValueError(
+                f"A diagnostic with the name or column {', '.join(sorted(clashing))} exists already."
+            )
+        DIAGNOSTICS[name] = added
+        return measure
 
-for _diagnostic in (
-    Diagnostic(
-        "ches", ("ches", "ches_norm"),
-        "Alignment of the two responses' hidden states; the higher, the likelier the chosen log-prob falls.",
-        "<H_w, H_l> - |H_w|^2; normalised <H_w, H_l>/(n_w n_l) - |H_w|^2/n_w^2",
-        "arXiv 2410.08847", "forward", ches.ches,
-    ),
-    Diagnostic(
-        "hidden_inner", ("hidden_inner",),
-        "Inner product of the last hidden states of both responses; a baseline of CHES.",
-        "<h_w, h_l> at the position that predicts a response's last token",
-        "arXiv 2410.08847", "forward", hidden.hidden_inner,
-    ),
-    Diagnostic(
-        "edit_distance", ("edit_distance",),
-        "How different the responses are as token sequences: 0 equal, 1 nothing in common.",
-        "Levenshtein(y_w, y_l) / max(n_w, n_l)",
-        "arXiv 2402.13228, 2410.08847", "tokens", edit_distance.edit_distance,
-    ),
-    Diagnostic(
-        "length_ratio", ("length_ratio",),
-        "Tokens of the rejected response per token of the chosen one.",
-        "n_l / n_w",
-        "", "tokens", length.length_ratio,
-    ),
-    Diagnostic(
-        "overlap", ("shared_prefix", "shared_suffix"),
-        "Tokens that both responses begin with, and end with after that.",
-        "longest common prefix; longest common suffix of the rests",
-        "arXiv 2410.13828", "tokens", overlap.overlap,
-    ),
-    Diagnostic(
-        "reward_gap", ("reward_gap",),
-        "Implicit-reward gap over beta: how far the policy has already moved the pair apart.",
-        "ln pi/pi_ref (y_w|x) - ln pi/pi_ref (y_l|x), nats",
-        "arXiv 2305.18290; as a selector 2508.04149", "reference", rewards.reward_gap,
-    ),
-    Diagnostic(
-        "confidence", ("confidence_chosen", "confidence_rejected", "entropy_chosen", "entropy_rejected"),
-        "How sure the policy is: mean probability per token (geometric), and mean next-token entropy in nats.",
-        "exp(ln pi(y|x) / n); (1/n) sum_t H(pi(.|x, y_<t))",
-        "", "forward", confidence.confidence,
-    ),
-    Diagnostic(
-        "squeezing", ("squeezing_chosen", "squeezing_rejected"),
-        "What a step on the pair does to the tokens that are the likeliest already: nats per unit of eta d.",
-        "sum_t <grad ln max_v pi(v|x, y_<t), g_w - g_l>",
-        "arXiv 2407.10490", "backward", squeezing.squeezing,
-    ),
-):  # fmt: skip
-    register_diagnostic(_diagnostic)
+    return register
 
 
 def resolve(names: Iterable[str]) -> tuple[str, ...]:

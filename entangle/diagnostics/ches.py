@@ -5,9 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entangle.diagnostics.base import diagnostic
 from entangle.diagnostics.reading import Reading
 
 
+@diagnostic(
+    "ches",
+    "ches",
+    "ches_norm",
+    description="Alignment of the two responses' hidden states; the higher, the likelier the chosen log-prob falls.",
+    formula="<H_w, H_l> - |H_w|^2; normalised <H_w, H_l>/(n_w n_l) - |H_w|^2/n_w^2",
+    cost="forward",
+    source="arXiv 2410.08847",
+)
 def ches(reading: Reading) -> dict[str, Tensor]:
     """CHES = <H_w, H_l> - |H_w|^2 and its length-normalised form <H_w, H_l>/(n_w n_l) - |H_w|^2/n_w^2.
 

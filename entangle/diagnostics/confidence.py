@@ -5,9 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entangle.diagnostics.base import diagnostic
 from entangle.diagnostics.reading import Reading
 
 
+@diagnostic(
+    "confidence",
+    "confidence_chosen",
+    "confidence_rejected",
+    "entropy_chosen",
+    "entropy_rejected",
+    description="How sure the policy is: mean probability per token (geometric), and mean next-token entropy in nats.",
+    formula="exp(ln pi(y|x) / n); (1/n) sum_t H(pi(.|x, y_<t))",
+    cost="forward",
+)
 def confidence(reading: Reading) -> dict[str, Tensor]:
     """Per response: the geometric mean of its tokens' probabilities, and the mean next-token entropy in nats.
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entangle.diagnostics.base import diagnostic
 from entangle.diagnostics.reading import Reading
 
 
+@diagnostic(
+    "hidden_inner",
+    description="Inner product of the last hidden states of both responses; a baseline of CHES.",
+    formula="<h_w, h_l> at the position that predicts a response's last token",
+    cost="forward",
+    source="arXiv 2410.08847",
+)
 def hidden_inner(reading: Reading) -> dict[str, Tensor]:
     """<h_w, h_l>, h being the last layer's state at the position that predicts the response's last token.
 

@@ -7,9 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from entangle.diagnostics.base import diagnostic
 from entangle.diagnostics.reading import Reading
 
 
+@diagnostic(
+    "overlap",
+    "shared_prefix",
+    "shared_suffix",
+    description="Tokens that both responses begin with, and end with after that.",
+    formula="longest common prefix; longest common suffix of the rests",
+    cost="tokens",
+    source="arXiv 2410.13828",
+)
 def overlap(reading: Reading) -> dict[str, Tensor]:
     """Length of the longest common prefix, and of the longest common suffix of what is left, in tokens.
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entangle.diagnostics.base import diagnostic
 from entangle.diagnostics.reading import Reading
 
 
+@diagnostic(
+    "reward_gap",
+    description="Implicit-reward gap over beta: how far the policy has already moved the pair apart.",
+    formula="ln pi/pi_ref (y_w|x) - ln pi/pi_ref (y_l|x), nats",
+    cost="reference",
+    source="arXiv 2305.18290; as a selector 2508.04149",
+)
 def reward_gap(reading: Reading) -> dict[str, Tensor]:
     """D = ln pi/pi_ref (y_w|x) - ln pi/pi_ref (y_l|x), nats: the gap of DPO's implicit rewards over beta.
 

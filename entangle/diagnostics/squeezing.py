@@ -5,11 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entangle.diagnostics.base import diagnostic
 from entangle.diagnostics.reading import Reading, response_logits
 from entangle.scores.base import studying
 from entangle.scores.logps import target_logps
 
 
+@diagnostic(
+    "squeezing",
+    "squeezing_chosen",
+    "squeezing_rejected",
+    description="What a step on the pair does to the tokens that are the likeliest already: nats per unit of eta d.",
+    formula="sum_t <grad ln max_v pi(v|x, y_<t), g_w - g_l>",
+    cost="backward",
+    source="arXiv 2407.10490",
+)
 def squeezing(reading: Reading) -> dict[str, Tensor]:
     """Sum over a response's positions of d ln p(arg-max token), along g_w - g_l: nats per unit of eta d.
 

@@ -250,7 +250,9 @@ class RunFolder:
         with self._reading(CHECKSUMS):
             listed = listed_in(self.path)
         if listed:
-            self._write_text(CHECKSUMS, json.dumps(listed | {name: digest(file.read_bytes())}, indent=2) + "\n")
+            self._write_text(
+                CHECKSUMS, json.dumps(listed | {name: digest(file.read_bytes())}, indent=2) + "\n"
+            )
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:

@@ -29,7 +29,11 @@ def checksums_of(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a run by its name in the folder; runs inside the run have their own."""
     files = [file for pattern in _PATTERNS for file in sorted(folder.glob(pattern))]
     own = [file for file in files if file.parent == folder or not (file.parent / "config.yaml").is_file()]
-    return {file.relative_to(folder).as_posix(): digest(file.read_bytes()) for file in own if file.name != CHECKSUMS}
+    return {
+        file.relative_to(folder).as_posix(): digest(file.read_bytes())
+        for file in own
+        if file.name != CHECKSUMS
+    }
 
 
 def digest(content: bytes) -> str:
@@ -94,4 +98,6 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise Damaged("it isn't there" if isinstance(error, FileNotFoundError) else str(error.strerror)) from None
+        raise Damaged(
+            "it isn't there" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        ) from None

@@ -64,7 +64,9 @@ def deferred_interrupt(waits_for: str = "what is at hand") -> Iterator[Callable[
         if pressed:
             raise KeyboardInterrupt
         pressed = True
-        print(f"Stopping once {waits_for} is finished. Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+        print(
+            f"Stopping once {waits_for} is finished. Ctrl-C again stops at once.", file=sys.stderr, flush=True
+        )
 
     before = signal.signal(signal.SIGINT, on_press)
     try:

@@ -43,7 +43,7 @@ class Further(Protocol):
         ...
 
     def keep(self, shard: int, is_last: bool) -> None:
-        """Take note of a shard, before its tables are written; of the last one for now, or when asked to stop, at once."""
+        """Take note of a shard before its tables are written: at once, if it is the last or a stop was asked for."""
         ...
 
 
@@ -155,8 +155,13 @@ class Session:
         total = sum(sizes[number] for number in own)
         finished = sum(sizes[number] for number in own if number in done)
         if done:
-            self.console.print(f"Resuming {self.run.path}: {finished} of {total} {unit} are there.", markup=False)
-        with progress_bar(self.console, unit, total, finished) as advance, deferred_interrupt() as interrupted:
+            self.console.print(
+                f"Resuming {self.run.path}: {finished} of {total} {unit} are there.", markup=False
+            )
+        with (
+            progress_bar(self.console, unit, total, finished) as advance,
+            deferred_interrupt() as interrupted,
+        ):
             left = [number for number in own if number not in done]
             for number in left:
                 tables = dict(tables_of(number, advance))

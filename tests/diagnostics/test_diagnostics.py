@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from entangle.diagnostics import DIAGNOSTICS, Diagnostic, columns_of, compute, register_diagnostic, resolve
+from entangle.diagnostics import DIAGNOSTICS, columns_of, compute, diagnostic, resolve
 from entangle.errors import ConfigError
 from entangle.models import AdapterOff, Itself, NoReference, Policy, adapter_off
 from entangle.models.reference import Reference
@@ -188,6 +188,6 @@ def test_names_are_checked_and_all_stands_for_every_one():
     with pytest.raises(ConfigError, match="Unknown diagnostic 'chess'. Known: ches, "):
         resolve(["chess"])
     with pytest.raises(ValueError, match="ches_norm exists already"):
-        register_diagnostic(Diagnostic("other", ("ches_norm",), "", "", "", "tokens", lambda _: {}))
+        diagnostic("other", "ches_norm", description="", formula="", cost="tokens")(lambda _: {})
     with pytest.raises(ValueError, match="2 responses per prompt"):
         compute(["ches"], policy_of(tiny_model("llama")), random_batch(group_size=3))
