@@ -47,21 +47,25 @@ def room_of(module: str) -> str | None:
     return rest[0] if first == "entangle" and rest else None
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Modules that a file imports, wherever the statement stands, those for type checking included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-
-
 FILES = [file for package in ("entangle", "losses") for file in sorted((ROOT / package).rglob("*.py"))]
 
 
 def name_of(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES_OF_OURS = {name_of(file) for file in FILES}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Modules that a file imports, wherever the statement stands, those for type checking included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                yield whole if whole in MODULES_OF_OURS else node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
 
 
 ARROWS = {

@@ -5,21 +5,34 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from entangle.scores.terms import OneHot, Outer, Score, Term
 
-if TYPE_CHECKING:
-    from entangle.scores.sums import GroupSums
-
 LEFT_OUT = -1
 """The group of a pair that isn't to be summed."""
 
 Weights = Callable[[Tensor], Tensor]
 """From the log-probs of a pass, `(2n,)` nats, chosen rows first, to `(L, 2n)`: weights of L further directions."""
+
+
+class Totals(Protocol):
+    """What a pass adds to (see `entangle.scores.sums.GroupSums`)."""
+
+    def sum_of(self, name: str) -> Tensor:
+        """Sums of one parameter's scores, to be added to."""
+        ...
+
+    def own_of(self, module: str) -> Tensor:
+        """Own terms of one module, to be added to."""
+        ...
+
+    def count(self, prompt: int, group: int, pairs: int) -> None:
+        """Count a pass's pairs of one prompt."""
+        ...
 
 
 class PassSums:
@@ -41,7 +54,7 @@ class PassSums:
 
     def __init__(
         self,
-        total: GroupSums,
+        total: Totals,
         groups: Tensor,
         prompts: Sequence[int],
         weights: Weights | None,
