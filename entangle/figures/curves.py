@@ -11,7 +11,17 @@ import pandas as pd
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.statistics import Z
 from entangle.figures import regimes
-from entangle.figures.style import FAINT, GREEN, INK, QUIET, SIDE_COLOURS, legend_below, panels
+from entangle.figures.style import (
+    FAINT,
+    GREEN,
+    INK,
+    QUIET,
+    SIDE_COLOURS,
+    legend_below,
+    panels,
+    plain_log,
+    whole_steps,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +40,7 @@ def change_lines(axes: Axes, points: pd.DataFrame) -> Axes:
         axes.plot(points["step"], middle, "-", color=colour, lw=1.6, marker="o", ms=3, label=side)
         axes.fill_between(points["step"], middle - error, middle + error, color=colour, alpha=0.18, lw=0)
     axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
-    axes.set_ylabel("change of log-prob, nats")
+    axes.set_ylabel("change of\nlog-prob, nats")
     return axes
 
 
@@ -39,7 +49,7 @@ def regime_areas(axes: Axes, points: pd.DataFrame, suffix: str = "") -> Axes:
     points = points.dropna(subset=[f"{REGIMES[0]}{suffix}"])
     shares = pd.DataFrame({regime: 100 * points[f"{regime}{suffix}"] for regime in REGIMES})
     regimes.regime_areas(axes, points["step"], shares)
-    axes.set_ylabel("predicted regime, % of pairs" if not suffix else "predicted in AdamW's metric, %")
+    axes.set_ylabel("predicted,\n% of pairs" if not suffix else "predicted in\nAdamW's metric, %")
     return axes
 
 
@@ -47,7 +57,7 @@ def cosine_band(axes: Axes, points: pd.DataFrame) -> Axes:
     """Median cosine of the two gradients, with quartiles."""
     axes.plot(points["step"], points["cosine"], "-", color=INK, lw=1.6, marker="o", ms=3)
     axes.fill_between(points["step"], points["cosine_q25"], points["cosine_q75"], color=INK, alpha=0.15, lw=0)
-    axes.set_ylabel("cosine, median and quartiles")
+    axes.set_ylabel("cosine, median\nand quartiles")
     return axes
 
 
@@ -76,6 +86,7 @@ def set_band(axes: Axes, points: pd.DataFrame) -> Axes:
         )
     axes.plot(points["step"], points["set_rho"], "--", color=INK, lw=1.2, label="rho of the loss")
     axes.set_yscale("log")
+    plain_log(axes.yaxis)
     axes.set_ylabel("rho = d_w / d_l")
     return axes
 
@@ -106,5 +117,6 @@ def trajectory(
         if onset is not None:
             each.axvline(onset, color=INK, lw=1, ls="--", label=f"onset, step {onset}")
     axes[-1].set_xlabel("optimiser step")
+    whole_steps(axes[-1])
     legend_below(figure)
     return figure

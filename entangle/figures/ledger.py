@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from entangle.analysis.ledger import MEANINGS, PARTS, cumulate, over_time
-from entangle.figures.style import CAUSE_COLOURS, INK, figure_of, legend_below, new_axes, save
+from entangle.figures.style import CAUSE_COLOURS, INK, figure_of, legend_below, new_axes, save, whole_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,9 +71,10 @@ def stacked(axes: Axes, ledger: pd.DataFrame, side: str) -> Axes:
     axes.axhline(0, color=INK, lw=0.6)
     axes.set_xlim(steps[0], steps[-1])
     axes.set_xlabel("optimiser step")
+    whole_steps(axes)
     axes.set_ylabel("nats since the start")
     pairs = ledger["index"].unique()
     who = f"pair {pairs[0]}" if len(pairs) == 1 else f"mean over {len(pairs)} pairs"
-    axes.set_title(f"What moved the {side} log-prob ({who})", loc="left", fontsize=11)
+    axes.set_title(f"{side} log-prob, {who}", loc="left", fontsize=10)
     legend_below(figure_of(axes))
     return axes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from entangle.figures.style import BLUE, GREY, INK, QUIET, RED, figure_of, legend_below
+from entangle.figures.style import BLUE, GREY, INK, QUIET, RED, figure_of, legend_below, plain_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Ax
             "-",
             color=INK,
             lw=1.2,
-            label=r"std $\times\sqrt{\mathrm{tr}\,F}$ (median trace)",
+            label="std x sqrt(tr F), median trace",
         )
         gamma, half = (
             summary["setting"]["gamma"],
@@ -66,13 +67,12 @@ def scatter(axes: Axes, prompts: pd.DataFrame, summary: Mapping[str, Any]) -> Ax
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
+        plain_log(axes.xaxis)
+        plain_log(axes.yaxis)
     left_out = len(prompts) - len(rows)
-    axes.set_title(
-        f"{left_out} of {len(prompts)} prompts not drawn alone: std or estimate not above 0"
-        if left_out
-        else "",
-        fontsize=9,
-    )
+    if left_out:
+        words = f"{left_out} of {len(prompts)} prompts not drawn alone: std or estimate not above 0"
+        axes.set_title(fill(words, int(figure_of(axes).get_figwidth() / 0.085)), fontsize=9)
     axes.set_xlabel("standard deviation of the reward within a prompt")
     axes.set_ylabel("norm of the expected reward gradient")
     legend_below(figure_of(axes))

@@ -6,6 +6,7 @@ both.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from entangle.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 GREEN, AMBER, RED, VIOLET, GREY = "#2a9d6f", "#e0a526", "#c8382e", "#8a4fbf", "#8c8c8c"
@@ -144,6 +146,25 @@ def safe(text: Any, width: int = 60) -> str:
     """
     shown = "".join(c if c.isprintable() else " " for c in str(text))
     return (shown if len(shown) <= width else f"{shown[: width - 1]}…").replace("$", r"\$")
+
+
+def whole_steps(axes: Axes) -> None:
+    """Ticks of an axis of steps at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def plain_log(axis: Axis) -> None:
+    """A log axis, all of it drawn, with numbers as people write them: `0.05`, not 5 x 10 to the -2."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low) if low > 0 else 0.0
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs) if decades > 0.7 else MaxNLocator(5))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def names_beside(axes: Axes, names: Iterable[Any]) -> list[str]:

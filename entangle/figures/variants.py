@@ -26,6 +26,7 @@ from entangle.figures.style import (
     panels,
     safe,
     save,
+    whole_steps,
 )
 
 if TYPE_CHECKING:
@@ -99,7 +100,10 @@ def per_variant(
             each.set_ylabel("")
     for each in axes[len(groups) :]:
         each.set_visible(False)
-    figure.supxlabel("optimiser step", fontsize=10)
+    for each in axes[max(0, len(groups) - columns) : len(groups)]:  # the lowest of each column
+        each.set_xlabel("optimiser step", fontsize=9)
+        each.tick_params(labelbottom=True)
+        whole_steps(each)
     legend_below(figure, axes[: len(groups)])
     return figure
 
@@ -163,6 +167,7 @@ def final_dots(variants: pd.DataFrame, start: Mapping[str, float], width: float 
         each.set_visible(False)
     for each in axes[::columns]:
         each.set_yticks(list(places), labels)
+        each.set_ylim(0.5, len(variants) + 0.5)
     return figure
 
 

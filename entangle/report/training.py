@@ -38,8 +38,8 @@ def training_blocks(source: Source) -> list[Block]:
         blocks.append(Table(title, [Heading(head, terms.get(head, "")) for head in heads], rows))
         blocks.append(Prose(set_caption(source.curve), is_quiet=True))
     if source.ledger is not None:
-        blocks += [Prose(describe_change(source.ledger, side)) for side in SIDES]
         blocks += [_ledger(source.ledger, side) for side in SIDES]
+        blocks += [Prose(describe_change(source.ledger, side)) for side in SIDES]
     return blocks
 
 

@@ -47,7 +47,7 @@ def sweep_tables(points: pd.DataFrame, summary: Mapping[str, Any]) -> Renderable
             *([_regimes(row, "_adamw")] if has_adamw else []),
         )
     table.caption = (
-        f"{span(points['pairs'])} pairs, ± {Z} standard errors over them; start: {summary['start']}. Predicted for one "
+        f"{span(points['pairs'])} pairs, ± {Z:.2f} standard errors over them; start: {summary['start']}. Predicted for one "
         "step on each pair alone: ideal/both up/both down; cosine in the plain (SGD) metric."
     )
     parts = [table, Text(onset_sentence(summary))]
@@ -73,7 +73,7 @@ def set_caption(points: pd.DataFrame) -> str:
     return (
         "Outside the band the mean log-probs move together: both fall if rho is below it. Others: what all other pairs "
         "do to the mean log-prob over an epoch of these pairs, nats per learning rate / batch size, "
-        f"± {Z} standard errors.{beyond}"
+        f"± {Z:.2f} standard errors.{beyond}"
     )
 
 
