@@ -142,7 +142,5 @@ def _with_likeness(key: str, known: Collection[str]) -> str:
     """An unknown key, and what stands for it here or may be meant."""
     if key in REPLACEMENTS:
         return f"{key!r} (here: {REPLACEMENTS[key]})"
-    if key == "adapter_name_or_path":
-        return "'adapter' (here: use_peft: true)"
     near = get_close_matches(key, known, n=1)
     return f"{key!r} (is {near[0]} meant?)" if near else repr(key)
