@@ -150,6 +150,25 @@ def test_the_damaged_file_is_named_with_what_makes_it_again(name, whole, tmp_pat
         run.read_json(name) if name.endswith("json") else run.read_table(name)
 
 
+def test_a_changed_number_and_a_lost_shard_are_found(whole, tmp_path):
+    """Valid JSON, and a folder with one shard fewer, would otherwise be read as if nothing had happened."""
+    shutil.copytree(whole, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    summary = run.read_json("summary.json")
+    (run.path / "summary.json").write_text(json.dumps(summary | {"pairs": 7}))
+    with pytest.raises(UserError, match="summary.json is damaged: it isn't what the run wrote. Delete it"):
+        ProbeResult.load(run.path)
+    run.write_json("summary.json", summary)
+    assert ProbeResult.load(run.path).summary == summary
+    run.write_json("provenance.json", {"resolution": 1e-6})  # what is written later counts
+    assert run.read_json("provenance.json") == {"resolution": 1e-6}
+    (run.path / "pairs" / "00001.parquet").unlink()
+    with pytest.raises(UserError, match="pairs/00001.parquet is damaged: it isn't there"):
+        run.pairs()
+    (run.path / "checksums.json").unlink()  # a run that was made without
+    assert len(run.pairs()) == 3
+
+
 if __name__ == "__main__":
     wanted = int(sys.argv[1])
     with tempfile.TemporaryDirectory() as place:
