@@ -91,7 +91,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} isn't valid YAML: {error}") from error
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except Exception as error:  # broken values of known kinds raise whatever their parsing does
         raise ConfigError(f"{path} isn't valid YAML: {error}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"

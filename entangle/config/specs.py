@@ -213,7 +213,7 @@ def read_value(text: str) -> Any:
         pass
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # broken values of known kinds raise whatever their parsing does
         raise ConfigError(f"Expected a value as JSON or YAML has it; got {text[:80]!r}.") from error
 
 
