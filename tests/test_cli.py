@@ -12,7 +12,7 @@ import pytest
 
 import entangle
 from entangle import embedded
-from entangle.cli import VERBS, main
+from entangle.cli import Command, main
 from entangle.config import ProbeConfig, read_yaml
 from entangle.errors import ConfigError
 from entangle.version import __version__
@@ -287,20 +287,20 @@ def test_public_names_exist():
 def test_an_error_of_our_own_is_never_taken_for_a_warning(monkeypatch, capsys):
     """Status 1 says that a threshold is broken: an uncaught error must not."""
 
-    def broken(arguments):
+    def broken(command, config, console):
         raise KeyError("gone\x1b[2J")
 
-    monkeypatch.setitem(VERBS, "probe", broken)
-    assert main(["probe", "--limit", "a\x1bb"]) == 70
+    monkeypatch.setattr(Command, "run", broken)
+    assert main(["probe", "--group_by", "a\x1bb"]) == 70
     message = capsys.readouterr().err
     assert "Traceback" in message and "KeyError" in message and "an error of entangle itself" in message
-    assert "entangle probe --limit" in message and __version__ in message and "\x1b" not in message
+    assert "entangle probe --group_by" in message and __version__ in message and "\x1b" not in message
 
 
 def test_what_a_user_can_mend_keeps_its_status(monkeypatch, capsys):
-    def broken(arguments):
+    def broken(command, config, console):
         raise ConfigError("a\x1bb")
 
-    monkeypatch.setitem(VERBS, "probe", broken)
+    monkeypatch.setattr(Command, "run", broken)
     assert main(["probe"]) == 2
     assert capsys.readouterr().err == "entangle probe: a\\x1bb\n"
