@@ -291,10 +291,10 @@ def test_an_error_of_our_own_is_never_taken_for_a_warning(monkeypatch, capsys):
         raise KeyError("gone\x1b[2J")
 
     monkeypatch.setattr(Command, "run", broken)
-    assert main(["losses", "--family", "a\x1bb"]) == 70
+    assert main(["probe", "--group_by", "a\x1bb"]) == 70
     message = capsys.readouterr().err
     assert "Traceback" in message and "KeyError" in message and "an error of entangle itself" in message
-    assert "entangle losses --family" in message and __version__ in message and "\x1b" not in message
+    assert "entangle probe --group_by" in message and __version__ in message and "\x1b" not in message
 
 
 def test_what_a_user_can_mend_keeps_its_status(monkeypatch, capsys):
@@ -302,5 +302,5 @@ def test_what_a_user_can_mend_keeps_its_status(monkeypatch, capsys):
         raise ConfigError("a\x1bb")
 
     monkeypatch.setattr(Command, "run", broken)
-    assert main(["losses"]) == 2
-    assert capsys.readouterr().err == "entangle losses: a\\x1bb\n"
+    assert main(["probe"]) == 2
+    assert capsys.readouterr().err == "entangle probe: a\\x1bb\n"

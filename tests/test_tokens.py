@@ -109,7 +109,7 @@ def test_table_names_tokens_and_what_the_responses_share(run):
 def test_worst_pairs_are_those_whose_chosen_falls_most(run):
     predictions = ProbeResult.load(run).predictions
     predictions["change_chosen"] *= -1  # so that there are some
-    predictions.to_parquet(Path(run) / "predictions.parquet")
+    RunFolder(run).write_table("predictions.parquet", predictions)
     result = take_apart(run, worst=2, losses=("simpo",))
     mine = predictions[(predictions["loss"] == "simpo") & (predictions["change_chosen"] < 0)]
     assert list(dict.fromkeys(result.tokens["index"])) == mine.nsmallest(2, "change_chosen")["index"].tolist()
@@ -212,7 +212,7 @@ def test_changed_model_or_data_is_refused(made, run, tmp_path, capsys):
 def test_no_falling_pair_asks_for_names(run, capsys):
     predictions = pd.read_parquet(Path(run) / "predictions.parquet")
     predictions["change_chosen"] = predictions["change_chosen"].abs()
-    predictions.to_parquet(Path(run) / "predictions.parquet")
+    RunFolder(run).write_table("predictions.parquet", predictions)
     assert "Name the pairs" in refused(capsys, run)
 
 

@@ -91,7 +91,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} isn't valid YAML: {error}") from error
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except Exception as error:  # broken values of known kinds raise whatever their parsing does
         raise ConfigError(f"{path} isn't valid YAML: {error}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
@@ -142,7 +142,5 @@ def _with_likeness(key: str, known: Collection[str]) -> str:
     """An unknown key, and what stands for it here or may be meant."""
     if key in REPLACEMENTS:
         return f"{key!r} (here: {REPLACEMENTS[key]})"
-    if key == "adapter_name_or_path":
-        return "'adapter' (here: use_peft: true)"
     near = get_close_matches(key, known, n=1)
     return f"{key!r} (is {near[0]} meant?)" if near else repr(key)

@@ -30,6 +30,7 @@ ALIASES = {
 
 REPLACEMENTS = {
     "base_model": "model_name_or_path",
+    "adapter": "use_peft: true",
     "datasets": "dataset_name",
     "dataset": "dataset_name",
     "dataset_mixer": "dataset_name, one data set",

@@ -122,7 +122,7 @@ def to_spec(value: Any, what: str = "loss") -> Spec:
         {'name': 'dpo', 'beta': 0.5}
     """
     if isinstance(value, str) and value.strip():
-        return parse_spec(value, what)
+        return _replayable(parse_spec(value, what), what)
     if isinstance(value, Configured) and is_dataclass(value):
         return _plain(value)
     if (
@@ -130,7 +130,7 @@ def to_spec(value: Any, what: str = "loss") -> Spec:
         and isinstance(value.get("name"), str)
         and all(isinstance(k, str) for k in value)
     ):
-        return {key: _plain(option) for key, option in value.items()}
+        return _replayable({key: _plain(option) for key, option in value.items()}, what)
     raise ConfigError(
         f"Expected a {what} as name, name:key=value,... or a mapping with `name`; got {shown(value)}."
     )
@@ -213,7 +213,7 @@ def read_value(text: str) -> Any:
         pass
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # broken values of known kinds raise whatever their parsing does
         raise ConfigError(f"Expected a value as JSON or YAML has it; got {text[:80]!r}.") from error
 
 
@@ -283,6 +283,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(option) for key, option in value.items()}
     return type(value)(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _replayable(spec: Spec, what: str) -> Spec:
+    """The same spec; a loss that the user's own module has registered goes by module:Class."""
+    losses = sys.modules.get("losses")
+    name = spec if isinstance(spec, str) else spec["name"]
+    cls = losses.CATALOGUE.get(name) if losses is not None and what == "loss" else None
+    if cls is None or _name_of(cls) == name:
+        return spec
+    return _name_of(cls) if isinstance(spec, str) else spec | {"name": _name_of(cls)}
 
 
 def _name_of(cls: Any) -> str:

@@ -55,7 +55,7 @@ def trainer_arguments(config: TrainConfig, folder: Path) -> DPOConfig | SFTConfi
             )
     try:
         return cls(**ours | further)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise TrainingError(f"TRL refuses these options: {error}") from error
 
 

@@ -202,8 +202,9 @@ def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
     folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder, ProbeConfig.VERB)
     has_provenance = (folder.path / "provenance.json").is_file()
     provenance = folder.read_json("provenance.json") if has_provenance else {}
+    pairs = folder.pairs()
     options = ProbeConfig(**read_yaml(folder.path / "config.yaml", ProbeConfig).values)
-    return _Source(folder.pairs(), options.loss_batch_size, provenance, folder.table("texts.parquet"))
+    return _Source(pairs, options.loss_batch_size, provenance, folder.table("texts.parquet"))
 
 
 def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:
