@@ -3,6 +3,13 @@
 They differ from DPO in rho = d_w / d_l, which is what decides the regime. For the additive ones, with
 incentives (d + lambda, d), a pair is ideal iff d (c/A - 1) < lambda < d (B/c - 1): each pair has its own
 critical lambda.
+
+CPO adds its NLL's weight to one side: d_w = 0.1 s(-0.1 (w - l)) + 0.5, with w - l = 10.
+
+    >>> pair = PairLogps(*torch.tensor([[-20.0], [-30.0], [10.0], [15.0], [-21.0], [-28.0]]))  # r_w = 1, r_l = -2
+    >>> found = CPO(beta=0.1, nll_weight=0.5).incentives(pair)
+    >>> [round(float(d), 4) for d in (found.chosen, found.rejected)]
+    [0.5269, 0.0269]
 """
 
 from __future__ import annotations

@@ -364,6 +364,11 @@ def build(spec: str | Mapping[str, Any] | PreferenceLoss) -> PreferenceLoss:
 def require(loss: PreferenceLoss, is_valid: bool, expected: str) -> None:
     """For `__post_init__`: refuse hyper-parameters that would pass silently and mean nothing.
 
+    Args:
+        loss: the loss that was made.
+        is_valid: whether its hyper-parameters are.
+        expected: what they should be, in words.
+
     Raises:
         ValueError: what was expected, and the loss with the values it was given.
     """

@@ -1,6 +1,14 @@
 """DPO under other divergences: -ln s(beta (S(r_w) - S(r_l))) with a link S; S(t) = t is DPO itself.
 
 d_w = beta s(-q) S'(r_w), d_l = beta s(-q) S'(r_l), q the argument of s: rho = S'(r_w)/S'(r_l).
+
+Under Jensen-Shannon rho = s(-r_w) / s(-r_l) = s(-1) / s(2):
+
+    >>> import torch
+    >>> pair = PairLogps(*torch.tensor([[-20.0], [-30.0], [10.0], [15.0], [-21.0], [-28.0]]))  # r_w = 1, r_l = -2
+    >>> found = FDPOJS(beta=0.1).incentives(pair)
+    >>> round(float(found.chosen / found.rejected), 4)
+    0.3053
 """
 
 from __future__ import annotations

@@ -1,6 +1,13 @@
 """Losses that act through DPO's margin D = r_w - r_l alone: d_w = d_l, so rho = 1 at every beta.
 
 One probe gives them one verdict, apart from the sign of d: where d < 0 the regimes are reversed.
+
+One pair with D = r_w - r_l = 3, so that both incentives are 0.1 s(-0.3):
+
+    >>> pair = PairLogps(*torch.tensor([[-20.0], [-30.0], [10.0], [15.0], [-21.0], [-28.0]]))  # r_w = 1, r_l = -2
+    >>> found = DPO(beta=0.1).incentives(pair)
+    >>> [round(float(d), 4) for d in (found.chosen, found.rejected)]
+    [0.0426, 0.0426]
 """
 
 from __future__ import annotations

@@ -1,6 +1,14 @@
 """Losses of per-token averages: incentives carry 1/n_w and 1/n_l, so rho depends on the two lengths.
 
 `beta` here multiplies nats *per token*: it isn't comparable with DPO's, which multiplies summed nats.
+
+SimPO divides by lengths, so rho = n_l / n_w = 15 / 10:
+
+    >>> import torch
+    >>> pair = PairLogps(*torch.tensor([[-20.0], [-30.0], [10.0], [15.0], [-21.0], [-28.0]]))  # r_w = 1, r_l = -2
+    >>> found = SimPO().incentives(pair)
+    >>> round(float(found.chosen / found.rejected), 4)
+    1.5
 """
 
 from __future__ import annotations

@@ -1,6 +1,13 @@
 """Losses that treat the two responses separately: d_w depends on the chosen side alone, d_l on the rejected.
 
 So rho is a ratio of two unrelated numbers, and an incentive may be zero or negative on one side only.
+
+BCE grades each response alone: d_w = s(-r_w) = s(-1), d_l = s(r_l) = s(-2).
+
+    >>> pair = PairLogps(*torch.tensor([[-20.0], [-30.0], [10.0], [15.0], [-21.0], [-28.0]]))  # r_w = 1, r_l = -2
+    >>> found = BCE().incentives(pair)
+    >>> [round(float(d), 4) for d in (found.chosen, found.rejected)]
+    [0.2689, 0.1192]
 """
 
 from __future__ import annotations

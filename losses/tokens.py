@@ -2,6 +2,13 @@
 
 Their step isn't along the two summed scores g_w, g_l, so the pair's three scalars don't decide the regime:
 probe token groups, or take the incentives per token.
+
+LD-DPO: the longer response's third token weighs alpha = 0.5, so its incentive is half that of the others.
+
+    >>> ones, short = torch.ones(1, 3), torch.tensor([[1.0, 1.0, 0.0]])
+    >>> tokens = TokenLogps(-ones, -2 * short, ones.bool(), short.bool(), ref_chosen=-ones, ref_rejected=-2 * short)
+    >>> [round(d, 4) for d in LDDPO(beta=0.1, alpha=0.5).incentives(tokens.pairs()).chosen[0].tolist()]
+    [0.05, 0.05, 0.025]
 """
 
 from __future__ import annotations

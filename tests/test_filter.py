@@ -18,7 +18,7 @@ from entangle import embedded
 from entangle.cli import main
 from entangle.commands.filter import (
     FilterResult,
-    Rows,
+    StoredData,
     data_options_of,
     decide,
     matches,
@@ -149,7 +149,7 @@ def test_what_stays_is_written_as_it_was_in_every_format(suffix, policy, files, 
     kept = done.decisions.loc[done.decisions["keep"], "index"].tolist()
     assert 11 not in kept and 2 in kept or done.decisions.loc[2, "reasons"].startswith("cosine")
     options = data_options_of(ProbeResult.load(run))
-    before, after = (Rows.read(path, options).content for path in (files[suffix], out))
+    before, after = (StoredData.read(path, options).content for path in (files[suffix], out))
     if suffix == "parquet":
         assert isinstance(before, pa.Table) and isinstance(after, pa.Table)
         assert after.select(before.column_names).equals(before.take(kept))

@@ -1,4 +1,12 @@
-"""What a fixed set of pairs did over a run: rows of (step, pair) -> changes since the start, curve, onset."""
+"""What a fixed set of pairs did over a run: rows of (step, pair) -> changes since the start, curve, onset.
+
+Two pairs at two steps: both log-probs of pair 0 fall, those of pair 1 part.
+
+    >>> rows = pd.DataFrame({"step": [0, 0, 5, 5], "index": [0, 1, 0, 1],
+    ...     "logps_chosen": [-9.0, -8.0, -9.5, -7.5], "logps_rejected": [-9.0, -8.0, -10.0, -8.5]})
+    >>> curve(with_changes(rows, rows[:2])).loc[1, ["moved_rejected", "both_fell", "accuracy"]].tolist()
+    [-0.75, 0.5, 1.0]
+"""
 
 from __future__ import annotations
 
@@ -91,7 +99,12 @@ def pair_onsets(rows: pd.DataFrame) -> pd.Series:
 
 
 def over_seeds(curves: pd.DataFrame, by: Sequence[str] = ("variant", "loss", "step")) -> pd.DataFrame:
-    """Mean over seeds of every number, and its smallest and largest value as *_low and *_high."""
+    """Mean over seeds of every number, and its smallest and largest value as *_low and *_high.
+
+    Args:
+        curves: rows of `curve` with a column `seed` and those of `by`.
+        by: what a row is told apart by, beside the seed.
+    """
     numbers = curves.drop(columns=["seed"]).groupby(list(by), sort=False)
     low, high = numbers.min().add_suffix("_low"), numbers.max().add_suffix("_high")
     return numbers.mean().join(low).join(high).reset_index()

@@ -8,6 +8,14 @@ chosen and rejected:
 
 The gaps are inputs, not derived: for nearly parallel scores `A - c` by subtraction loses every digit.
 The block doesn't depend on the loss, so one of them answers for every loss.
+
+Scores (3, 0) and (2, 1): A = 9, B = 5, c = 6, so the chosen gap is 3 and the rejected one -1.
+
+    >>> block = PairGeometry.from_scores(torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 1.0]]))
+    >>> block.gap_chosen.item(), block.gap_rejected.item()
+    (3.0, -1.0)
+    >>> [round(ratio.item(), 3) for ratio in block.critical_ratio]  # ideal for c/A < d_w / d_l < B/c
+    [0.667, 0.833]
 """
 
 from __future__ import annotations
@@ -65,7 +73,12 @@ class PairGeometry:
 
     @classmethod
     def from_scores(cls, chosen: Tensor, rejected: Tensor) -> PairGeometry:
-        """From the scores themselves, `(B, P)` each. Dots are taken in float64."""
+        """From the scores themselves, `(B, P)` each. Dots are taken in float64.
+
+        Args:
+            chosen: `(B, P)`, a chosen score per row, nats per unit of parameter.
+            rejected: `(B, P)`, the rejected scores, in the same precision.
+        """
         resolution = RESOLUTION[chosen.dtype]
         chosen, rejected = chosen.double(), rejected.double()
         difference = chosen - rejected
@@ -80,7 +93,7 @@ class PairGeometry:
 
     @property
     def cosine(self) -> Tensor:
-        """Cos = c / sqrt(A B), in [-1, 1]; NaN where a score is zero."""
+        """The cosine c / sqrt(A B), in [-1, 1]; NaN where a score is zero."""
         return (self.inner / (self.sq_chosen * self.sq_rejected).sqrt()).clamp(-1.0, 1.0)
 
     @property

@@ -81,6 +81,10 @@ def ideal_interval(geometry: PairGeometry, line: IncentiveLine) -> tuple[Tensor,
 
     Laws: for incentives (base + x, base) and t -> 0 it is `regimes.critical_addition`, for (1, x) it is
     `regimes.critical_shift` (theory: arXiv 2410.13828, section 3, solved for one hyper-parameter).
+
+    Args:
+        geometry: the pairs' Gram blocks, `(B,)`.
+        line: their incentives as a function of the setting.
     """
     fixed, slope = (
         _half_lines(geometry, d) for d in (line.fixed, line.slope)
@@ -302,7 +306,14 @@ def smallest_change(
 
 
 def best_change(lower: Tensor, upper: Tensor, start: float, end: float) -> SettingRange:
-    """The setting that lies in the most intervals; the one nearest to `start` of several."""
+    """The setting that lies in the most intervals; the one nearest to `start` of several.
+
+    Args:
+        lower: lower ends, `(B,)`; NaN for an empty interval.
+        upper: upper ends, `(B,)`.
+        start: where the search begins.
+        end: where it ends.
+    """
     ends = _IntervalEnds.make(lower, upper, start, end)
     best = int(ends.counts.argmax())  # the first of equals
     return ends.range_from(best, int(ends.counts[best]))
@@ -364,6 +375,10 @@ def readable(found: SettingRange, start: float) -> float:
     """The roundest number within a stretch, at most what four digits past its near end need.
 
     Rounded away from the start, so that it still does what the stretch promises.
+
+    Args:
+        found: the stretch.
+        start: the setting that is the knob's base loss.
 
     Examples:
         >>> readable(SettingRange(nearest=0.02500001, until=0.2, count=9), start=0.0)

@@ -9,6 +9,12 @@ u_j = d loss / d logp_j the upstream gradient of row j), of momentum, of weight 
 
 with h the clipped gradient, m the average of gradients before the step, v_t that of squares after it. M says how far
 a unit of gradient moves a parameter in this very step.
+
+SGD at lr 0.1 on a gradient of 2, the momentum buffer at 1:
+
+    >>> step = sgd_step(torch.tensor(5.0), torch.tensor(2.0), torch.tensor(1.0), lr=0.1, momentum=0.9)
+    >>> [round(part.item(), 4) for part in (step.fresh, step.momentum, step.delta)]
+    [-0.2, -0.09, -0.29]
 """
 
 from __future__ import annotations
@@ -159,7 +165,12 @@ class Products:
 
 
 def products(scores: Mapping[str, Tensor], step: Mapping[str, ParameterStep]) -> Products:
-    """From scores written out, `(2n, numel)` by parameter: n chosen rows, then n rejected ones. Sums in float64."""
+    """From scores written out, `(2n, numel)` by parameter: n chosen rows, then n rejected ones. Sums in float64.
+
+    Args:
+        scores: `(2n, numel)` by parameter name: n chosen rows, then n rejected ones, nats per unit of parameter.
+        step: the coming step of every parameter, by the same names.
+    """
     square = inner = fresh = momentum = decay = torch.zeros((), dtype=torch.float64)
     for name, part in step.items():
         rows = scores[name]

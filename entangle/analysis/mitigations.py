@@ -9,6 +9,13 @@ Any loss can be trained with one of them; `entangle.training.mitigated` puts the
 
 With g_w, g_l the gradients of the two summed log-probs and d_w, d_l a loss's incentives in them (the one convention
 for averages here: a loss that averages over tokens has its 1/n inside d).
+
+Incentives 0.1 and norms 4 and 1: reward calibration brings d_w / d_l to |g_l| / |g_w| = 1/4.
+
+    >>> d, norm_chosen, norm_rejected = (torch.tensor([x]) for x in (0.1, 4.0, 1.0))
+    >>> chosen, rejected = RewardCalibration().factors(Incentives(d, d), norm_chosen, norm_rejected, {})
+    >>> [round(float(factor * d), 4) for factor in (chosen, rejected)]
+    [0.05, 0.2]
 """
 
 from __future__ import annotations
@@ -80,7 +87,12 @@ def identity(value: Tensor) -> Tensor:
 
 
 def backward_scaled(value: Tensor, factor: Tensor) -> Tensor:
-    """`value` forward, its gradient times `factor` backward: f v + (1 - f) sg v."""
+    """`value` forward, its gradient times `factor` backward: f v + (1 - f) sg v.
+
+    Args:
+        value: v, any shape.
+        factor: f, in a shape that goes with it; not differentiated.
+    """
     return value.detach() + factor * (value - value.detach())
 
 
@@ -172,7 +184,7 @@ class RewardCalibration(Rescaling):
 
 
 def _log_ratio(columns: Tensor) -> Tensor:
-    """Ln r* - ln rho from d_w, d_l, |g_w|, |g_l|."""
+    """The log ratio ln r* - ln rho from d_w, d_l, |g_w|, |g_l|."""
     chosen, rejected, norm_chosen, norm_rejected = columns.log()
     return norm_rejected - norm_chosen - chosen + rejected
 
@@ -218,6 +230,10 @@ def kept_tokens(contributions: Tensor, share: float) -> Tensor:
     """Which tokens stay, `(T,)` bool: all but the largest positive contributions, at most `share` of them.
 
     At least one token stays.
+
+    Args:
+        contributions: `(T,)`, what each of a response's tokens adds to c.
+        share: at most this share of them is dropped.
     """
     count = min(math.floor(share * len(contributions)), len(contributions) - 1)
     kept = torch.ones_like(contributions, dtype=torch.bool)
@@ -306,7 +322,13 @@ class VirtualSplitting(Splitting):
     k: float = 1.0
 
     def stage(self, total: Vector, gradient: Gradient, rate: float) -> Vector:
-        """q_stage for the gradient `total` = q and the learning rate h."""
+        """q_stage for the gradient `total` = q and the learning rate h.
+
+        Args:
+            total: q = g+ - g-, the gradient at the parameters.
+            gradient: see `Gradient`.
+            rate: h, the learning rate.
+        """
         if self.k == 0:
             return total
         plus, minus = gradient("chosen", None), gradient("rejected", None)

@@ -1,6 +1,16 @@
 """Rows of pairs -> rows of predictions: what every loss would do to every pair, without a model.
 
 The probe calls this at its end; `whatif` calls it on a finished run with other losses.
+
+A pair with A = 9, B = 5, c = 6, before the first step: DPO's d is beta / 2 on both sides, so both rise.
+
+    >>> pair = {"index": 0, "sq_chosen": 9.0, "sq_rejected": 5.0, "inner": 6.0, "gap_chosen": 3.0, "gap_rejected": -1.0}
+    >>> pair |= {f"{what}_{side}": -8.0 for what in ("logps", "ref_logps") for side in ("chosen", "rejected")}
+    >>> pair |= {"length_chosen": 4, "length_rejected": 4} | dict.fromkeys(FLAGS, False)
+    >>> from losses import DPO
+    >>> found = predict_losses(pd.DataFrame([pair]), [DPO(beta=0.1)], resolution=1e-6, batch_size=8)
+    >>> found[["incentive_chosen", "change_chosen", "change_rejected", "regime"]].round(3).to_dict("records")
+    [{'incentive_chosen': 0.05, 'change_chosen': 0.15, 'change_rejected': 0.05, 'regime': 'both_up'}]
 """
 
 from __future__ import annotations
@@ -29,7 +39,12 @@ def is_scored(pairs: pd.DataFrame) -> pd.Series:
 
 
 def geometry_of(pairs: pd.DataFrame, resolution: float) -> PairGeometry:
-    """The Gram blocks that rows of a run folder hold."""
+    """The Gram blocks that rows of a run folder hold.
+
+    Args:
+        pairs: rows with `GEOMETRY_COLUMNS`.
+        resolution: relative error of their dot products.
+    """
     return PairGeometry(*(_column(pairs, name) for name in GEOMETRY_COLUMNS), resolution=resolution)
 
 
@@ -52,7 +67,13 @@ def logps_of(pairs: pd.DataFrame) -> PairLogps:
 
 
 def incentives_of(loss: PreferenceLoss, logps: PairLogps, batch_size: int) -> Incentives:
-    """A loss's incentives; a batch-coupled loss sees consecutive batches of `batch_size` pairs."""
+    """A loss's incentives; a batch-coupled loss sees consecutive batches of `batch_size` pairs.
+
+    Args:
+        loss: any loss that reads summed log-probs.
+        logps: its pairs, `(B,)` each, nats.
+        batch_size: pairs per batch of a batch-coupled loss.
+    """
     if not loss.is_batch_coupled:
         return loss.incentives(logps)
     whole = len(logps.chosen) // batch_size * batch_size
@@ -86,7 +107,12 @@ def check_labels(losses: Sequence[PreferenceLoss]) -> None:
 def usable_losses(
     losses: Iterable[PreferenceLoss], *, has_reference: bool
 ) -> tuple[list[PreferenceLoss], list[str]]:
-    """Losses that a probe's rows can judge, and for each of the others a sentence that says why not."""
+    """Losses that a probe's rows can judge, and for each of the others a sentence that says why not.
+
+    Args:
+        losses: those asked for.
+        has_reference: whether the rows hold reference log-probs.
+    """
     usable, refused = [], []
     for loss in losses:
         if loss.needs_tokens:
@@ -108,6 +134,12 @@ def predict_losses(
     Columns: index, loss, incentive_chosen and incentive_rejected (d_w, d_l per nat), change_chosen and
     change_rejected (first-order change of the log-prob in nats per unit of SGD learning rate on the pair's own
     loss), regime (`degenerate` where the arithmetic can't tell), band (tau), slack.
+
+    Args:
+        pairs: rows of a run folder; those that are not scored are left out.
+        losses: what is judged; labels differ.
+        resolution: relative error of the dot products.
+        batch_size: pairs per batch of a batch-coupled loss.
 
     Raises:
         ConfigError: two losses have the same label.
@@ -144,7 +176,15 @@ def _predict_one(
 def believed_codes(
     loss: PreferenceLoss, geometry: PairGeometry, logps: PairLogps, batch_size: int, codes: Tensor
 ) -> Tensor:
-    """Regimes `codes` (indices into `REGIMES`), `degenerate` where the log-probs' own error could change one."""
+    """Regimes `codes` (indices into `REGIMES`), `degenerate` where the log-probs' own error could change one.
+
+    Args:
+        loss: the loss.
+        geometry: the pairs' Gram blocks, `(B,)`.
+        logps: their log-probs, `(B,)` each, nats.
+        batch_size: pairs per batch of a batch-coupled loss.
+        codes: `(B,)` int64, what is predicted at these log-probs.
+    """
     for ends in _ends_of_error(logps, geometry.resolution):
         there = predict(geometry, incentives_of(loss, ends, batch_size)).regime_codes
         codes = torch.where(there == codes, codes, REGIMES.index(Regime.DEGENERATE))

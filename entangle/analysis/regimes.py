@@ -5,6 +5,16 @@ One step theta += eta (d_w g_w - d_l g_l) changes the two log-probs, exact to fi
     chosen   eta (d_w A - d_l c)         rejected   eta (d_w c - d_l B)
 
 The regime is the pair of signs. Nothing here assumes the signs of the incentives.
+
+A = 9, B = 5, c = 6 under d_w = d_l = 1: the changes are A - c = 3 and c - B = 1, so both rise.
+
+    >>> block = PairGeometry(*torch.tensor([[9.0], [5.0], [6.0], [3.0], [-1.0]]))
+    >>> one = torch.ones(1)
+    >>> found = predict(block, Incentives(one, one))
+    >>> found.change_chosen.item(), found.change_rejected.item(), str(found.regimes[0])
+    (3.0, 1.0, 'both_up')
+    >>> [round(end.item(), 3) for end in critical_addition(block, one)]  # c/A - 1 and B/c - 1: less weight, not more
+    [-0.333, -0.167]
 """
 
 from __future__ import annotations
@@ -83,6 +93,10 @@ def predict(geometry: PairGeometry, incentives: Incentives) -> Prediction:
 
     Laws: d_w * change_chosen - d_l * change_rejected = |grad loss|^2 >= 0, so with both incentives positive
     no pair is `inverted`; scaling both incentives changes no regime.
+
+    Args:
+        geometry: the pairs' Gram blocks, `(B,)`, 1/parameter^2.
+        incentives: d_w and d_l, `(B,)` each, loss units per nat.
     """
     d_w, d_l = incentives.chosen.double(), incentives.rejected.double()
     excess = d_w - d_l
@@ -106,6 +120,10 @@ def band_coordinate(geometry: PairGeometry, incentives: Incentives) -> tuple[Ten
     (for positive incentives; the opposite when both are negative). slack = min(ln rho - lower, upper - ln rho).
     NaN where undefined: incentives of different sign or zero; tau also where cos <= 0 (the band is unbounded,
     slack is then +inf) or the band is narrower than the arithmetic.
+
+    Args:
+        geometry: the pairs' Gram blocks, `(B,)`.
+        incentives: d_w and d_l, `(B,)` each.
     """
     rho = incentives.chosen.double() / incentives.rejected.double()
     log_rho = torch.where(rho > 0, rho, torch.nan).log()
@@ -121,6 +139,10 @@ def critical_addition(geometry: PairGeometry, base: Tensor) -> tuple[Tensor, Ten
     For a loss with an NLL term on the chosen response (CPO, RPO, SLiC-HF; x = incentive of that term) and,
     with base = 1, for DPOP's lambda where it is active: base (c/A - 1) < x < base (B/c - 1). For c <= 0 the
     interval is (-base, inf). Empty iff cos = 1.
+
+    Args:
+        geometry: the pairs' Gram blocks, `(B,)`.
+        base: `(B,)`, the incentive that both sides have without the term.
     """
     lower, upper = geometry.log_band
     return base * torch.expm1(lower), base * torch.expm1(upper)

@@ -1,4 +1,12 @@
-"""The aggregates of a probe, recomputed from its rows and from nothing else."""
+"""The aggregates of a probe, recomputed from its rows and from nothing else.
+
+Three of four pairs are ideal:
+
+    >>> rows = pd.DataFrame({"loss": "dpo", "regime": ["ideal", "ideal", "ideal", "both_down"]})
+    >>> found = regime_shares(rows)["dpo"]["ideal"]
+    >>> found["count"], round(found["low"], 2), round(found["high"], 2)
+    (3, 0.3, 0.95)
+"""
 
 from __future__ import annotations
 

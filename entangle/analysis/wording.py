@@ -127,7 +127,12 @@ def portion(part: Mapping[str, float]) -> str:
 
 
 def counted(count: int, noun: str = "pair") -> str:
-    """`1 pair`, `3 pairs`."""
+    """`1 pair`, `3 pairs`.
+
+    Args:
+        count: how many.
+        noun: what, in the singular.
+    """
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -144,6 +149,10 @@ LONGEST = 24
 
 def visible(text: str, longest: int = LONGEST) -> str:
     r"""A token as it can be printed anywhere: spaces as ␣, control characters escaped, cut if long.
+
+    Args:
+        text: the token.
+        longest: characters kept at most.
 
     >>> visible(" cat\n")
     '␣cat\\n'

@@ -111,7 +111,7 @@ class Reading:
 
     @cached_property
     def ref_logps(self) -> Tensor | None:
-        """Log pi_ref of every row, `(2B,)` float64, nats; None without a reference."""
+        """The log-prob ln pi_ref of every row, `(2B,)` float64, nats; None without a reference."""
         logps = self.policy.reference.logps(self.batch, self.pairs)
         return None if logps is None else logps.double().cpu()
 

@@ -92,7 +92,7 @@ class RougeL(RewardFunction):
 
 @dataclass(frozen=True)
 class ChrF(RewardFunction):
-    """ChrF against a reference text, divided by 100 to lie in [0, 1]; by the library sacrebleu.
+    """The character F-score chrF against a reference text, divided by 100 to lie in [0, 1]; by the library sacrebleu.
 
     Args:
         reference: the column that holds the reference.

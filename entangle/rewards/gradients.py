@@ -94,7 +94,13 @@ def gradient_product(gram: Array, rewards: Array, others: Array | None = None) -
 
 
 def expected_gradient(gram: Array, rewards: Array, others: Array | None = None) -> GradientEstimate:
-    """`gradient_product` with its jackknife error, sqrt((K-1)/K sum_i (U_(-i) - mean U_(-.))^2)."""
+    """`gradient_product` with its jackknife error, sqrt((K-1)/K sum_i (U_(-i) - mean U_(-.))^2).
+
+    Args:
+        gram: `(K, K)` dot products of scores, 1/parameter^2.
+        rewards: `(K,)`.
+        others: `(K,)` second weights; None: the rewards again.
+    """
     value, count = gradient_product(gram, rewards, others), len(rewards)
     if count < 5:
         return GradientEstimate(value, math.nan)
@@ -107,7 +113,12 @@ def expected_gradient(gram: Array, rewards: Array, others: Array | None = None) 
 
 
 def weighted_norm(gram: Array, weights: Array) -> float:
-    """|sum_i w_i S_i| from the Gram matrix: the norm of one group's gradient estimate, its noise included."""
+    """|sum_i w_i S_i| from the Gram matrix: the norm of one group's gradient estimate, its noise included.
+
+    Args:
+        gram: `(K, K)` dot products of scores, 1/parameter^2.
+        weights: w, `(K,)`, such as `rloo_weights`.
+    """
     return math.sqrt(max(float(weights @ gram @ weights), 0.0))
 
 
@@ -138,7 +149,12 @@ def centred_weights(rewards: Array) -> Array:
 
 
 def grpo_weights(rewards: Array, epsilon: float = TRL_EPSILON) -> Array:
-    """(r_i - rbar) / (K (s + epsilon)), s with ddof 1: TRL's GRPO. 0 for a group that ties."""
+    """(r_i - rbar) / (K (s + epsilon)), s with ddof 1: TRL's GRPO. 0 for a group that ties.
+
+    Args:
+        rewards: `(K,)`, of one group.
+        epsilon: added to s.
+    """
     return (rewards - rewards.mean()) / (len(rewards) * (rewards.std(ddof=1) + epsilon))
 
 
@@ -152,7 +168,12 @@ def rloo_factor(p: float) -> float:
 
 
 def centred_factor(p: float, group_size: int) -> float:
-    """(1 - 1/K) p (1-p), in place of `rloo_factor`: advantages centred at the group's mean, not divided."""
+    """(1 - 1/K) p (1-p), in place of `rloo_factor`: advantages centred at the group's mean, not divided.
+
+    Args:
+        p: probability of a correct answer.
+        group_size: K, answers per group.
+    """
     return (1 - 1 / group_size) * p * (1 - p)
 
 
@@ -161,6 +182,11 @@ def grpo_factor(p: float, group_size: int, epsilon: float = 0.0) -> float:
 
     With epsilon = 0 it is sqrt((K-1)/K) E[sqrt(ph(1-ph))]: towards sqrt(p(1-p)) for large K p, yet about
     sqrt(K) p once K p << 1.
+
+    Args:
+        p: probability of a correct answer.
+        group_size: K, answers per group.
+        epsilon: added to the std.
 
     Examples:
         >>> [round(grpo_factor(0.1, k), 3) for k in (8, 64)]
@@ -181,6 +207,14 @@ def group_gradient_sq(
 
     <gradient of one group, gradient of another one> for two disjoint groups among the answers, averaged over
     random splits (over all of them where there are no more than `splits`).
+
+    Args:
+        gram: `(K, K)` dot products of scores, 1/parameter^2.
+        rewards: `(K,)`.
+        group_size: answers per group.
+        weights: rewards of a group -> weights of its answers' scores.
+        splits: random splits of the answers into two groups.
+        seed: of the splits.
 
     Returns:
         The estimate; NaN for fewer answers. 0 for answers that all tie.

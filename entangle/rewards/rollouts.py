@@ -107,7 +107,12 @@ class Rollout:
         return max(len(p) + len(a) for p, a in zip(self.prompt_ids, self.answer_ids, strict=True))
 
     def collate(self, pad_id: int, pair: TokenizedPair | None = None) -> RowBatch:
-        """The answers as K right-padded rows; with a pair, its chosen and its rejected as two further rows."""
+        """The answers as K right-padded rows; with a pair, its chosen and its rejected as two further rows.
+
+        Args:
+            pad_id: the token that fills up rows.
+            pair: the prompt's preference pair.
+        """
         prompts, answers = list(self.prompt_ids), list(self.answer_ids)
         if pair is not None:
             prompts += [pair.prompt_ids] * 2
@@ -164,6 +169,11 @@ def prompts_of(
 
     A prompt's columns are its pair's chosen, rejected and further columns, so a reward finds its reference.
     `limit` and `seed` choose as in `load_prompts`.
+
+    Args:
+        pairs: preference pairs.
+        limit: prompts at most.
+        seed: which ones, as in `load_prompts`.
     """
     first: dict[str, PreferencePair] = {}
     for pair in pairs:
@@ -183,7 +193,7 @@ def _some(items: list[Item], limit: int | None, seed: int | None) -> list[Item]:
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
-    """Sha256 over indices, prompts and columns: equal iff a run would see the same data."""
+    """The sha256 over indices, prompts and columns: equal iff a run would see the same data."""
     digest = hashlib.sha256()
     for prompt in prompts:
         content = [prompt.index, prompt.text, dict(prompt.columns)]
@@ -210,6 +220,10 @@ def _is_text(value: Any) -> bool:
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The tokens that an answer is drawn after: the text's, or the chat template's with its generation prompt.
 
+    Args:
+        tokenizer: the policy's.
+        prompt: a text or a conversation.
+
     Raises:
         DataError: a conversation meets a tokenizer without a chat template.
     """
@@ -233,8 +247,12 @@ def sample_answers(policy: Policy, prompts: Sequence[Prompt], sampling: Sampling
     """Draw `num_generations` answers to every prompt in one batched call of `generate`.
 
     Law: the same policy, prompts (in this order) and `sampling` give the same answers, whatever was drawn
-        before;
-    the process's random state is left as it was.
+    before; the process's random state is left as it was.
+
+    Args:
+        policy: the policy; its model is left as it was found.
+        prompts: drawn for together.
+        sampling: how.
     """
     tokens = [prompt_tokens(policy.tokenizer, prompt) for prompt in prompts]
     width = max(map(len, tokens))
@@ -325,6 +343,12 @@ def load_rollouts(
     reward]` with a row per answer; rows of one prompt needn't stand together. Answers are tokenised as a
     preference pair's responses are, end-of-sequence token included, and cut at the right to `max_length`
     tokens with their prompt.
+
+    Args:
+        path: a file of any format that `entangle.data` reads.
+        tokenizer: the policy's.
+        max_length: tokens of prompt and answer at most; None: all.
+        limit: prompts at most.
 
     Raises:
         DataError: the file can't be read, lacks a column, or lists don't match.

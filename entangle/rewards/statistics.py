@@ -94,9 +94,12 @@ class RewardStatistics:
     def from_rewards(cls, rewards: Array, support: Support | None = None) -> RewardStatistics:
         """Statistics of one prompt's rewards `(K,)`.
 
-        Laws: adding a constant to the rewards and to the support changes the mean alone; scaling both by k >
-            0
-        scales mean and stds by k.
+        Laws: adding a constant to the rewards and to the support changes the mean alone; scaling both by
+        k > 0 scales mean and stds by k.
+
+        Args:
+            rewards: `(K,)`, of one prompt.
+            support: what is known of them; None: nothing.
 
         Raises:
             ValueError: there is no reward, or one isn't finite.
@@ -191,6 +194,11 @@ def bounded_std_high(std: float, count: int, support: Support) -> float:
     STD <= s + (high - low) sqrt(2 ln(1/delta) / (K-1)), cut at the half-range, delta = 1 - LEVEL, one-sided.
     Wide: it says something beyond the half-range only from K of about 30 on. Source: Maurer and Pontil,
     "Empirical Bernstein bounds" (2009); the constant is from memory, not read there.
+
+    Args:
+        std: s, with K - 1.
+        count: K.
+        support: the range; without one nothing can be said.
     """
     if not support.is_known or count < 2:
         return math.nan
@@ -205,6 +213,11 @@ def largest_hidden_std(count: int, value: float, support: Support) -> float:
     probability (1-P)^K, so P <= 1 - (1-LEVEL)^(1/K). The largest variance is had with that P at the ends of
     the range, all of it at the farther end (P(1-P) distance^2), or, for a value near the middle, at both
     [derived]. NaN without a known range.
+
+    Args:
+        count: K, answers that tie.
+        value: their reward.
+        support: the range; without one nothing can be said.
 
     Examples:
         >>> round(largest_hidden_std(10, 0.0, Support(0.0, 1.0)), 3)
@@ -227,6 +240,10 @@ def samples_to_certify(tau: float, level: float = LEVEL) -> int:
 
     K >= ln(1-level) / ln(1-p), p = (1 - sqrt(1 - 4 tau^2)) / 2, the P at which STD = tau.
 
+    Args:
+        tau: the std, in (0, 0.5].
+        level: confidence.
+
     Examples:
         >>> [samples_to_certify(tau) for tau in (0.2, 0.1, 0.05)]
         [71, 296, 1194]
@@ -248,6 +265,11 @@ def prevalence_low(tied_share: float, count: int, tau: float) -> float:
 
     A prompt with STD > tau ties with probability at most q = p^K + (1-p)^K (p as in `samples_to_certify`), so
     pi0 >= (f0 - q) / (1 - q), f0 = expected share of prompts whose K answers all tie.
+
+    Args:
+        tied_share: f0.
+        count: K, answers per prompt.
+        tau: the std, in (0, 0.5].
     """
     p = _rare(tau)
     q = p**count + (1 - p) ** count
@@ -281,6 +303,10 @@ def trl_metrics(rewards: Array, scale_rewards: str = "group") -> dict[str, float
     reward_std is the std (ddof 1) of **all** N K rewards, so it stays large when every group ties but groups
     differ. frac_reward_zero_std is the share of completions whose group has a std within 1e-8 of 0; with
     scale_rewards="batch" the std is the batch's, so the share is 0 or 1.
+
+    Args:
+        rewards: `(N, K)`, a group per row.
+        scale_rewards: group or batch, as the option of GRPOConfig.
     """
     batch_std = float(rewards.std(ddof=1))
     stds = np.array([batch_std]) if scale_rewards == "batch" else rewards.std(axis=1, ddof=1)
@@ -295,6 +321,10 @@ def dead_group_probability(rewards: Array, group_size: int) -> float:
 
     The share of the subsets of that size that tie: sum over rewards v of C(n_v, k) / C(K, k). For binary
     rewards it estimates P^k + (1-P)^k. NaN where there are fewer answers than that.
+
+    Args:
+        rewards: `(K,)`, of one prompt.
+        group_size: k, answers per group.
 
     Examples:
         >>> dead_group_probability(np.array([0.0, 0.0, 1.0]), 2)

@@ -50,6 +50,12 @@ class Thresholds:
 
         Without a known range, the std of all prompts' means and variances together takes the half-range's
         place, and the median of the means the middle's.
+
+        Args:
+            prompts: measured rows of prompts.parquet.
+            support: what is known of the rewards.
+            std_share: a std below this share of the half-range is small.
+            mean: a mean reward below it is low; None: see above.
         """
         if support.is_known:
             return cls(
@@ -99,6 +105,10 @@ def prevalence(prompts: pd.DataFrame, thresholds: Thresholds) -> dict[str, dict[
 
     The harmful kind is `small_low`: little spread and a low mean, where RFT would have most to gain.
     `small_high` are prompts that are solved.
+
+    Args:
+        prompts: measured rows of prompts.parquet.
+        thresholds: what counts as small.
     """
     small = (prompts["reward_std"] < thresholds.std).to_numpy()
     low = (prompts["reward_mean"] < thresholds.mean).to_numpy()
@@ -152,6 +162,11 @@ def kl_summary(prompts: pd.DataFrame) -> dict[str, float]:
 
 
 def joint_histogram(prompts: pd.DataFrame, bins: int = 8) -> dict[str, Any]:
-    """Counts of prompts by mean reward (rows) and std (columns), with the edges of the bins."""
+    """Counts of prompts by mean reward (rows) and std (columns), with the edges of the bins.
+
+    Args:
+        prompts: measured rows of prompts.parquet.
+        bins: of each of the two.
+    """
     counts, means, stds = np.histogram2d(prompts["reward_mean"], prompts["reward_std"], bins=bins)
     return {"mean_edges": means.tolist(), "std_edges": stds.tolist(), "counts": counts.astype(int).tolist()}

@@ -83,7 +83,7 @@ class AutogradEngine(Engine):
         return {name: torch.stack([score[name].ravel() for score in scores]) for name in self.parameters}
 
     def score(self, row: Rows) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log pi of a single row (float64) and its gradient in every probed parameter."""
+        """The log-prob ln pi of a single row (float64) and its gradient in every probed parameter."""
         with studying(self.model, self.parameters):
             logp = scored_logps(self.model, row).sum(dtype=torch.float64)
             if not logp.requires_grad:  # no probed parameter takes part

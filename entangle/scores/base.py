@@ -98,6 +98,12 @@ class Engine(ABC):
         """Log-probs and Gram block of every pair, dots being <g, P g'>; `batch.group_size` must be 2.
 
         With `sums`, from `GroupSums.of_pass`, the scores are added up there on the way.
+
+        Args:
+            batch: B pairs: chosen rows first, then rejected.
+            modules: whether the blocks are wanted by module too.
+            metric: P, by parameter, of shape `(a, b)` each; None: the plain dot product.
+            sums: where the scores are added up on the way.
         """
         check_pairs(batch)
         logps, blocks = self.blocks(batch, metric, sums)
@@ -109,11 +115,22 @@ class Engine(ABC):
     def blocks(
         self, batch: RowBatch, metric: Metric | None, sums: PassSums | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log-probs of pairs, `(2n,)` float64, and the five columns of their blocks by module, `(5, n)` float64."""
+        """Log-probs of pairs, `(2n,)` float64, and the five columns of their blocks by module, `(5, n)` float64.
+
+        Args:
+            batch: n pairs.
+            metric: P, by parameter; None: the plain dot product.
+            sums: where the scores are added up on the way; None: nowhere.
+        """
 
     @abstractmethod
     def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
-        """K[a, b] = <S_a, P S_b> for all rows, `(rows, rows)` float64: symmetric, positive semi-definite."""
+        """K[a, b] = <S_a, P S_b> for all rows, `(rows, rows)` float64: symmetric, positive semi-definite.
+
+        Args:
+            batch: any rows.
+            metric: P, by parameter; None: the plain dot product.
+        """
 
     @abstractmethod
     def products(self, batch: RowBatch, direction: Mapping[str, Tensor]) -> Tensor:
@@ -121,6 +138,10 @@ class Engine(ABC):
 
         The first-order change of every row's log-prob when the parameters move by `direction` (shaped like
         the parameters; names that are absent don't move).
+
+        Args:
+            batch: any rows.
+            direction: by parameter name, in its shape.
         """
 
     @abstractmethod
@@ -169,12 +190,24 @@ def stack_geometry(geometry: PairGeometry) -> Tensor:
 
 
 def unstack_geometry(columns: Tensor, resolution: float) -> PairGeometry:
-    """Inverse of `stack_geometry`."""
+    """Inverse of `stack_geometry`.
+
+    Args:
+        columns: `(5, B)`, in the order of `GEOMETRY_COLUMNS`.
+        resolution: relative error of the dot products.
+    """
     return PairGeometry(*columns.unbind(0), resolution=resolution)
 
 
 def pair_scores(logps: Tensor, columns: Mapping[str, Tensor], resolution: float, modules: bool) -> PairScores:
-    """From the `(5, n)` columns of every module."""
+    """From the `(5, n)` columns of every module.
+
+    Args:
+        logps: `(2n,)`, nats, chosen rows first.
+        columns: module -> `(5, n)`, in the order of `GEOMETRY_COLUMNS`.
+        resolution: relative error of the dot products.
+        modules: whether the blocks by module are kept.
+    """
     total = unstack_geometry(torch.stack(list(columns.values())).sum(0), resolution)
     parts = {name: unstack_geometry(part, resolution) for name, part in columns.items()} if modules else None
     return PairScores(logps, total, parts)
@@ -182,7 +215,12 @@ def pair_scores(logps: Tensor, columns: Mapping[str, Tensor], resolution: float,
 
 @contextmanager
 def studying(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Within: eval mode, gradients on, and exactly `trained` requires them. Afterwards all is as before."""
+    """Within: eval mode, gradients on, and exactly `trained` requires them. Afterwards all is as before.
+
+    Args:
+        model: the model.
+        trained: the parameters that require gradients within, by name.
+    """
     before = {p: p.requires_grad for p in model.parameters()}
     try:
         for parameter in before:

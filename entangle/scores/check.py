@@ -16,7 +16,12 @@ from entangle.scores.logps import Rows
 
 
 def sample_rows(rows: Rows, group_size: int) -> Rows | None:
-    """All rows of the two cheapest prompts that have scored tokens in every row; None if there is none."""
+    """All rows of the two cheapest prompts that have scored tokens in every row; None if there is none.
+
+    Args:
+        rows: a batch without padding.
+        group_size: rows per prompt.
+    """
     n = len(rows) // group_size
     tokens = rows.lengths.view(group_size, n).sum(0)
     usable = rows.valid.any(1).view(group_size, n).all(0)
@@ -30,6 +35,11 @@ def disagreeing(fast: Mapping[str, float], oracle: Mapping[str, float], resoluti
     """Names whose squared norms differ by more than round-off; the bar is set to catch mistakes, not digits.
 
     A non-finite oracle disagrees with nothing: there is nothing to compare with.
+
+    Args:
+        fast: squared norm by name, 1/parameter^2.
+        oracle: the same by autograd.
+        resolution: relative error of the dot products.
     """
     share = max(1e-3, 10 * resolution)
     noise = resolution * sum(oracle.values())
@@ -42,6 +52,12 @@ def disagreeing(fast: Mapping[str, float], oracle: Mapping[str, float], resoluti
 
 
 def logps_agree(fast: Tensor, plain: Tensor, resolution: float) -> bool:
-    """Whether two computations of the rows' log-probs are the same up to round-off."""
+    """Whether two computations of the rows' log-probs are the same up to round-off.
+
+    Args:
+        fast: `(rows,)`, nats.
+        plain: `(rows,)`, nats.
+        resolution: relative error of dot products in this precision.
+    """
     share = max(1e-4, 10 * logp_resolution(resolution))
     return torch.allclose(fast.cpu(), plain.cpu(), rtol=share, atol=share, equal_nan=True)

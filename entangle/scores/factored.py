@@ -265,7 +265,13 @@ class FactoredEngine(Engine):
 
 
 def record_rows(model: nn.Module, rows: Rows, recorder: Recorder) -> Tensor:
-    """Run all rows at full length under a recorder; log pi of every row, `(rows,)` float64."""
+    """Run all rows at full length under a recorder; log pi of every row, `(rows,)` float64.
+
+    Args:
+        model: the model.
+        rows: a batch without padding.
+        recorder: what listens to its layers.
+    """
     with recorder.recording(len(rows)):
         logps = scored_logps(model, rows).sum(1, dtype=torch.float64)
     recorder.know(logps.detach())

@@ -42,7 +42,12 @@ class Ghost:
 
     @classmethod
     def from_score(cls, score: Score, side: Side) -> Ghost | None:
-        """With `side` as the kernel side; None if the other side isn't a plain tensor everywhere."""
+        """With `side` as the kernel side; None if the other side isn't a plain tensor everywhere.
+
+        Args:
+            score: a parameter's scores as terms.
+            side: the side of the factors of which the kernel is taken.
+        """
         kernels: list[Factor] = []
         values: list[dict[int, Tensor]] = []
         for member in score.members:
@@ -169,7 +174,12 @@ class Kernels:
 
 
 def cheapest_ghost(score: Score, members: int) -> Ghost | None:
-    """The cheaper choice of the kernel side, or None if the score has no ghost form."""
+    """The cheaper choice of the kernel side, or None if the score has no ghost form.
+
+    Args:
+        score: a parameter's scores as terms.
+        members: rows per prompt.
+    """
     sides: Sequence[Side] = ("left", "right")
     ghosts = [ghost for side in sides if (ghost := Ghost.from_score(score, side)) is not None]
     return min(ghosts, key=lambda ghost: ghost.cost(members), default=None)

@@ -103,7 +103,12 @@ def gram_products(
 
 
 def directions_at_a_time(engine: Engine, memory: int = MEMORY) -> int:
-    """How many directions `gram_products` holds; it makes two passes for each lot of as many."""
+    """How many directions `gram_products` holds; it makes two passes for each lot of as many.
+
+    Args:
+        engine: the engine; its parameters give the size of a direction.
+        memory: bytes that the directions may take.
+    """
     return max(1, memory // _row_bytes(engine))
 
 

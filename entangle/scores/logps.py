@@ -95,6 +95,10 @@ def token_logps(model: nn.Module, batch: RowBatch) -> Tensor:
 
     Differentiable. The LM head runs at scored positions only. Law: a row's values depend neither on the other
     rows nor on the side or amount of padding. The model stays in the mode it is in.
+
+    Args:
+        model: a causal language model.
+        batch: rows `(rows, T)`, padded on either side.
     """
     rows = Rows.from_batch(batch.to(input_device(model)))
     values = scored_logps(model, rows)
@@ -104,13 +108,23 @@ def token_logps(model: nn.Module, batch: RowBatch) -> Tensor:
 
 @torch.no_grad()
 def row_logps(model: nn.Module, batch: RowBatch) -> Tensor:
-    """Log pi(response | prompt), `(rows,)` float64, nats: `token_logps` summed, in eval mode."""
+    """The log-prob ln pi(response | prompt), `(rows,)` float64, nats: `token_logps` summed, in eval mode.
+
+    Args:
+        model: a causal language model.
+        batch: rows `(rows, T)`, padded on either side.
+    """
     with evaluating(model):
         return token_logps(model, batch).sum(1, dtype=torch.float64)
 
 
 def scored_logps(model: nn.Module, rows: Rows) -> Tensor:
-    """Log-probs of the scored tokens, `(rows, S)`; 0 where not `valid`. Differentiable."""
+    """Log-probs of the scored tokens, `(rows, S)`; 0 where not `valid`. Differentiable.
+
+    Args:
+        model: a causal language model.
+        rows: a batch without padding, S scored tokens at most.
+    """
     with head_at(model, rows.index):
         logits = model(**model_inputs(model, rows)).logits
     if logits.shape[1] != rows.index.shape[1]:  # the head was out of reach: it ran at every position
@@ -119,7 +133,13 @@ def scored_logps(model: nn.Module, rows: Rows) -> Tensor:
 
 
 def target_logps(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """Log softmax(logits)[target], `(rows, S)`, in float32 at least; 0 where not `valid`."""
+    """The log-prob ln softmax(logits)[target], `(rows, S)`, in float32 at least; 0 where not `valid`.
+
+    Args:
+        logits: `(rows, S, V)`.
+        targets: `(rows, S)`, token ids.
+        valid: `(rows, S)` bool: there is a token.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets, valid = targets.to(logits.device), valid.to(logits.device)
     values = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
@@ -127,24 +147,44 @@ def target_logps(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 
 def fill_after(ids: Tensor, lengths: Tensor) -> Tensor:
-    """`(rows, max length)`: every row's first `lengths` tokens, then token 0, which nothing depends on."""
+    """`(rows, max length)`: every row's first `lengths` tokens, then token 0, which nothing depends on.
+
+    Args:
+        ids: `(rows, T)`, token ids.
+        lengths: `(rows,)`, each row's own tokens.
+    """
     slots = torch.arange(int(lengths.max()), device=ids.device)
     return torch.where(slots < lengths[:, None], ids[:, : len(slots)], 0)
 
 
 def gather_positions(values: Tensor, index: Tensor) -> Tensor:
-    """`values` `(rows, L, d)` at positions `index` `(rows, S)`: `(rows, S, d)`."""
+    """`values` `(rows, L, d)` at positions `index` `(rows, S)`: `(rows, S, d)`.
+
+    Args:
+        values: `(rows, L, d)`.
+        index: `(rows, S)`, positions.
+    """
     return values.gather(1, index.to(values.device)[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def model_inputs(model: nn.Module, rows: Rows) -> dict[str, Any]:
-    """Keyword arguments for a forward pass without cache and without mask."""
+    """Keyword arguments for a forward pass without cache and without mask.
+
+    Args:
+        model: the model; it is only given what it takes.
+        rows: a batch without padding.
+    """
     inputs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
     return known_inputs(model, inputs)
 
 
 def known_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the keyword arguments that the model takes (BLOOM has no use for positions)."""
+    """Those of the keyword arguments that the model takes (BLOOM has no use for positions).
+
+    Args:
+        model: the model.
+        inputs: keyword arguments of its forward.
+    """
     known = inspect.signature(type(causal_lm(model)).forward).parameters
     return {name: value for name, value in inputs.items() if name in known}
 
@@ -155,6 +195,10 @@ def head_at(model: nn.Module, index: Tensor) -> Iterator[None]:
 
     A hook in front of the head, so whatever the model does to its logits (soft-capping, scale) stays the
     model's own business. Where the head isn't called on `(rows, L, hidden)` this does nothing.
+
+    Args:
+        model: a model with `get_output_embeddings`.
+        index: `(rows, S)`, positions.
     """
     head = causal_lm(model).get_output_embeddings()  # pyright: ignore[reportCallIssue]
     rows, scored = index.shape

@@ -44,7 +44,13 @@ def foldable(model: nn.Module) -> list[LoraLinear]:
 def lora_sites(
     model: nn.Module, folded_layers: list[LoraLinear], parameters: Mapping[str, nn.Parameter]
 ) -> tuple[list[Site], dict[str, nn.Parameter]]:
-    """Sites on folded layers and on adapted embeddings, and the parameters that they leave to other sites."""
+    """Sites on folded layers and on adapted embeddings, and the parameters that they leave to other sites.
+
+    Args:
+        model: the model.
+        folded_layers: layers whose adapter is folded into the weight.
+        parameters: the probed ones, by name.
+    """
     tapped: list[tuple[nn.Module, nn.Module, Rule]] = [
         (layer, _base(layer), _folded_rule(layer)) for layer in folded_layers
     ]
@@ -69,6 +75,11 @@ def check_adapters(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], layers: list[LoraLinear]
 ) -> None:
     """Refuse probed adapters that the forward pass doesn't use as they were when the sites were found.
+
+    Args:
+        model: the model.
+        parameters: the probed ones, by name.
+        layers: those found as foldable.
 
     Raises:
         UserError: a probed adapter is switched off or merged, or one of `layers` can't be folded any more.
@@ -128,7 +139,10 @@ def _folded_rule(layer: Any) -> Rule:
 
 
 def _embedding_rule(layer: Any) -> Rule:
-    """Y = W[id] + c (A^T)[id] B^T: dA = sum_s (c B^T g_s) e_id(s)^T, dB = sum_s c g_s (A_id(s))^T."""
+    """An adapted embedding, y = W[id] + c (A^T)[id] B^T.
+
+    dA = sum_s (c B^T g_s) e_id(s)^T, dB = sum_s c g_s (A_id(s))^T.
+    """
 
     def rule(_: nn.Module, call: Call) -> dict[str, Term]:
         base = layer.get_base_layer()

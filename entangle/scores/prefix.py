@@ -65,6 +65,11 @@ class Split:
         """Cut after the tokens that a prompt's rows share and that predict nothing scored.
 
         With `equal`, every prompt is cut where the shortest is, so that no prefix is padded.
+
+        Args:
+            rows: a batch without padding.
+            group_size: K, rows per prompt.
+            equal: cut every prompt where the shortest is.
         """
         n, width = len(rows) // group_size, rows.input_ids.shape[1]
         ids = rows.input_ids.view(group_size, n, width)
@@ -123,7 +128,14 @@ class Split:
 
 
 def split_for(model: nn.Module, rows: Rows, group_size: int, *, min_share: float = MIN_SHARE) -> Split | None:
-    """The split of a batch, or None where it doesn't save at least `min_share` of the tokens."""
+    """The split of a batch, or None where it doesn't save at least `min_share` of the tokens.
+
+    Args:
+        model: the model.
+        rows: a batch without padding.
+        group_size: K, rows per prompt.
+        min_share: of the tokens, that a split must save.
+    """
     if group_size < 2:
         return None
     split = Split.from_rows(rows, group_size)
@@ -145,6 +157,11 @@ def attention_window(model: nn.Module) -> float:
 
 def record_split(model: nn.Module, split: Split, recorder: Recorder) -> Tensor:
     """Run the three passes under a recorder; log pi of every row, `(K * n,)` float64.
+
+    Args:
+        model: the model.
+        split: n prompts and their K * n responses.
+        recorder: what listens to its layers.
 
     Raises:
         NoSplit: the model didn't fill the cache with every layer's keys and values.
@@ -200,7 +217,12 @@ class _PrefixCache(DynamicCache):
 
 
 def prefix_pass(model: nn.Module, split: Split) -> list[Tensor]:
-    """Keys and values of every layer, with graph: [k_0, v_0, k_1, v_1, ...], `(n, heads, P, d)` each."""
+    """Keys and values of every layer, with graph: [k_0, v_0, k_1, v_1, ...], `(n, heads, P, d)` each.
+
+    Args:
+        model: the model.
+        split: n prompts and their responses.
+    """
     count = causal_lm(model).config.get_text_config().num_hidden_layers  # pyright: ignore
     cache = _PrefixCache(count)
     try:

@@ -25,6 +25,12 @@ def pair_block(
     parameter to the next, for layers that read the same input. In either form the gaps come from the difference of
     the scores. With a `sink` the scores are summed there. That takes the products that write them out in any case, so
     that the ghost form is only worth its price against the passes over what is written out.
+
+    Args:
+        score: a parameter's scores, member 0 chosen, member 1 rejected.
+        weight: `(a, b)`, the metric in this parameter; None: the plain dot product.
+        kernels: of the inputs, from the parameters before.
+        sink: where the scores are summed; None: nowhere.
     """
     ghost = cheapest_ghost(score, members=2) if weight is None else None
     alternative = _written_out_cost(score) if sink is None else _passing_cost(score)
@@ -53,7 +59,12 @@ def pair_block(
 
 
 def gram_block(score: Score, weight: Tensor | None) -> Tensor:
-    """<S_a, P S_b> of all rows in this parameter, `(rows, rows)` float64."""
+    """<S_a, P S_b> of all rows in this parameter, `(rows, rows)` float64.
+
+    Args:
+        score: a parameter's scores.
+        weight: `(a, b)`, the metric P in this parameter; None: the plain dot product.
+    """
     n, members = score.prompts, len(score.members)
     ghost = cheapest_ghost(score, members) if weight is None else None
     if ghost is not None and n**2 * ghost.cost(members) < _written_out_cost(score):
@@ -66,7 +77,12 @@ def gram_block(score: Score, weight: Tensor | None) -> Tensor:
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
-    """All inner products of the rows of `a` `(r, m)` and `b` `(s, m)`: `(r, s)` float64."""
+    """All inner products of the rows of `a` `(r, m)` and `b` `(s, m)`: `(r, s)` float64.
+
+    Args:
+        a: `(r, m)`.
+        b: `(s, m)`.
+    """
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     step = max(1, DOUBLE_ELEMENTS // (len(a) + len(b)))
     for part_a, part_b in zip(a.split(step, 1), b.split(step, 1), strict=True):

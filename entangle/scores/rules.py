@@ -41,7 +41,12 @@ class Call:
     memo: dict[str, Tensor] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What depends on the input alone: computed for the first gradient, the very same tensor for others."""
+        """What depends on the input alone: computed for the first gradient, the very same tensor for others.
+
+        Args:
+            name: of the quantity, one for every rule that shares it.
+            compute: its value.
+        """
         if name not in self.memo:
             self.memo[name] = compute()
         return self.memo[name]
@@ -94,6 +99,10 @@ A class's rule holds for a subclass too as long as that doesn't change `forward`
 def register_rule(kind: type[nn.Module] | str, covers: Iterable[str] | None = None) -> Callable[[Rule], Rule]:
     """Register a rule for a layer class (or class name) and the parameters that it covers (None: all).
 
+    Args:
+        kind: the class of layers, or its name.
+        covers: local names of its parameters; None: all.
+
     Examples:
         >>> @register_rule(torch.nn.Bilinear, covers=["bias"])
         ... def bilinear_bias(module, call):
@@ -125,19 +134,34 @@ def find_rule(module: nn.Module) -> RuleEntry | None:
 @register_rule("FalconLinear", covers=["weight", "bias"])
 @register_rule(nn.Linear, covers=["weight", "bias"])
 def linear(module: nn.Linear, call: Call) -> dict[str, Term]:
-    """Y = x W^T + b: dW = sum_s g_s x_s^T, db = sum_s g_s."""
+    """A linear layer, y = x W^T + b: dW = sum_s g_s x_s^T, db = sum_s g_s.
+
+    Args:
+        module: a linear layer.
+        call: what it was called with, and the gradient at its output.
+    """
     return {"weight": Outer(call.g, call.x), "bias": vector(call.g.sum(1))}
 
 
 @register_rule(Conv1D, covers=["weight", "bias"])
 def conv1d(module: Conv1D, call: Call) -> dict[str, Term]:
-    """Y = x W + b (GPT-2): dW = sum_s x_s g_s^T, db = sum_s g_s."""
+    """GPT-2's linear layer, y = x W + b: dW = sum_s x_s g_s^T, db = sum_s g_s.
+
+    Args:
+        module: GPT-2's layer.
+        call: what it was called with, and the gradient at its output.
+    """
     return {"weight": Outer(call.x, call.g), "bias": vector(call.g.sum(1))}
 
 
 @register_rule(nn.Embedding, covers=["weight"])
 def embedding(module: nn.Embedding, call: Call) -> dict[str, Term]:
-    """Y = W[id]: dW = sum_s e_id(s) g_s^T; the padding token's row has no gradient."""
+    """An embedding, y = W[id]: dW = sum_s e_id(s) g_s^T; the padding token's row has no gradient.
+
+    Args:
+        module: an embedding.
+        call: what it was called with, and the gradient at its output.
+    """
     index, g = call.input.reshape(call.rows, -1), call.g
     if module.padding_idx is not None:
         g = g * (index != module.padding_idx)[..., None]
@@ -148,7 +172,12 @@ def embedding(module: nn.Embedding, call: Call) -> dict[str, Term]:
 @register_rule("Gemma2TextScaledWordEmbedding", covers=["weight"])
 @register_rule("Gemma3TextScaledWordEmbedding", covers=["weight"])
 def scaled_embedding(module: Any, call: Call) -> dict[str, Term]:
-    """Y = scale * W[id] (Gemma)."""
+    """Gemma's embedding, y = scale * W[id].
+
+    Args:
+        module: an embedding with a scale.
+        call: what it was called with, and the gradient at its output.
+    """
     (term,) = embedding(module, call).values()
     assert isinstance(term, Outer) and isinstance(term.right, Tensor)
     scale = module.embed_scale.to(module.weight.dtype)
@@ -159,6 +188,10 @@ def elementwise_affine(module: nn.Module, call: Call) -> dict[str, Term]:
     """Norms, y = w * n(x) + b or (1 + w) * n(x) + b: dw = sum_s g_s * n(x_s), db = sum_s g_s.
 
     n is read off the module itself as f(w = 1) - f(w = 0), which holds for both conventions.
+
+    Args:
+        module: a norm with a weight, a bias or both.
+        call: what it was called with, and the gradient at its output.
     """
     own = dict(module.named_parameters(recurse=False))
     ones = {name: torch.ones_like(p) for name, p in own.items()}
@@ -179,6 +212,10 @@ def recompute(module: nn.Module, call: Call) -> dict[str, Term]:
     """Any module whose rows don't mix: run it again, row by row, and let autograd take its own parameters.
 
     Exact, and far cheaper than a backward pass through the model, but every row's score is written out.
+
+    Args:
+        module: the layer.
+        call: what it was called with, and the gradient at its output.
     """
     own = {name: p.detach().requires_grad_() for name, p in module.named_parameters(recurse=False)}
     scores = []

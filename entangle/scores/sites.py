@@ -35,6 +35,10 @@ def find_sites(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tupl
     """Sites that give the scores of `parameters`, and the names that no rule covers.
 
     A parameter with several owners (tied weights) is covered only if each owner has a rule for it.
+
+    Args:
+        model: the model.
+        parameters: the wanted ones, by name.
     """
     names = {id(p): name for name, p in parameters.items()}
     candidates: list[Site] = []
@@ -129,7 +133,12 @@ class Recorder:
 
     @contextmanager
     def recording(self, rows: int, passes: int = 1) -> Iterator[None]:
-        """Within: forward passes over `rows` rows are recorded, for `passes` backward passes each."""
+        """Within: forward passes over `rows` rows are recorded, for `passes` backward passes each.
+
+        Args:
+            rows: rows of the forward passes.
+            passes: backward passes for each.
+        """
         handles = [
             site.module.register_forward_hook(self._hook(site, rows, passes), with_kwargs=True)
             for site in self._sites

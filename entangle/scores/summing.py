@@ -116,7 +116,13 @@ class PassSums:
             into[group].addmm_(weights, rows.to(into.dtype), alpha=self._sign)
 
     def add_factored(self, name: str, score: Score, is_finite: Tensor) -> None:
-        """Add all scores of a parameter, as the factors that they are: by group and direction a weight gradient."""
+        """Add all scores of a parameter, as the factors that they are: by group and direction a weight gradient.
+
+        Args:
+            name: of the parameter.
+            score: its scores as terms.
+            is_finite: `(pairs,)` bool: pairs that count.
+        """
         pairs = torch.arange(len(self._groups))
         into = self._total.sum_of(name)
         into = into.view(*into.shape[:2], *score.shape)
@@ -132,7 +138,13 @@ class PassSums:
                         _add_term(into[group, direction], term, weight * self._sign)
 
     def add_twins(self, module: str, number: int, gram: Tensor) -> None:
-        """Take note of the products of `twins[number]` in one parameter, `(2k, 2k)`, chosen rows first."""
+        """Take note of the products of `twins[number]` in one parameter, `(2k, 2k)`, chosen rows first.
+
+        Args:
+            module: the module that the parameter belongs to.
+            number: position in `twins`.
+            gram: `(2k, 2k)`, 1/parameter^2.
+        """
         self._twin_grams[module, number] = self._twin_grams.get((module, number), 0.0) + gram.double().cpu()
 
     def finish(self, blocks: Mapping[str, Tensor]) -> PassSums | None:

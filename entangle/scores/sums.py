@@ -188,7 +188,13 @@ class GroupSums:
         return self._own.setdefault(module, torch.zeros(shape, dtype=torch.float64))
 
     def count(self, prompt: int, group: int, pairs: int) -> None:
-        """Count a pass's pairs of one prompt."""
+        """Count a pass's pairs of one prompt.
+
+        Args:
+            prompt: number of the prompt.
+            group: number of the group.
+            pairs: how many.
+        """
         self._pairs[group] += pairs
         self._squares[group] += pairs**2
         self._meet(prompt, group)
@@ -209,6 +215,10 @@ class GroupSums:
     @classmethod
     def load(cls, path: str | Path, parameters: Mapping[str, nn.Parameter]) -> GroupSums:
         """What `save` wrote, on the devices of these parameters.
+
+        Args:
+            path: the file.
+            parameters: the probed ones, by name.
 
         Raises:
             RunError: it holds sums of other parameters.
@@ -236,7 +246,13 @@ class GroupSums:
 
 
 def memory(parameters: Mapping[str, nn.Parameter], groups: int, directions: int = 2) -> int:
-    """Bytes that `GroupSums` takes, in memory and in its file."""
+    """Bytes that `GroupSums` takes, in memory and in its file.
+
+    Args:
+        parameters: the probed ones, by name.
+        groups: number of groups.
+        directions: sums kept of each.
+    """
     return groups * directions * sum(p.numel() * max(p.element_size(), 4) for p in parameters.values())
 
 

@@ -93,7 +93,12 @@ class Outer:
         return Dense(self.write_out(0, a)) if small else self
 
     def write_out(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop of the matrix, `(rows, stop - start, b)`."""
+        """Rows start..stop of the matrix, `(rows, stop - start, b)`.
+
+        Args:
+            start: the first row.
+            stop: the row after the last.
+        """
         if isinstance(self.left, OneHot):
             if isinstance(self.right, OneHot):
                 raise TypeError("An outer product of two one-hot factors isn't a score.")
@@ -141,7 +146,12 @@ class Dense:
         return self
 
     def write_out(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop of the matrix, `(rows, stop - start, b)`."""
+        """Rows start..stop of the matrix, `(rows, stop - start, b)`.
+
+        Args:
+            start: the first row.
+            stop: the row after the last.
+        """
         return self.value[:, start:stop]
 
     def product(self, direction: Tensor) -> Tensor:
@@ -165,7 +175,7 @@ class Score:
 
     @property
     def prompts(self) -> int:
-        """N."""
+        """The number of prompts, n."""
         return len(self.members[0][0])
 
     @property

@@ -302,7 +302,13 @@ class Linear:
 
     @classmethod
     def of(cls, values: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Linear:
-        """The backward pass from `values` to `inputs`, taken at `weights`."""
+        """The backward pass from `values` to `inputs`, taken at `weights`.
+
+        Args:
+            values: what is differentiated.
+            inputs: by what; in its graph.
+            weights: one per value, in its shape.
+        """
         free = tuple(weight.detach().clone().requires_grad_(True) for weight in weights)
         outputs = torch.autograd.grad(
             values, inputs, free, create_graph=True, allow_unused=True, materialize_grads=True
@@ -351,7 +357,14 @@ class Passes:
 def linearise(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], rows: Rows, split: Split | None
 ) -> Passes:
-    """Evaluate a pair forwards and backwards, keeping the graph of the backward passes."""
+    """Evaluate a pair forwards and backwards, keeping the graph of the backward passes.
+
+    Args:
+        model: the model.
+        parameters: the probed ones, by name.
+        rows: a pair: chosen, then rejected.
+        split: the pair with its prompt apart; None: both rows whole.
+    """
     theta = list(parameters.values())
     kept: list[Tensor] = []
     if split is not None:

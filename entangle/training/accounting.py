@@ -132,7 +132,7 @@ class LedgerRecorder:
         return torch.cat([logps.cpu() for logps in passes]) if passes else torch.zeros(0, 2).double()
 
     def _upstream_gradients(self, batches: Sequence[MicroBatch]) -> dict[int, Tensor]:
-        """U of both rows of every known pair in the step's batch, over all micro-batches and processes."""
+        """The upstream gradients u of every known pair in the step's batch, over all micro-batches and processes."""
         own = []
         for batch in batches:
             assert batch.upstream is not None

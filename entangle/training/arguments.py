@@ -28,6 +28,10 @@ SEED = 42
 def trainer_arguments(config: TrainConfig, folder: Path) -> DPOConfig | SFTConfig:
     """DPOConfig, or SFTConfig in the stage sft.
 
+    Args:
+        config: the options.
+        folder: where the trainer writes.
+
     Raises:
         TrainingError: `trainer_options` names an option that there isn't, or one that is ours, or `report_to` a tracker
             that isn't installed.

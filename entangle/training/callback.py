@@ -268,7 +268,13 @@ class EntanglementCallback(TrainerCallback):
 
 
 def alert(title: str, text: str, trackers: Sequence[str]) -> None:
-    """Warn on the console, and in those of the run's trackers that know alerts."""
+    """Warn on the console, and in those of the run's trackers that know alerts.
+
+    Args:
+        title: a few words.
+        text: a sentence.
+        trackers: names of those that the run reports to.
+    """
     logger.warning(f"{title}: {text}")
     for tracker in ("trackio", "wandb"):
         if tracker in trackers:
@@ -288,6 +294,10 @@ def is_sharded() -> bool:
 
 def training_pairs(trainer: Trainer | None, count: int) -> list[TokenizedPair]:
     """`count` pairs of a TRL trainer's tokenised training set, evenly spread; their index is their row.
+
+    Args:
+        trainer: of a training set that is tokenised already.
+        count: pairs at most.
 
     Raises:
         TrainingError: there is no trainer, or its training set isn't one of tokenised pairs.

@@ -73,7 +73,7 @@ class MicroBatch:
 
     @property
     def pairs(self) -> int:
-        """N."""
+        """The number of pairs, n."""
         return len(self.input_ids) // 2
 
     @property

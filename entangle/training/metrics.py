@@ -15,7 +15,12 @@ STILL_TRAINING = 0.01
 
 
 def incentives(loss: PreferenceLoss, logps: PairLogps) -> Incentives:
-    """d_w and d_l of each pair, `(B,)`, loss units per nat; a mean over tokens if the loss weighs tokens."""
+    """d_w and d_l of each pair, `(B,)`, loss units per nat; a mean over tokens if the loss weighs tokens.
+
+    Args:
+        loss: the trained loss.
+        logps: its pairs, `(B,)` each, nats.
+    """
     found = loss.incentives(logps)
     if found.chosen.ndim == 1:
         return found
@@ -29,6 +34,10 @@ def is_still_training(loss: PreferenceLoss, logps: PairLogps) -> Tensor:
     The starting point is policy = reference. Without reference log-probs it is indifference: the rejected
     response as likely as the chosen one (per token, for a loss that reads lengths). For a loss with a hinge
     this says "not yet beyond the hinge"; an incentive that starts at 0 counts as soon as it isn't 0.
+
+    Args:
+        loss: the trained loss.
+        logps: its pairs, `(B,)` each, nats.
     """
     now, start = incentives(loss, logps), incentives(loss, _starting_point(loss, logps))
     size = torch.maximum(now.chosen.abs(), now.rejected.abs())
@@ -55,7 +64,12 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 
 
 def token_metrics(output: Any, mask: Tensor) -> Metrics:
-    """TRL's metrics over scored tokens, `(2B, T-1)` or `(B, T-1)` each."""
+    """TRL's metrics over scored tokens, `(2B, T-1)` or `(B, T-1)` each.
+
+    Args:
+        output: what TRL's fused head gives.
+        mask: `(2B, T-1)`, 1 where the next token is scored.
+    """
     width = mask.shape[1]
     mask_chosen, mask_rejected = mask.chunk(2)
     chosen_logits, rejected_logits = output.mean_logits[:, -width:].chunk(2)
@@ -71,7 +85,13 @@ def token_metrics(output: Any, mask: Tensor) -> Metrics:
 
 
 def pair_metrics(loss: PreferenceLoss, logps: PairLogps, beta: float) -> Metrics:
-    """Metrics over pairs, `(B,)` each; rewards only where the batch has a reference."""
+    """Metrics over pairs, `(B,)` each; rewards only where the batch has a reference.
+
+    Args:
+        loss: the trained loss.
+        logps: its pairs, `(B,)` each, nats.
+        beta: by which a log-ratio is a reward.
+    """
     found = incentives(loss, logps)
     values = {
         "logps/chosen": logps.chosen,

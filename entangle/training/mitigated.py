@@ -176,6 +176,11 @@ def check_mitigations(
 ) -> Mitigation | None:
     """The one mitigation that changes gradients, if there is one; refuses what makes no sense together.
 
+    Args:
+        mitigations: what a run asks for.
+        loss: the trained loss.
+        args: the trainer's.
+
     Raises:
         TrainingError: names what doesn't fit, and what would.
     """
@@ -216,7 +221,12 @@ def _check_splitting(mitigation: Splitting, args: TrainingArguments) -> None:
 
 
 def clipped_share(gradient: Vector, max_norm: float) -> float:
-    """The factor min(1, C / (|gradient| + 1e-6)) that clipping multiplies by; 1 where C = 0 means no clipping."""
+    """The factor min(1, C / (|gradient| + 1e-6)) that clipping multiplies by; 1 where C = 0 means no clipping.
+
+    Args:
+        gradient: a tensor per parameter.
+        max_norm: C.
+    """
     norm = torch.stack([part.norm() for part in gradient]).norm()
     return min(1.0, max_norm / (float(norm) + 1e-6)) if max_norm else 1.0
 
@@ -237,7 +247,13 @@ def row_batch(inputs: Mapping[str, Any]) -> RowBatch:
 
 
 def masked_tokens(engine: Engine, batch: RowBatch, rule: TokenMasking) -> Tensor:
-    """Which tokens take part in the backward pass, `(rows, T - 1)` bool on the CPU; see `TokenMasking`."""
+    """Which tokens take part in the backward pass, `(rows, T - 1)` bool on the CPU; see `TokenMasking`.
+
+    Args:
+        engine: of the trained parameters.
+        batch: B pairs: chosen rows first, then rejected.
+        rule: how many may be dropped, and in how many rounds.
+    """
     count = len(batch.prompt_length)
     kept = batch.scored.cpu()
     todo = [i for i in _entangled(engine, batch) if bool(batch.lengths[i] and batch.lengths[count + i])]
@@ -278,7 +294,12 @@ def _pairs_of(batch: RowBatch, pairs: Sequence[int]) -> RowBatch:
 
 @contextmanager
 def displaced(parameters: Sequence[Tensor], displacement: Vector | None) -> Iterator[None]:
-    """Within: the parameters are moved; afterwards they are as before, bit for bit."""
+    """Within: the parameters are moved; afterwards they are as before, bit for bit.
+
+    Args:
+        parameters: those that are moved, in place.
+        displacement: by how much, a tensor each; None: not at all.
+    """
     if displacement is None:
         yield
         return

@@ -107,6 +107,10 @@ class ProbeSet:
 
         Reference log-probs are computed once and kept. A pair that can't be scored, and the incentives of a loss
         that weighs tokens, are left empty.
+
+        Args:
+            loss: the trained loss; None: no incentives, changes and regimes.
+            loss_batch_size: pairs per batch of a batch-coupled loss.
         """
         with undisturbed(self.policy.model):
             if self.has_reference and not self._is_referenced:

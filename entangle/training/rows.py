@@ -56,6 +56,11 @@ def live_rows(batch: MicroBatch, number: int, processes: int) -> list[dict[str, 
     """Rows of a micro-batch: its pairs' log-probs, geometry, incentives and regimes.
 
     Incentives are those that the step applies: of the mean over the micro-batch, the accumulation and `processes`.
+
+    Args:
+        batch: after its backward pass.
+        number: of the micro-batch in its step.
+        processes: that share the step.
     """
     assert batch.upstream is not None and batch.logps is not None
     geometry = batch.geometry

@@ -45,6 +45,11 @@ def take_share(samples: Sequence[Sample], share: float, key: Callable[[Sample], 
     """The share of the samples whose keys come first by hash, in the data's order; at least one sample.
 
     Law: a smaller share is part of a larger one.
+
+    Args:
+        samples: all of them.
+        share: in (0, 1].
+        key: what a sample is told apart by.
     """
     count = max(1, math.ceil(share * len(samples)))
     first = sorted(range(len(samples)), key=lambda i: (_hash(key(samples[i])), i))[:count]

@@ -188,6 +188,10 @@ class _NoReference(nn.Module):
 def check_options(args: DPOConfig, loss: PreferenceLoss) -> None:
     """Refuse options of DPOConfig that the loss would silently ignore or contradict.
 
+    Args:
+        args: the trainer's.
+        loss: the trained loss.
+
     Raises:
         TrainingError: names the option, its value and where to say it instead.
     """

