@@ -89,6 +89,33 @@ def set_verdict(content: Mapping[str, Any], loss: str) -> str:
     )
 
 
+def set_advice(content: Mapping[str, Any], loss: str) -> list[str]:
+    """What to change for the set: nothing, the smallest change and its price in margin, or that none is enough.
+
+    Args:
+        content: a what-if's `set`: also `changes`, one per knob.
+        loss: the loss that the knobs start from.
+    """
+    move, changes = content["losses"][loss], content["changes"]
+    if finding(move) == IDEAL or not changes:
+        return []
+    stops = [f"{c['knob']} = {c['stops']:.3g}" for c in changes if c["stops"] not in (None, c["start"])]
+    chosen = [f"The mean chosen log-prob stops falling from {' or '.join(stops)} on."] if stops else []
+    found = [change for change in changes if change["setting"] is not None]
+    if not found:
+        tried = ", ".join(change["knob"] for change in changes)
+        return [f"No setting of {tried} keeps the set from drifting.", *chosen]
+    best = max(found, key=lambda change: change["at_setting"]["margin"]["value"])
+    after, before = best["at_setting"], best["at_start"]
+    doubt = "" if finding(after) == IDEAL else ", by these pairs' means and without certainty,"
+    return [
+        f"The smallest change that{doubt} keeps the set from drifting is {best['knob']} ({best['title']}) = "
+        f"{best['setting']:.3g}, that is {best['loss']}: the mean margin then grows by "
+        f"{after['margin']['value']:.3g} nats per unit of learning rate, instead of {before['margin']['value']:.3g}.",
+        *chosen,
+    ]
+
+
 def steady_losses(content: Mapping[str, Any]) -> list[str]:
     """Losses under which the set is known to raise the chosen and lower the rejected log-probs."""
     return [loss for loss, move in content["losses"].items() if finding(move) == IDEAL]

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from entangle.analysis.regimes import Regime
-from entangle.analysis.set_verdict import set_verdict
+from entangle.analysis.set_verdict import set_advice, set_verdict
 from entangle.analysis.wording import counted, portion, share_text
 
 GOOD = 0.9
@@ -111,7 +111,9 @@ def worst_pairs(pairs: pd.DataFrame, predictions: pd.DataFrame, loss: str, count
 
 def recommendation(summary: Mapping[str, Any]) -> str:
     """The verdict on a what-if's start and its advice."""
-    return " ".join([verdict(summary["regimes"], summary["base"]), *advice(summary)])
+    whole = summary.get("set")
+    said = [] if whole is None else [set_verdict(whole, summary["base"]), *set_advice(whole, summary["base"])]
+    return " ".join([*said, verdict(summary["regimes"], summary["base"]), *advice(summary)])
 
 
 def advice(summary: Mapping[str, Any]) -> list[str]:

@@ -74,6 +74,50 @@ def drift_table(content: Mapping[str, Any]) -> Table:
     return table
 
 
+def finding_table(content: Mapping[str, Any], base: str) -> Table:
+    """A row per kind of finding, with the losses that it holds for and their drifts, the base loss first.
+
+    Args:
+        content: a what-if's `set`.
+        base: the loss that the knobs start from.
+    """
+    table = plain_table(
+        "The set: what both log-probs do, and under which losses (drift)", padding=(0, 1, 0, 0)
+    )
+    table.add_column("the two", no_wrap=True)
+    table.add_column("losses", overflow="fold")
+    by_finding: dict[str, list[str]] = {}
+    for loss, move in sorted(content["losses"].items(), key=lambda item: item[0] != base):
+        shown = _signed(move["drift"]["value"])
+        by_finding.setdefault(finding(move), []).append(loss if shown == "-" else f"{loss} ({shown})")
+    for what in (IDEAL, UNSURE, RISE, FALL, INVERTED, UNKNOWN):
+        if what in by_finding:
+            words, style = WORDS[what]
+            table.add_row(Text(words, style), Text(", ".join(by_finding[what])))
+    return table
+
+
+def set_change_table(content: Mapping[str, Any]) -> Table:
+    """A row per knob: the smallest setting that keeps the set from drifting, and what it costs in margin."""
+    title = "Smallest change that keeps the set from drifting (margin: mean nats per lr)"
+    table = plain_table(title, padding=(0, 1, 0, 0))
+    for name in ("knob", "setting", "drift", "95 % interval", "margin", "before", "chosen rises\nfrom"):
+        table.add_column(name, justify="left" if name == "knob" else "right")
+    for change in content["changes"]:
+        after, before = change["at_setting"], change["at_start"]["margin"]["value"]
+        row = ["none", "", "", ""]
+        if after is not None:
+            drift = after["drift"]
+            row = [
+                f"{change['setting']:.3g}",
+                _signed(drift["value"]),
+                span(drift),
+                number(after["margin"]["value"]),
+            ]
+        table.add_row(change["knob"], *row, number(before), number(change["stops"]))
+    return table
+
+
 def ratio(move: Mapping[str, Any]) -> str:
     """Mean incentive on the chosen over that on the rejected side."""
     chosen, rejected = move["incentive_chosen"], move["incentive_rejected"]
@@ -99,4 +143,4 @@ def span(estimate: Mapping[str, Any]) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.2g}"
+    return "-" if value is None or value != value else f"{value:+.2g}"

@@ -22,6 +22,7 @@ from entangle.tables.base import (
     plain_table,
     snippet,
 )
+from entangle.tables.sets import finding_table, geometry_text, set_change_table
 
 SHOWN_PAIRS = 5
 _HEADERS = {
@@ -49,7 +50,17 @@ def whatif_tables(
         texts: texts of the pairs, where the probe kept them.
         rows: verdicts that are shown.
     """
-    parts: list[RenderableType] = [_heading(summary), verdict_table(settings, rows, summary["base"])]
+    parts: list[RenderableType] = [_heading(summary)]
+    if "set" in summary:
+        whole = summary["set"]
+        parts += [
+            geometry_text(whole),
+            finding_table(whole, summary["base"]),
+            "",
+            set_change_table(whole),
+            "",
+        ]
+    parts.append(verdict_table(settings, rows, summary["base"]))
     if summary["changes"]:
         parts.append(change_table(summary))
     parts += [

