@@ -1,7 +1,7 @@
 """What the pages take from the code: tables of options and of losses, so that each stands in one place.
 
 `{{ options probe }}` becomes the options of that command, `{{ commands }}` the list of commands, `{{ losses }}` the
-catalogue of losses.
+catalogue of losses, `{{ formats }}` the forms of data that are read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,19 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         r"^\{\{ options (\w+) \}\}$", lambda match: options_table(match[1]), markdown, flags=re.M
     )
     markdown = re.sub(r"^\{\{ commands \}\}$", lambda _: commands_list(), markdown, flags=re.M)
+    markdown = re.sub(r"^\{\{ formats \}\}$", lambda _: formats_table(), markdown, flags=re.M)
     return re.sub(r"^\{\{ losses \}\}$", lambda _: losses_table(), markdown, flags=re.M)
+
+
+def formats_table() -> str:
+    """Every format of preference data: its name, whether it is taken by itself, and what is read as what."""
+    from entangle.data import FORMATS
+
+    rows = [
+        f"| `{form.name}` | {'by itself' if form.is_automatic else 'when named'} | {form.reads} |"
+        for form in FORMATS.values()
+    ]
+    return "\n".join(["| `--format` | taken | what is read as what |", "|---|---|---|", *rows])
 
 
 def losses_table() -> str:

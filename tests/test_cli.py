@@ -81,11 +81,13 @@ def test_bad_data_is_refused_with_its_reason(base, tmp_path, capsys, rows, expec
 def test_bad_models_are_refused_with_their_reason(base, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     output = tmp_path / "run"
-    assert "Expected a folder" in refused(capsys, output, "--model_name_or_path", str(tmp_path / "nowhere"))
-    assert "config.json" in refused(capsys, output, "--model_name_or_path", str(tmp_path / "empty"))
+    data = ("--dataset_name", "embedded")
+    nowhere, empty = str(tmp_path / "nowhere"), str(tmp_path / "empty")
+    assert "Expected a folder" in refused(capsys, output, "--model_name_or_path", nowhere, *data)
+    assert "config.json" in refused(capsys, output, "--model_name_or_path", empty, *data)
     other = save_policy(tmp_path / "other", gpt2_tokenizer(), hidden=32)
     adapter = save_adapter(tmp_path / "adapter", other, hidden=32)
-    message = refused(capsys, output, "--model_name_or_path", base, "--adapter_name_or_path", adapter)
+    message = refused(capsys, output, "--model_name_or_path", base, "--adapter_name_or_path", adapter, *data)
     assert "adapter" in message and "base" in message
 
 

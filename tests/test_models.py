@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from entangle.config import ModelOptions
-from entangle.data import load_pairs, tokenize_pair
+from entangle.data import DataError, hub, load_pairs, tokenize_pair
 from entangle.models import (
     ModelError,
     Policy,
@@ -23,8 +25,10 @@ from entangle.models import (
     choose_parameters,
     load_policy,
     pad_id,
+    settle_reference,
 )
-from entangle.scores.logps import row_logps
+from entangle.scores import make_engine
+from entangle.scores.logps import row_logps, token_logps
 from entangle.scores.rows import RowBatch
 from tests import tiny
 
@@ -492,3 +496,249 @@ def test_quantised_loading_needs_its_package(base, bits, monkeypatch):
     """Said before anything is loaded, with the command that installs it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused(r"bitsandbytes.*entangle\[quantization\]", base, **{bits: True})
+
+
+# --- the reference that a training saved, or the run stops ---------------------------------------------------
+
+
+def started(folder: Path, base: str, **names: int) -> str:
+    """An adapter with further ones in sub-folders, each with a seed of its own."""
+    for name, seed in names.items():
+        tiny.save_adapter(folder / name, base, seed=seed)
+    return tiny.save_adapter(folder, base)
+
+
+def test_the_start_that_a_training_saved_is_the_reference(base, tmp_path):
+    """TRL's `ref` beside the adapter: the same log-probs as by its name, and said; the base only when asked for."""
+    folder = started(tmp_path / "run", base, ref=5)
+    policy, named = (
+        load_policy(ModelOptions(folder)),
+        load_policy(ModelOptions(folder, ref_model_name_or_path=f"{folder}/ref")),
+    )
+    batch = batch_of(policy)
+    assert torch.equal(policy.reference.logps(batch), named.reference.logps(batch))  # pyright: ignore
+    assert policy.notes[0].startswith(f"The reference is {folder}/ref")
+    assert policy.description["reference"] == "model"
+    assert policy.description["ref_model_name_or_path"] == f"{folder}/ref"
+    off = load_policy(ModelOptions(folder, reference="adapter_off"))
+    alone = row_logps(load_policy(ModelOptions(base)).model, batch)
+    assert torch.equal(off.reference.logps(batch), alone)  # pyright: ignore
+    assert not torch.allclose(policy.reference.logps(batch), alone)  # pyright: ignore
+    assert "though" in off.notes[0] and f"{folder}/ref is there" in off.notes[0]
+
+
+def test_the_start_is_found_for_a_named_base_too(base, tmp_path):
+    """Its own file may name a base that isn't there any more."""
+    folder = started(tmp_path / "run", "gone/some/where", ref=5)
+    policy = load_policy(ModelOptions(base, adapter_name_or_path=folder))
+    assert policy.description["reference"] == "model"
+    assert any("names another base, 'gone/some/where'" in note for note in policy.notes)
+
+
+def test_an_adapter_that_is_named_as_a_reference_stops_the_run(base, tmp_path):
+    """Inside or beside; naming either one goes on."""
+    inside = started(tmp_path / "a", base, reference=5)
+    tiny.save_adapter(tmp_path / "b" / "train", base)
+    tiny.save_adapter(tmp_path / "b" / "reference", base, seed=5)
+    for folder, start in ((inside, "a/reference"), (str(tmp_path / "b" / "train"), "b/reference")):
+        refused(f"{start} is an adapter that is named as the reference.*--reference adapter_off", folder)
+        assert load_policy(ModelOptions(folder, reference="adapter_off")).reference.name == "adapter_off"
+        assert (
+            load_policy(ModelOptions(folder, ref_model_name_or_path=str(tmp_path / start))).reference.name
+            == "model"
+        )
+    assert (
+        load_policy(ModelOptions(str(tmp_path / "b" / "reference"))).reference.name == "adapter_off"
+    )  # it is the start itself
+    refused("holds 2 adapters in sub-folders .reference, train.*b/train as the model", str(tmp_path / "b"))
+    refused("and .*b/reference as ref_model_name_or_path", str(tmp_path / "b"))
+
+
+def test_checkpoints_and_other_adapters_beside_are_no_reference(base, tmp_path):
+    """A run's folder keeps its checkpoints, and people keep adapters side by side."""
+    folder = started(tmp_path / "run", base, **{"checkpoint-5": 5, "best": 6})
+    tiny.save_adapter(tmp_path / "preference", base)
+    assert load_policy(ModelOptions(folder)).reference.name == "adapter_off"
+
+
+def test_an_adapter_that_brings_weights_of_its_base_stops_at_once(base, tmp_path):
+    """As after an initialisation that moves the base: known when it is loaded, before any pair."""
+    model = get_peft_model(
+        tiny.llama(),
+        LoraConfig(r=2, init_lora_weights="pissa", target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(str(tmp_path))
+    refused("isn't its base any more.*ref_model_name_or_path", str(tmp_path))
+
+
+def test_the_policy_is_its_own_reference_where_nothing_else_is(base, adapter):
+    """A model without adapter and without columns: the start of a training, said; columns must then be whole."""
+    rows = [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0} for row in tiny.ROWS]
+    plain, carried = load_pairs(tiny.ROWS), load_pairs(rows)
+    policy = settle_reference(load_policy(ModelOptions(base)), plain)
+    assert policy.reference.name == policy.description["reference"] == "self"
+    assert "The reference is the policy itself" in policy.notes[0]
+    assert settle_reference(load_policy(ModelOptions(base)), carried).reference.name == "columns"
+    mixed = settle_reference(load_policy(ModelOptions(base)), [*plain[:1], *carried])
+    with pytest.raises(ModelError, match=r"rows without them: \[0\]"):
+        tokens = mixed.tokenize([*plain[:1], *carried]).tokens
+        mixed.reference.logps(mixed.collate(tokens), tokens)
+    for options in ({"reference": "none"}, {"reference": "columns"}):
+        kept = load_policy(ModelOptions(base, **options))
+        assert settle_reference(kept, plain) is kept
+    kept = load_policy(ModelOptions(adapter))
+    assert settle_reference(kept, plain) is kept
+
+
+# --- what is said of weights ---------------------------------------------------------------------------------
+
+
+def test_a_lora_on_embeddings_is_a_policy(base):
+    """Its A starts at 0 there, so it adds nothing yet."""
+    policy = load_policy(ModelOptions(base, use_peft=True, lora_target_modules=("embed_tokens", "q_proj")))
+    batch = batch_of(policy)
+    check_reference(policy, batch)
+    assert policy.pad_id == 2 and policy.vocabulary == 352 and policy.is_its_reference
+    with torch.no_grad():
+        next(p for n, p in policy.parameters.items() if "lora_embedding_A" in n).fill_(0.1)
+    assert not policy.is_its_reference
+
+
+def test_tensors_that_are_broken_are_named(base, tmp_path):
+    """NaN passes through everything, so the place where it comes from is said."""
+    folder = Path(tiny.save_policy(tmp_path))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, :2] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    notes = " ".join(load_policy(ModelOptions(str(folder))).notes)
+    assert "1 weight tensors hold values that aren't finite" in notes
+    assert "model.layers.1.mlp.up_proj.weight (2 values)" in notes
+    assert "finite" not in " ".join(load_policy(ModelOptions(base)).notes)
+
+
+def test_an_adapter_of_another_base_is_called_that(base, adapter, tmp_path):
+    """By shape it is refused, by name it is said."""
+    wide = tiny.save_policy(tmp_path / "wide", hidden=32)
+    refused("is an adapter of another base than this one", wide, adapter_name_or_path=adapter)
+    same = tiny.save_policy(tmp_path / "same", seed=9)
+    notes = load_policy(ModelOptions(same, adapter_name_or_path=adapter)).notes
+    assert any(
+        f"names another base, {base!r}, than the one that it is put on, {same!r}" in note for note in notes
+    )
+    assert not any(
+        "another base" in note for note in load_policy(ModelOptions(base, adapter_name_or_path=adapter)).notes
+    )
+
+
+def test_embeddings_that_a_training_resized_are_named(base, tmp_path):
+    """Tokens were added before the training: the base has to be resized as it was."""
+    model = tiny.llama()
+    model.resize_token_embeddings(356)
+    tuned = get_peft_model(
+        model,
+        LoraConfig(
+            r=2,
+            target_modules=["q_proj"],
+            modules_to_save=["embed_tokens", "lm_head"],
+            task_type="CAUSAL_LM",
+        ),
+    )
+    tuned.peft_config["default"].base_model_name_or_path = base
+    tuned.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    refused(
+        r"embeddings for 356 tokens, and its base .* for 352.*resize_token_embeddings\(356\)", str(tmp_path)
+    )
+
+
+def test_weights_saved_from_inside_a_wrapper_are_named(base, tmp_path):
+    folder = Path(tiny.save_policy(tmp_path))
+    weights = {f"_orig_mod.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused("Take '_orig_mod.' off the names", str(folder))
+
+
+# --- names that lead nowhere are answered at once ------------------------------------------------------------
+
+
+def test_a_misspelt_folder_never_waits_for_the_hub(base, tmp_path, monkeypatch):
+    """A folder that is here has it misspelt; what is like it is named."""
+    monkeypatch.chdir(tmp_path)
+    tiny.save_policy(tmp_path / "models" / "trained")
+    monkeypatch.setattr("entangle.models.origin.use_hub", lambda: pytest.fail("asked the hub"))
+    refused("there is none .*Is 'models/trained' meant", "models/traned")
+    with pytest.raises(DataError, match="there is none .*Is 'models/trained' meant"):
+        load_pairs("models/traned")
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
+    """Nobody listens at that address: from then on only what was downloaded is used, without a single retry."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    for name in hub._PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    started = time.monotonic()
+    refused("'nobody/nothing' from the hub", "nobody/nothing")
+    assert huggingface_hub.constants.HF_HUB_OFFLINE and time.monotonic() - started < 5
+
+
+# --- mixtures of experts --------------------------------------------------------------------------------------
+
+
+def test_experts_are_measured_one_by_one_in_every_precision(tmp_path):
+    """LoRA on fused experts (target_parameters), the router's loss on: float64 scores are autograd's; both are said."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=352,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        output_router_logits=True,
+        max_position_embeddings=64,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "base")
+    tiny.gpt2_tokenizer().save_pretrained(tmp_path / "base")
+    lora = LoraConfig(
+        r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"], task_type="CAUSAL_LM"
+    )
+    tuned = get_peft_model(Qwen3MoeForCausalLM.from_pretrained(tmp_path / "base"), lora)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    policy = load_policy(ModelOptions(str(tmp_path / "adapter"), dtype="float64"))
+    assert "output_router_logits is on" in " ".join(policy.notes)
+    batch = batch_of(policy, tiny.ROWS[:1])
+    check_reference(policy, batch)
+    scores = make_engine(policy.model, policy.parameters, "auto").pairs(batch)
+    logps = token_logps(policy.model, batch).sum(1)
+    grads = [
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(row, list(policy.parameters.values()), retain_graph=True)
+            ]
+        )
+        for row in logps
+    ]
+    found = torch.tensor([scores.geometry.sq_chosen[0], scores.geometry.inner[0]])
+    torch.testing.assert_close(
+        found, torch.stack([grads[0] @ grads[0], grads[0] @ grads[1]]), rtol=1e-9, atol=0
+    )
+    bare = load_policy(
+        ModelOptions(
+            str(tmp_path / "base"), use_peft=True, lora_target_modules=("q_proj",), lora_r=2, dtype="float32"
+        )
+    )
+    assert "The LoRA isn't on 2 fused tensors of experts" in " ".join(bare.notes)

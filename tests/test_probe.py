@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -18,13 +19,14 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import PartialState
+from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from entangle import embedded
 from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.analysis.predictions import predict_losses
 from entangle.analysis.summary import summarise
-from entangle.commands.probe import ProbeResult
+from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, DataError, ModelError, RunError
@@ -197,15 +199,31 @@ def test_nan_weights_flag_the_pairs_and_the_run_goes_on(tmp_path):
 
 
 def test_losses_that_need_a_reference_are_refused_without_one_if_named(inputs, tmp_path):
-    config = options(inputs, tmp_path / "run", adapter_name_or_path=None)
+    """Before any pair is computed."""
+    config = options(inputs, tmp_path / "run", adapter_name_or_path=None, reference="none")
     with pytest.raises(ConfigError, match="dpo needs a reference policy"):
         probe(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_adapter_is_its_own_reference_and_that_is_said_first(inputs, tmp_path):
+    """As TRL starts: every log-ratio is 0, for the losses that compare with a reference too."""
+    console = Console(file=io.StringIO(), width=500)
+    result = run_probe(options(inputs, tmp_path / "run", adapter_name_or_path=None), console)
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert said.index("The reference is the policy itself") < said.index("pairs ")
+    assert result.pairs["ref_logps_chosen"].tolist() == result.pairs["logps_chosen"].tolist()
+    provenance = result.run.read_json("provenance.json")
+    assert provenance["reference"] == "self"
+    assert any("The reference is the policy itself" in note for note in provenance["notes"])
 
 
 def test_default_losses_leave_out_what_needs_a_reference(inputs, tmp_path):
     from entangle.config import DEFAULT_LOSSES
 
-    result = probe(options(inputs, tmp_path / "run", adapter_name_or_path=None, losses=DEFAULT_LOSSES))
+    result = probe(
+        options(inputs, tmp_path / "run", adapter_name_or_path=None, losses=DEFAULT_LOSSES, reference="none")
+    )
     assert "dpo" not in result.summary["regimes"] and "simpo" in result.summary["regimes"]
 
 

@@ -17,11 +17,11 @@ from entangle.analysis.predictions import check_labels, may_have_reference, pred
 from entangle.analysis.summary import summarise
 from entangle.commands.output import Output
 from entangle.config import DEFAULT_LOSSES, EMBEDDED, ProbeConfig, build_losses
-from entangle.data import PreferencePair, TokenizedPair, fingerprint, tokenize_pair
+from entangle.data import PreferencePair, TokenizedPair, fingerprint
 from entangle.diagnostics import columns_of, resolve, summarise_diagnostics
 from entangle.errors import ConfigError
 from entangle.measure.estimate import estimate
-from entangle.measure.inputs import load_pairs_of, load_policy_of
+from entangle.measure.inputs import load_policy_of, read_pairs_of
 from entangle.measure.modules import summarise_modules
 from entangle.measure.passes import Measurement, column_functions, rows_of_shard
 from entangle.measure.plan import Plan, is_scorable, longest
@@ -29,12 +29,14 @@ from entangle.measure.rows import ROW_COLUMNS, texts_of
 from entangle.measure.sets import SET_DETAILS, SetSums, set_content
 from entangle.measure.verification import summarise_verification, verify_losses
 from entangle.models import (
+    NoReference,
     Policy,
     check_positions,
     check_reference,
     hash_file,
     load_adam_state,
     optimizer_file,
+    settle_reference,
 )
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import progress_bar
@@ -108,12 +110,18 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     losses = build_losses(config.losses)
     check_labels(losses)  # before the model is loaded, if a name is wrong
     resolve(config.diagnostics)
-    pairs = load_pairs_of(config)
-    _check_group(config, pairs)
+    data = read_pairs_of(config)
+    for note in data.notes:
+        session.note(note)
+    _check_group(config, data.pairs)
     policy = load_policy_of(config, session.processes)
-    tokenized = [tokenize_pair(policy.tokenizer, pair, config.max_length) for pair in pairs]
+    taken = policy.tokenize(data.pairs, config.max_length, skip_invalid=config.skip_invalid)
+    pairs, tokenized = taken.pairs, taken.tokens
+    policy = settle_reference(policy, pairs)
+    if isinstance(policy.reference, NoReference):
+        _check_named(losses, config, has_reference=False)  # before the passes, which would be in vain
     reach = max(map(longest, filter(is_scorable, tokenized)), default=0)
-    notes = [*policy.notes, *check_positions(policy.model, reach)]
+    notes = [*taken.notes, *policy.notes, *check_positions(policy.model, reach)]
     identity = dict(policy.identity) | {"data": fingerprint(pairs)}
     metric = None
     if config.optimizer_state is not None:
@@ -122,6 +130,9 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
         notes.append(sentence)
     if not session.begin(identity):
         return ProbeResult.load(session.run.path)
+    for note in notes:
+        session.note(note)
+    notes = [*data.notes, *notes]
     plan = Plan.make(tokenized, config.shard_size, config.batch_size)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     if plan.first_pass:
@@ -168,7 +179,7 @@ def _close(
     """Judge every loss on the finished rows, verify if asked, and write what closes a run, its summary last."""
     run, policy, engine = session.run, measurement.policy, measurement.engine
     seconds, notes = session.seconds, [*notes, *engine.notes]
-    for note in notes:
+    for note in engine.notes:
         session.note(note)
     rows = run.pairs()
     usable = _usable(losses, rows, config, session)
@@ -233,9 +244,17 @@ def _usable(
     losses: Sequence[PreferenceLoss], rows: pd.DataFrame, config: ProbeConfig, session: Session
 ) -> list[PreferenceLoss]:
     """The losses that the rows can judge. One that can't be judged is an error if the user named it."""
-    usable, refused = usable_losses(losses, has_reference=may_have_reference(rows))
-    if refused and tuple(config.losses) != DEFAULT_LOSSES:
-        raise ConfigError(" ".join(refused))
+    usable, refused = _check_named(losses, config, has_reference=may_have_reference(rows))
     for sentence in refused:
         session.note(sentence)
     return usable
+
+
+def _check_named(
+    losses: Sequence[PreferenceLoss], config: ProbeConfig, *, has_reference: bool
+) -> tuple[list[PreferenceLoss], list[str]]:
+    """The losses that can be judged, and why the others can't: an error if the user named one of them."""
+    usable, refused = usable_losses(losses, has_reference=has_reference)
+    if refused and tuple(config.losses) != DEFAULT_LOSSES:
+        raise ConfigError(" ".join(refused))
+    return usable, refused

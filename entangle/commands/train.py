@@ -35,7 +35,7 @@ from trl import DPOConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 from entangle.analysis.ledger import describe_change
 from entangle.analysis.mitigations import Mitigation, Select, Splitting, build_mitigation, select_pairs
 from entangle.config import DataOptions, TrainConfig, build_losses
-from entangle.data import PreferencePair, TokenizedPair, collate, fingerprint, tokenize_pair
+from entangle.data import PreferencePair, TokenizedPair, collate, fingerprint
 from entangle.data.sources import read_rows
 from entangle.diagnostics import compute
 from entangle.errors import ConfigError
@@ -250,13 +250,14 @@ def _load_policy(config: TrainConfig, processes: PartialState) -> Policy:
         start,
         use_peft=start.use_peft and origin.adapter is None,
         parameters=config.parameters,
-        reference="auto",
+        # where this training starts, whatever an earlier one has saved
+        reference="model" if config.ref_model_name_or_path else "self",
     )
     return load_policy(options, seed=config.seed, device=own_device(processes))
 
 
 def _scorable(pairs: Sequence[PreferencePair], policy: Policy, max_length: int) -> list[TokenizedPair]:
-    return [t for p in pairs if is_scorable(t := tokenize_pair(policy.tokenizer, p, max_length))]
+    return [done for done in policy.tokenize(pairs, max_length).tokens if is_scorable(done)]
 
 
 # --- the trainer --------------------------------------------------------------------------------------------

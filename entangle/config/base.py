@@ -104,6 +104,9 @@ class DataOptions(Options):
     """Split that is read."""
     columns: Settings = ()
     """Column names where they differ, as ours=theirs: chosen=better rejected=worse."""
+    format: str = "auto"
+    """How rows are read: trl, axolotl, ms_swift, openai, sharegpt, alpaca, helpsteer, text_prompt, kto, ranked (see
+    docs/data.md); `auto` goes by the columns, and says which it took."""
     limit: int | None = None
     """Use only this many pairs: the first ones, or with --seed a random sample in dataset order."""
     seed: int | None = None

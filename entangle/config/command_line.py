@@ -11,6 +11,7 @@ import tyro
 from entangle.config.base import EMBEDDED
 from entangle.config.declared import known_losses
 from entangle.config.files import YamlOptions, read_yaml
+from entangle.config.given import check_inputs, named_flags
 from entangle.config.objects import build_losses
 from entangle.config.places import Place
 from entangle.config.specs import own_code, unknown_name
@@ -56,6 +57,7 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Co
         default=default,
         use_underscores=True,
     )
+    check_inputs(config, {*loaded.values, *named_flags(arguments)})
     notes = list(loaded.notes)
     if loaded.ignored:
         notes.append(f"Ignored, since they don't concern this command: {', '.join(loaded.ignored)}.")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 
 from entangle.errors import DataError, ModelError, RunError
 
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 """Files of data that can be read."""
 
 FOREIGN_SUFFIXES = (
@@ -23,7 +24,6 @@ FOREIGN_SUFFIXES = (
     ".xz",
     ".zip",
     ".zst",
-    ".arrow",
     ".pkl",
     ".pickle",
     ".yaml",
@@ -39,9 +39,18 @@ def is_local(name: str | Path, suffixes: Sequence[str] = ()) -> bool:
         or os.path.exists(text)
         or text.startswith((".", "/", "~", "\\"))
         or text.count("/") > 1
+        or ("/" in text and os.path.isdir(text.partition("/")[0]))  # a folder that is here has it misspelt
         or "\\" in text
         or text.lower().endswith(tuple(suffixes))
     )
+
+
+def near(name: str | Path) -> str:
+    """What is here under a name like the one given, as a sentence; empty where nothing is."""
+    path = Path(name).expanduser()
+    there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    found = get_close_matches(path.name, there, n=1, cutoff=0.75)
+    return f" Is {str(path.parent / found[0])!r} meant?" if found else ""
 
 
 def require_data(name: str | Path) -> None:
@@ -53,7 +62,7 @@ def require_data(name: str | Path) -> None:
     path = os.path.expanduser(name)
     if is_local(name, (*DATA_SUFFIXES, *FOREIGN_SUFFIXES)) and not os.path.exists(path):
         raise DataError(
-            f"Expected a file or folder at {path}; there is none (working folder: {os.getcwd()})."
+            f"Expected a file or folder at {path}; there is none (working folder: {os.getcwd()}).{near(path)}"
         )
 
 
@@ -66,6 +75,7 @@ def require_model(name: str | Path) -> None:
     if is_local(name) and not os.path.isdir(os.path.expanduser(name)):
         raise ModelError(
             f"Expected a folder with a model or an adapter at {name}; there is none (working folder: {os.getcwd()})."
+            f"{near(name)}"
         )
 
 

@@ -9,18 +9,32 @@ without a word, because its prompt alone fills `max_length`, is returned here wi
 Texts are untrusted: they are only ever compared, hashed and tokenised.
 """
 
-from entangle.data.pairs import COLUMNS, PreferencePair, fingerprint, load_pairs, split_prompt
-from entangle.data.tokens import TokenizedPair, collate, tokenize_pair
+from entangle.data.formats import FORMATS
+from entangle.data.pairs import (
+    COLUMNS,
+    PairSet,
+    PreferencePair,
+    fingerprint,
+    load_pairs,
+    read_pairs,
+    split_prompt,
+)
+from entangle.data.tokens import TokenizedPair, TokenizedPairs, collate, tokenize_pair, tokenize_pairs
 from entangle.errors import DataError
 
 __all__ = [
     "COLUMNS",
     "DataError",
+    "FORMATS",
+    "PairSet",
     "PreferencePair",
     "TokenizedPair",
+    "TokenizedPairs",
     "collate",
     "fingerprint",
     "load_pairs",
+    "read_pairs",
     "split_prompt",
     "tokenize_pair",
+    "tokenize_pairs",
 ]

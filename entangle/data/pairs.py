@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict
 
-from entangle.data.sources import Rows, read_rows, shortened
+from entangle.data.formats import FORMATS, Row, choose_format
+from entangle.data.invalid import report_invalid
+from entangle.data.messages import (
+    Message,
+    Text,
+    check_encodable,
+    checked_text,
+    escaped,
+    shortened,
+    without_none,
+)
+from entangle.data.notes import notes_on_pairs
+from entangle.data.sources import TEXTS, Rows, columns_of, read_rows
 from entangle.errors import DataError
-
-logger = logging.getLogger(__name__)
-
-Message = Mapping[str, Any]
-Text = str | list[Message]
 
 COLUMNS = (
     "prompt",
@@ -68,7 +74,35 @@ class PreferencePair:
         return hashlib.sha256(_canonical(self.prompt).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of a data set, and what a reader of their numbers should know of it.
+
+    Args:
+        pairs: in the data set's order, with its row numbers.
+        format: the format that the rows were read as (`entangle.data.formats`).
+        notes: sentences for people.
+    """
+
+    pairs: list[PreferencePair]
+    format: str = "trl"
+    notes: tuple[str, ...] = ()
+
+
 def load_pairs(
+    dataset_name: str | Path | Dataset | DatasetDict | Sequence[Mapping[str, Any]], **options: Any
+) -> list[PreferencePair]:
+    """The pairs alone; see `read_pairs` for its options.
+
+    Examples:
+        >>> rows = [{"question": "2 + 2 =", "chosen": " 4", "rejected": " 5", "kind": "sum"}]
+        >>> load_pairs(rows, columns={"prompt": "question"})[0].extra
+        {'kind': 'sum'}
+    """
+    return read_pairs(dataset_name, **options).pairs
+
+
+def read_pairs(
     dataset_name: str | Path | Dataset | DatasetDict | Sequence[Mapping[str, Any]],
     *,
     split: str = "train",
@@ -77,44 +111,119 @@ def load_pairs(
     limit: int | None = None,
     seed: int | None = None,
     skip_invalid: bool = False,
-) -> list[PreferencePair]:
-    """The pairs of a data set, in its order and with its row numbers.
+    format: str = "auto",
+) -> PairSet:
+    """The pairs of a data set, in its order and with its row numbers, and notes on them.
 
     Args:
-        dataset_name: a hub id; a .json, .jsonl, .csv or .parquet file; a folder of such files; a folder
+        dataset_name: a hub id; a .json, .jsonl, .csv, .parquet or .arrow file; a folder of such files; a folder
             written by `save_to_disk`; a `datasets.Dataset` (or dict of them); or a list of dicts.
         split: which split of the hub data set, folder or dict; a single file or table has no splits.
         config: configuration of a hub data set.
-        columns: our column names to theirs, e.g. `{"chosen": "better"}`. Without a `prompt` column the prompt
-            is what chosen and rejected begin with in common (TRL's `extract_prompt`).
+        columns: our column names to theirs, e.g. `{"chosen": "better"}`; a format's own names may be ours too.
+            Without a `prompt` column the prompt is what chosen and rejected begin with in common (TRL's
+            `extract_prompt`).
         limit: at most this many pairs.
         seed: which ones: a random subset that depends on nothing but the seed, the limit and the number of
             rows. Without it, the first ones.
         skip_invalid: leave out rows that can't be used, and log how many, instead of refusing the data.
+        format: what the rows are read as, a name of `entangle.data.formats.FORMATS`; `auto`: by their columns.
 
     Raises:
         DataError: the source isn't there, can't be read, has no rows, lacks a column, or a row can't be used.
-
-    Examples:
-        >>> rows = [{"question": "2 + 2 =", "chosen": " 4", "rejected": " 5", "kind": "sum"}]
-        >>> load_pairs(rows, columns={"prompt": "question"})[0].extra
-        {'kind': 'sum'}
     """
-    source = dataset_name if isinstance(dataset_name, str | Path) else "the given data"
-    rows = read_rows(dataset_name, split, config)
+    source = str(dataset_name) if isinstance(dataset_name, str | Path) else "the given data"
+    renamed = dict(columns or {})
+    _check_names(renamed)
+    rows = read_rows(dataset_name, split, config, texts={*TEXTS, *renamed.values()})
     if not len(rows):
         raise DataError(f"Expected at least one pair in {source}; it has no rows.")
-    names = _column_names(rows, columns or {}, str(source))
+    _check_there(rows, renamed, source)
+    view = _Renamed(rows, renamed)
+    form = choose_format(format, view, source)
+    if form.name == "trl":
+        _check_columns(view.columns, renamed, source)
+    made = form.expand(view)
+    numbered = view if made is None else [row for _, row in made]
+    if not len(numbered):
+        raise DataError(
+            f"Expected pairs in {source}; read as {form.name}, its rows make none ({form.reads})."
+        )
+    is_explicit = form.name == "trl" and "prompt" in view.columns
     pairs: list[PreferencePair] = []
     invalid: dict[int, DataError] = {}
-    for index in _subset(len(rows), limit, seed):
+    for place in _subset(len(numbered), limit, seed):
+        index = place if made is None else made[place][0]
+        where = f"Row {index} of {source}"
         try:
-            pairs.append(_pair(index, rows[index], names, str(source)))
+            row = form.convert(numbered[place], where)
+            if is_explicit:
+                _check_is_there(row, "prompt", renamed, where)  # others have one: never one of its own making
+            pairs.append(_pair(index, row, renamed, where))
         except DataError as error:
             invalid[index] = error
     if invalid:
-        _report(invalid, str(source), skip_invalid and bool(pairs))
-    return pairs
+        report_invalid(invalid, source, skip=skip_invalid and bool(pairs))
+    notes = [] if form.name == "trl" else [f"{source} is read as {form.name}: {form.reads}."]
+    if made is not None:
+        notes.append(f"{len(view)} rows make {len(made)} pairs.")
+    return PairSet(
+        pairs, form.name, (*notes, *notes_on_pairs(pairs, is_split=form.name == "trl" and not is_explicit))
+    )
+
+
+class _Renamed(Sequence[Row]):
+    """Rows under our names: columns that are named otherwise are renamed as they are read."""
+
+    def __init__(self, rows: Rows, renamed: Mapping[str, str]) -> None:
+        self.rows = rows
+        self.ours = {theirs: ours for ours, theirs in renamed.items()}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns, ours where they are renamed."""
+        return list(dict.fromkeys(self.ours.get(name, name) for name in columns_of(self.rows)))
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.rows[index]
+        if not self.ours:
+            return row
+        # a column that already has the name given to another one steps aside
+        kept = {key: value for key, value in row.items() if key not in self.ours.values() or key in self.ours}
+        return {self.ours.get(key, key): value for key, value in kept.items()}
+
+
+def _check_names(renamed: Mapping[str, str]) -> None:
+    known = dict.fromkeys([*COLUMNS, *(name for form in FORMATS.values() for name in form.columns)])
+    unknown = sorted(set(renamed) - set(known))
+    if unknown:
+        raise DataError(f"columns has the unknown name {unknown[0]!r}; it can map: {', '.join(known)}.")
+    twice = sorted({name for name in renamed.values() if list(renamed.values()).count(name) > 1})
+    if twice:
+        raise DataError(f"columns gives {twice[0]!r} two names; every column of the data can stand for one.")
+
+
+def _check_there(rows: Rows, renamed: Mapping[str, str], source: str) -> None:
+    there = columns_of(rows)
+    for ours, theirs in renamed.items():
+        if theirs not in there:
+            _lacks(ours, theirs, there, source)
+
+
+def _check_columns(columns: Sequence[str], renamed: Mapping[str, str], source: str) -> None:
+    for ours in ("chosen", "rejected"):
+        if ours not in columns:
+            _lacks(ours, renamed.get(ours, ours), columns, source)
+
+
+def _lacks(ours: str, theirs: str, there: Iterable[str], source: str) -> NoReturn:
+    raise DataError(
+        f"Expected a column {theirs!r} in {source}; its columns are: {', '.join(map(str, there))}. "
+        f"Say which one it is: --columns {ours}=NAME, or columns={{{ours!r}: NAME}} in Python."
+    )
 
 
 def fingerprint(pairs: Sequence[PreferencePair]) -> str:
@@ -153,66 +262,23 @@ def _subset(count: int, limit: int | None, seed: int | None) -> Sequence[int]:
     return sorted(random.Random(seed).sample(range(count), limit))
 
 
-def _report(invalid: Mapping[int, DataError], source: str, skip: bool) -> None:
-    first, error = next(iter(invalid.items()))
-    others = list(invalid)[1:]
-    more = ""
-    if others:
-        shown = ", ".join(map(str, others[:10])) + (", ..." if len(others) > 10 else "")
-        more = f" So can't {len(others)} more row{'s' * (len(others) > 1)}: {shown}."
-    if skip:
-        logger.warning("Left out %d of the rows of %s. The first: %s%s", len(invalid), source, error, more)
-        return
-    raise DataError(f"{error}{more} Mend or remove what is listed, or skip it (skip_invalid).") from invalid[
-        first
-    ]
+def _pair(index: int, row: Row, renamed: Mapping[str, str], where: str) -> PreferencePair:
+    def called(ours: str) -> str:
+        return renamed.get(ours, ours)
 
-
-def _column_names(rows: Rows, renamed: Mapping[str, str], source: str) -> dict[str, str]:
-    """Our names -> theirs, of the columns that are there."""
-    unknown = sorted(set(renamed) - set(COLUMNS))
-    if unknown:
-        raise DataError(f"columns has the unknown name {unknown[0]!r}; it can map: {', '.join(COLUMNS)}.")
-    there = (
-        rows.column_names
-        if isinstance(rows, Dataset)
-        else list(dict.fromkeys(k for row in rows for k in row))
-    )
-    for ours in dict.fromkeys(["chosen", "rejected", *renamed]):
-        theirs = renamed.get(ours, ours)
-        if theirs not in there:
-            raise DataError(
-                f"Expected a column {theirs!r} in {source}; its columns are: {', '.join(map(str, there))}. "
-                f"Say which one it is: --columns {ours}=NAME, or columns={{{ours!r}: NAME}} in Python."
-            )
-    names = {ours: renamed.get(ours, ours) for ours in COLUMNS}
-    return {ours: theirs for ours, theirs in names.items() if theirs in there}
-
-
-def _pair(index: int, row: Mapping[str, Any], names: Mapping[str, str], source: str) -> PreferencePair:
-    where = f"Row {index} of {source}"
-    texts = {
-        ours: _text(row.get(names[ours]), names[ours], where)
-        for ours in ("prompt", "chosen", "rejected")
-        if ours in names
-    }
-    chosen, rejected = texts["chosen"], texts["rejected"]
+    for side in ("chosen", "rejected"):
+        _check_is_there(row, side, renamed, where)
+    chosen, rejected = (checked_text(row[side], called(side), where) for side in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError(
-            f"{where}: {names['chosen']!r} and {names['rejected']!r} should both be strings or both be lists "
+            f"{where}: {called('chosen')!r} and {called('rejected')!r} should both be strings or both be lists "
             f"of messages; got {type(chosen).__name__} and {type(rejected).__name__}."
         )
-    # TRL's convention: a plain prompt beside whole conversations is a copy of what these begin with
-    if "prompt" in texts and isinstance(texts["prompt"], str) == isinstance(chosen, str):
-        prompt = texts["prompt"]
-    else:
-        prompt, chosen, rejected = split_prompt(chosen, rejected)
-    if not prompt:
-        what = (
-            f"{names['prompt']!r} is empty" if "prompt" in texts else "chosen and rejected begin differently"
-        )
-        raise DataError(f"{where} has no prompt: {what}.")
-    ref_chosen, ref_rejected = _reference(row, names, where)
+    if row.get("images"):
+        raise DataError(f"{where} has images; only text is supported (images and other parts aren't).")
+    given = checked_text(row["prompt"], called("prompt"), where) if "prompt" in row else None
+    prompt, chosen, rejected = _with_prompt(given, chosen, rejected, where)
+    ref_chosen, ref_rejected = _reference(row, renamed, where)
     return PreferencePair(
         index=index,
         prompt=prompt,
@@ -220,9 +286,43 @@ def _pair(index: int, row: Mapping[str, Any], names: Mapping[str, str], source: 
         rejected=rejected,
         ref_chosen_logps=ref_chosen,
         ref_rejected_logps=ref_rejected,
-        extra={k: v for k, v in row.items() if k not in names.values() and isinstance(v, str | int | float)},
-        template_options=_template_options(row, names, where),
+        extra={escaped(k): escaped(v) for k, v in row.items() if k not in COLUMNS and _is_scalar(v)},
+        template_options=_template_options(row, called, where),
     )
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _with_prompt(given: Text | None, chosen: Text, rejected: Text, where: str) -> tuple[Text, Text, Text]:
+    """(prompt, chosen, rejected): the prompt that the row has, or the one inside its answers.
+
+    A plain prompt beside whole conversations is, by TRL's convention, a copy of what these begin with.
+
+    Raises:
+        DataError: there is none, or the one given would be lost.
+    """
+    if given is None or (isinstance(given, str) and not isinstance(chosen, str)):
+        prompt, chosen, rejected = split_prompt(chosen, rejected)
+        if not prompt:
+            raise DataError(f"{where} has no prompt: chosen and rejected begin differently.")
+        if isinstance(given, str) and not any(given.strip() in str(m["content"]) for m in _messages(prompt)):
+            raise DataError(
+                f"{where}: the prompt {shortened(given)} isn't in the messages that chosen and rejected both begin "
+                "with, so it would be left out. Give the prompt as messages, or drop the column."
+            )
+        return prompt, chosen, rejected
+    if isinstance(given, str) != isinstance(chosen, str):
+        raise DataError(
+            f"{where}: the prompt is a conversation and the answers are text. Wrap every answer as one assistant "
+            "message: [{'role': 'assistant', 'content': TEXT}]."
+        )
+    return given, chosen, rejected
+
+
+def _messages(text: Text) -> list[Message]:
+    return [] if isinstance(text, str) else text
 
 
 def split_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
@@ -245,43 +345,22 @@ def split_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
-def _text(value: Any, column: str, where: str) -> Text:
-    if isinstance(value, str):
-        if not value and column:
-            raise DataError(f"{where}: {column!r} is empty.")
-        return value
-    if isinstance(value, list) and value:
-        for message in value:
-            _check_message(message, column, where)
-        return value
-    came = "an empty list" if isinstance(value, list) else f"{type(value).__name__} ({shortened(value)})"
-    raise DataError(f"{where}: {column!r} should be a string or a list of role/content messages; got {came}.")
+def _check_is_there(row: Row, ours: str, renamed: Mapping[str, str], where: str) -> None:
+    """Refuse a row without a column that the others have."""
+    if ours not in row:
+        checked_text(None, renamed.get(ours, ours), where)
 
 
-def _check_message(message: Any, column: str, where: str) -> None:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise DataError(
-            f"{where}: the messages in {column!r} should be objects with 'role' and 'content'; "
-            f"got {shortened(message)}."
-        )
-    content = message.get("content")
-    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        raise DataError(
-            f"{where}: the 'content' of a message in {column!r} should be a string (images and other parts "
-            f"aren't supported); got {type(content).__name__} ({shortened(content)})."
-        )
-
-
-def _reference(
-    row: Mapping[str, Any], names: Mapping[str, str], where: str
-) -> tuple[float | None, float | None]:
+def _reference(row: Row, renamed: Mapping[str, str], where: str) -> tuple[float | None, float | None]:
     values: list[float | None] = []
     for ours in ("ref_chosen_logps", "ref_rejected_logps"):
-        value = row.get(names[ours]) if ours in names else None
+        value = row.get(ours)
         try:
             values.append(None if value is None or value == "" else float(value))
         except (TypeError, ValueError):
-            raise DataError(f"{where}: {names[ours]!r} should be a number; got {shortened(value)}.") from None
+            raise DataError(
+                f"{where}: {renamed.get(ours, ours)!r} should be a number; got {shortened(value)}."
+            ) from None
     if (values[0] is None) != (values[1] is None):
         raise DataError(
             f"{where} has only one of the reference log-probs ref_chosen_logps and ref_rejected_logps; give "
@@ -290,17 +369,32 @@ def _reference(
     return values[0], values[1]
 
 
-def _template_options(row: Mapping[str, Any], names: Mapping[str, str], where: str) -> dict[str, Any]:
+def _template_options(row: Row, called: Callable[[str], str], where: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    if "tools" in names and (tools := row.get(names["tools"])):
-        try:
-            options["tools"] = json.loads(tools) if isinstance(tools, str) else tools
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: {names['tools']!r} should be a list or its JSON; {error}.") from None
-    if "chat_template_kwargs" in names:
-        options |= row.get(names["chat_template_kwargs"]) or {}
+    if tools := row.get("tools"):
+        options["tools"] = _tools(tools, called("tools"), where)
+    further = row.get("chat_template_kwargs") or {}
+    if not isinstance(further, Mapping):
+        raise DataError(
+            f"{where}: {called('chat_template_kwargs')!r} should be an object; got {shortened(further)}."
+        )
+    options |= {key: value for key, value in further.items() if value is not None}
     if "chat_template" in options:
         raise DataError(
             f"{where} brings a chat template, which is a program; it has to come from the tokenizer."
         )
-    return options
+    check_encodable(options, "tools", where)
+    return {key: value for key, value in options.items() if value != []}
+
+
+def _tools(given: Any, column: str, where: str) -> Any:
+    try:
+        tools = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: {column!r} should be a list or its JSON; {error}.") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(
+            f"{where}: {column!r} should be a list of tools, each an object (or that list's JSON); got "
+            f"{shortened(tools)}."
+        )
+    return without_none(tools)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,19 @@ import pyarrow.parquet as parquet
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
-from entangle.config.places import DATA_SUFFIXES, FOREIGN_SUFFIXES, is_local, require_data
+from entangle.config.places import DATA_SUFFIXES, FOREIGN_SUFFIXES, is_local, near, require_data
+from entangle.data.files import decoded, read_csv
+from entangle.data.formats import FORMATS
+from entangle.data.hub import use_hub
+from entangle.data.messages import shortened
 from entangle.errors import DataError
 
 Rows = Dataset | Sequence[Mapping[str, Any]]
 
+TEXTS = ("prompt", "chosen", "rejected", *(name for form in FORMATS.values() for name in form.columns))
+"""Columns of a .csv file that are texts whatever stands in them: 007 isn't 7, and NA isn't missing."""
+
+_ROW = {"prompt", "chosen", "rejected", "completion"}
 _SPLIT_WORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -25,8 +33,15 @@ _SPLIT_WORDS = {
 }
 
 
-def read_rows(data: Any, split: str, config: str | None) -> Rows:
-    """Rows of a hub id, a path, or data in memory; see `load_pairs`.
+def columns_of(rows: Rows) -> list[str]:
+    """Names of the columns, in their order."""
+    if isinstance(rows, Dataset):
+        return list(rows.column_names)
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def read_rows(data: Any, split: str, config: str | None, *, texts: Collection[str] = TEXTS) -> Rows:
+    """Rows of a hub id, a path, or data in memory; see `read_pairs`. In a .csv file the columns `texts` are texts.
 
     Raises:
         DataError: the source isn't there or can't be read.
@@ -40,7 +55,7 @@ def read_rows(data: Any, split: str, config: str | None) -> Rows:
         if not is_local(data, (*DATA_SUFFIXES, *FOREIGN_SUFFIXES)):
             return _read_hub(str(data), split, config)
         path = Path(data).expanduser()
-        return _read_folder(path, split) if path.is_dir() else _read_file(path)
+        return _read_folder(path, split, texts) if path.is_dir() else _read_file(path, texts)
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
         return data
     raise DataError(
@@ -58,19 +73,20 @@ def _of_dict(data: DatasetDict, split: str, source: str) -> Dataset:
 
 
 def _read_hub(name: str, split: str, config: str | None) -> Dataset:
+    use_hub()
     try:
         data = load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"Can't load the data set {name!r} (split {split!r}, config {config!r}) from the hub: "
-            f"{type(error).__name__}: {error} There is no local file or folder {name!r} either. Check the "
+            f"{type(error).__name__}: {error} There is no local file or folder {name!r} either.{near(name)} Check the "
             "name; offline, only data sets that were loaded before can be used."
         ) from error
     assert isinstance(data, Dataset)  # what a single split of a data set is, unless it streams
     return data
 
 
-def _read_folder(folder: Path, split: str) -> Rows:
+def _read_folder(folder: Path, split: str, texts: Collection[str]) -> Rows:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
             data = load_from_disk(str(folder))
@@ -93,7 +109,7 @@ def _read_folder(folder: Path, split: str) -> Rows:
             f"Expected {', '.join(DATA_SUFFIXES)} files of the split {split!r} (with that word in their name) or "
             f"a save_to_disk data set in {folder}; files there: {there}."
         )
-    return [row for file in chosen for row in _iterate(_read_file(file))]
+    return [row for file in chosen for row in _iterate(_read_file(file, texts))]
 
 
 def _split_name(word: str) -> str:
@@ -111,21 +127,20 @@ def _iterate(rows: Rows) -> Iterator[Mapping[str, Any]]:
     return (rows[i] for i in range(len(rows)))
 
 
-def _read_file(path: Path) -> Rows:
+def _read_file(path: Path, texts: Collection[str]) -> Rows:
     suffix = path.suffix.lower()
     try:
         if suffix == ".jsonl":
-            return _json_lines(path, path.read_text(encoding="utf-8-sig"))
+            return _json_lines(path, decoded(path))
         if suffix == ".json":
             return _json(path)
         if suffix == ".csv":
-            # texts are texts: "NA" is an answer, not a missing value
-            text: Any = dict.fromkeys(("prompt", "chosen", "rejected"), str)
-            frame = pd.read_csv(path, dtype=text, keep_default_na=False)
-            return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+            return read_csv(path, texts)
         if suffix == ".parquet":
             return Dataset(parquet.read_table(path))
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowException) as error:
+        if suffix == ".arrow":
+            return Dataset.from_file(str(path))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, pa.ArrowException) as error:
         raise DataError(f"{path} isn't a readable {suffix} file: {error}.") from error
     except OSError as error:
         raise DataError(f"Can't read {path}: {error.strerror or error}.") from error
@@ -134,14 +149,38 @@ def _read_file(path: Path) -> Rows:
 
 def _json(path: Path) -> list[Mapping[str, Any]]:
     """A list of objects, or JSON lines under the other name, as `datasets` accepts it too."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = decoded(path)
     if not text.lstrip().startswith("["):
-        return _json_lines(path, text)
+        return _json_object(path, text)
     rows = _parse(text, path, 1)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise DataError(f"{path} should be a list of objects; its entry {number} is {shortened(row)}.")
     return rows
+
+
+def _json_object(path: Path, text: str) -> list[Mapping[str, Any]]:
+    """JSON lines; one object that holds the whole table is refused, with the way to rows."""
+    try:
+        whole = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return _json_lines(path, text)
+    if not isinstance(whole, dict) or not whole:
+        return _json_lines(path, text)
+    for name, inner in whole.items():
+        if isinstance(inner, list) and inner and isinstance(inner[0], dict) and _ROW & set(inner[0]):
+            raise DataError(
+                f"{path} holds one object whose {shortened(name)} is the list of rows. Keep that list alone: "
+                f"jq '.[\"{name}\"]' {path.name}"
+            )
+    if all(isinstance(value, dict) and "0" in value for value in whole.values()) or all(
+        isinstance(value, list) and value and isinstance(value[0], str) for value in whole.values()
+    ):
+        raise DataError(
+            f"{path} holds one object of columns. Write a row per line, in Python: "
+            f"pd.read_json({path.name!r}).to_json('pairs.jsonl', orient='records', lines=True)."
+        )
+    return [whole]
 
 
 def _json_lines(path: Path, text: str) -> list[Mapping[str, Any]]:
@@ -169,9 +208,3 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         ) from None
     except RecursionError:
         raise DataError(f"{path}, line {first_line}: the JSON is nested too deep to be a pair.") from None
-
-
-def shortened(value: Any) -> str:
-    """A value as an error message shows it: at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from entangle.data.pairs import Message, PreferencePair
+from entangle.data.invalid import report_invalid
+from entangle.data.messages import Message
+from entangle.data.notes import MARKERS, notes_on_tokens
+from entangle.data.pairs import PreferencePair
 from entangle.errors import DataError
 from entangle.scores.rows import RowBatch
 
@@ -29,6 +32,8 @@ class TokenizedPair:
         truncated: a row was longer than `max_length`.
         identical: both rows hold the same tokens, so their scores are equal and no loss can tell them apart.
         empty: a row has no scored token (a token without a token before it can't be scored).
+        prompt_scored: tokens at the prompt's end that are left out, since prompt + response is rendered otherwise there
+            and scored from there on; 0 where the prompt's text begins both rows, even if a token merges over its end.
         dropped: the prompt alone fills `max_length`, so TRL doesn't train on the pair. Implies `truncated`
             three.
         ref_chosen_logps: see `PreferencePair`.
@@ -45,6 +50,7 @@ class TokenizedPair:
     identical: bool = False
     empty: bool = False
     dropped: bool = False
+    prompt_scored: int = 0
     ref_chosen_logps: float | None = None
     ref_rejected_logps: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +73,10 @@ def tokenize_pair(
     Raises:
         DataError: a conversation meets a tokenizer without a chat template, or one that refuses its messages.
     """
-    prompt_ids, chosen_row, rejected_row = _tokenize(tokenizer, pair)
+    try:
+        prompt_ids, chosen_row, rejected_row = _tokenize(tokenizer, pair)
+    except (UnicodeError, TypeError) as error:
+        raise DataError(f"Row {pair.index}: the tokenizer can't encode its text: {error}.") from error
     shared = min(_common_prefix(prompt_ids, chosen_row), _common_prefix(prompt_ids, rejected_row))
     chosen_kept, rejected_kept = chosen_row[:max_length], rejected_row[:max_length]
     chosen_ids, rejected_ids = chosen_kept[shared:], rejected_kept[shared:]
@@ -82,10 +91,107 @@ def tokenize_pair(
         identical=bool(chosen_ids) and chosen_ids == rejected_ids,
         empty=min(len(chosen_ids), len(rejected_ids)) <= unscored,
         dropped=max_length is not None and shared >= max_length,
+        prompt_scored=_unlike(tokenizer, prompt_ids, (chosen_row, rejected_row), shared),
         ref_chosen_logps=pair.ref_chosen_logps,
         ref_rejected_logps=pair.ref_rejected_logps,
         extra=pair.extra,
     )
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Pairs of a data set with their tokens, one for one, and what is to be known of them.
+
+    Args:
+        pairs: those that could be tokenised.
+        tokens: their tokens.
+        notes: sentences for people.
+    """
+
+    pairs: list[PreferencePair]
+    tokens: list[TokenizedPair]
+    notes: tuple[str, ...] = ()
+
+
+def tokenize_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    max_length: int | None = 1024,
+    *,
+    vocabulary: int | None = None,
+    skip_invalid: bool = False,
+) -> TokenizedPairs:
+    """Pairs as token ids (see `tokenize_pair`), with notes; a pair that can't be tokenised is refused by its row.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        pairs: the pairs.
+        max_length: tokens of a row at most; None cuts nothing.
+        vocabulary: tokens that the model has embeddings for; None isn't checked.
+        skip_invalid: leave such pairs out, and log how many, instead of refusing the data.
+
+    Raises:
+        DataError: the chat template refuses a conversation, a text can't be encoded, or a token has no embedding.
+    """
+    kept: list[PreferencePair] = []
+    tokens: list[TokenizedPair] = []
+    invalid: dict[int, DataError] = {}
+    for pair in pairs:
+        try:
+            done = tokenize_pair(tokenizer, pair, max_length)
+            _check_vocabulary(tokenizer, done, vocabulary)
+        except DataError as error:
+            invalid[pair.index] = error
+            continue
+        kept.append(pair)
+        tokens.append(done)
+    if invalid:
+        report_invalid(invalid, "the data", skip=skip_invalid and bool(kept))
+    facts = [facts_of(tokenizer, pair, done) for pair, done in zip(kept, tokens, strict=True)]
+    return TokenizedPairs(kept, tokens, tuple(notes_on_tokens(facts)))
+
+
+def _check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, pair: TokenizedPair, vocabulary: int | None
+) -> None:
+    largest = max((*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids), default=0)
+    if vocabulary is not None and largest >= vocabulary:
+        raise DataError(
+            f"Row {pair.index}: its token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) has no embedding: "
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {vocabulary}. Resize the model "
+            "(resize_token_embeddings) as its training did, or take the tokenizer that it was trained with."
+        )
+
+
+def facts_of(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, done: TokenizedPair) -> dict[str, Any]:
+    """What `notes_on_tokens` counts of one pair."""
+    row = done.prompt_ids + done.chosen_ids
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    texts = _texts_of(pair)
+    encoder: Any = tokenizer
+    known = encoder.get_added_vocab()
+    markers = [mark for mark in dict.fromkeys((*MARKERS, *known)) if any(mark in text for text in texts)]
+    shared = len(done.prompt_ids)
+    special = set(tokenizer.all_special_ids)
+    return {
+        "index": done.index,
+        "prompt_scored": done.prompt_scored,
+        "whole_prompt": done.prompt_scored > 0
+        and (done.prompt_scored > shared or all(token in special for token in done.prompt_ids)),
+        "two_beginnings": bos is not None and row[:2] == [bos, bos],
+        "two_ends": eos is not None
+        and any(answer[-2:] == [eos, eos] for answer in (done.chosen_ids, done.rejected_ids)),
+        "markers": markers,
+        "foreign": [mark for mark in markers if mark not in known],
+        "lost": done.identical and not done.truncated and pair.chosen != pair.rejected,
+    }
+
+
+def _texts_of(pair: PreferencePair) -> list[str]:
+    texts: list[str] = []
+    for text in (pair.prompt, pair.chosen, pair.rejected):
+        texts += [text] if isinstance(text, str) else [str(message.get("content") or "") for message in text]
+    return texts
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair) -> tuple[Ids, Ids, Ids]:
@@ -139,9 +245,31 @@ def _tokenize_chat(
     except Exception as error:  # a template is a program of the model's author: it may raise anything
         raise DataError(
             f"Row {pair.index}: the tokenizer's chat template refuses the conversation "
-            f"(roles: {', '.join(m['role'] for m in messages)}): {error}"
+            f"(roles: {', '.join(m['role'] for m in messages)}): {error}{_hint(messages, error)}"
         ) from error
     return list(encoded["input_ids"])
+
+
+def _unlike(tokenizer: PreTrainedTokenizerBase, prompt: Ids, rows: Sequence[Ids], shared: int) -> int:
+    """Tokens of the prompt after the shared ones, if its text isn't a beginning of both rows' texts."""
+    left = len(prompt) - shared
+    if not left:
+        return 0
+    text = str(tokenizer.decode(prompt, clean_up_tokenization_spaces=False))
+    begun = (tokenizer.decode(row[: len(prompt) + 8], clean_up_tokenization_spaces=False) for row in rows)
+    return 0 if all(str(row).startswith(text) for row in begun) else left
+
+
+def _hint(messages: Sequence[Message], error: Exception) -> str:
+    """What may be wrong with a tool call that a template stumbles over."""
+    calls = [call for message in messages for call in message.get("tool_calls") or []]
+    functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
+    if not any(isinstance(f, Mapping) and isinstance(f.get("arguments"), str) for f in functions):
+        return ""
+    return (
+        ". The arguments of a tool call are text here, and this template wants them as an object: "
+        "json.loads(call['function']['arguments'])"
+    )
 
 
 def _common_prefix(ids: Sequence[int], others: Sequence[int]) -> int:

@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from entangle.config import ProbeConfig
-from entangle.data import TokenizedPair, tokenize_pair
+from entangle.data import TokenizedPair, tokenize_pairs
 from entangle.measure.inputs import load_pairs_of
 from entangle.measure.passes import Measurement, column_functions, rows_of_pass
 from entangle.measure.plan import Plan, is_scorable, longest
@@ -120,7 +120,7 @@ def estimate(config: ProbeConfig) -> Estimate:
     origin = find_origin(options.model_name_or_path, config.model_revision, options.adapter_name_or_path)
     pairs = load_pairs_of(config)
     tokenizer = load_tokenizer(origin, loading)
-    tokenized = [tokenize_pair(tokenizer, pair, config.max_length) for pair in pairs]
+    tokenized = tokenize_pairs(tokenizer, pairs, config.max_length, skip_invalid=config.skip_invalid).tokens
     plan = Plan.make(tokenized, config.shard_size, config.batch_size)
     passes = [batch for shard in range(len(plan.shards)) for batch in plan.passes(shard)]
     shape = AutoConfig.from_pretrained(

@@ -11,20 +11,25 @@ import torch
 from accelerate import PartialState
 
 from entangle.config import DataOptions, InputOptions
-from entangle.data import PreferencePair, load_pairs
+from entangle.data import PairSet, PreferencePair, read_pairs
 from entangle.models import Policy, load_policy
 
 
 def load_pairs_of(config: DataOptions) -> list[PreferencePair]:
-    """The pairs that the options describe; `embedded` stands for the package's own pair set.
+    """The pairs alone; see `read_pairs_of`."""
+    return read_pairs_of(config).pairs
+
+
+def read_pairs_of(config: DataOptions) -> PairSet:
+    """The pairs that the options describe, with notes; `embedded` stands for the package's own pair set.
 
     A further column that holds values of several kinds is text in all of them, so that it fits one column of a table.
     """
-    pairs = load_pairs(
+    found = read_pairs(
         config.dataset_place, split=config.dataset_train_split, config=config.dataset_config, columns=config.column_map,
-        limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid,
+        limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid, format=config.format,
     )  # fmt: skip
-    return with_uniform_extras(pairs)
+    return dataclasses.replace(found, pairs=with_uniform_extras(found.pairs))
 
 
 def with_uniform_extras(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:

@@ -69,6 +69,7 @@ class PromptMeasurement:
         reward_function: what gives the rewards.
         gamma_indices: the prompts at which the Jacobian norm is measured.
         pairs: by prompt index, a preference pair whose responses are scored together with the answers.
+        told: notes on the data that were told before, kept with the run.
     """
 
     config: RftConfig | JointConfig
@@ -77,6 +78,7 @@ class PromptMeasurement:
     reward_function: RewardFunction
     gamma_indices: frozenset[int] = frozenset()
     pairs: Mapping[int, TokenizedPair] = field(default_factory=dict)
+    told: Sequence[str] = ()
 
     @property
     def sampling(self) -> Sampling:
@@ -217,7 +219,8 @@ class PromptMeasurement:
         return environment() | dict(self.policy.description) | own | {
             "resolution": self.engine.resolution, "metric": "sgd", "engine": self.config.engine, "seconds": seconds,
             "reward": dataclasses.asdict(self.reward_function) | {"name": self.reward_function.name},  # pyright: ignore[reportArgumentType]
-            "sampling": None if self.config.rollouts else dataclasses.asdict(self.sampling), "notes": list(notes),
+            "sampling": None if self.config.rollouts else dataclasses.asdict(self.sampling),
+            "notes": [*self.told, *notes],
         }  # fmt: skip
 
 

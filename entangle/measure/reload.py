@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from entangle.config import ProbeConfig, read_yaml
-from entangle.data import TokenizedPair, fingerprint, tokenize_pair
+from entangle.data import TokenizedPair, fingerprint
 from entangle.errors import ConfigError, RunError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.models import Policy
@@ -39,7 +39,7 @@ def load_again(
     policy = load_policy_of(options)
     _check_same(run, recorded, dict(policy.identity) | {"data": data})
     by_index = {pair.index: pair for pair in pairs}
-    return policy, [tokenize_pair(policy.tokenizer, by_index[index], options.max_length) for index in indices]
+    return policy, policy.tokenize([by_index[index] for index in indices], options.max_length).tokens
 
 
 def _check_same(run: RunFolder, recorded: dict[str, Any], found: dict[str, Any]) -> None:

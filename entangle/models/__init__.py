@@ -18,10 +18,17 @@ from entangle.models.loading import (
     load_base,
     load_tokenizer,
     pad_id,
+    vocabulary_of,
 )
 from entangle.models.origin import Origin, adapter_config, find_origin
 from entangle.models.parameters import choose_parameters
-from entangle.models.policy import Policy, check_positions, check_reference, load_policy
+from entangle.models.policy import (
+    Policy,
+    check_positions,
+    check_reference,
+    load_policy,
+    settle_reference,
+)
 from entangle.models.reference import (
     AdapterOff,
     Columns,
@@ -63,4 +70,6 @@ __all__ = [
     "load_tokenizer",
     "optimizer_file",
     "pad_id",
+    "settle_reference",
+    "vocabulary_of",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from entangle.analysis.geometry import RESOLUTION
-from entangle.config.places import is_local
+from entangle.config.places import is_local, near
 from entangle.errors import ModelError
 from entangle.models.origin import LOADING_ERRORS, Origin, adapter_config, find_origin, has_file, reason
 
@@ -118,15 +119,15 @@ def load_base(origin: Origin, loading: Loading) -> PreTrainedModel:
     except LOADING_ERRORS as error:
         where = "from its folder" if is_local(name) else "from the hub (there is no such folder here)"
         raise ModelError(
-            f"Can't load the model {name!r} {where}: {reason(error)} Expected a causal language model with "
-            "safetensors weights; offline, a hub model must have been downloaded before."
+            f"Can't load the model {name!r} {where}: {reason(error)}{near(name)} Expected a causal language model "
+            "with safetensors weights; offline, a hub model must have been downloaded before."
         ) from error
     model, report = loaded
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise ModelError(
             f"The checkpoint {name!r} lacks weights of {type(model).__name__} ({len(lacking)}, such as "
-            f"{lacking[0]}): it isn't a whole causal language model."
+            f"{lacking[0]}): it isn't a whole causal language model.{_renamed(lacking, report['unexpected_keys'])}"
         )
     if offloaded := [name for name, p in model.named_parameters() if p.is_meta]:
         raise ModelError(
@@ -134,9 +135,11 @@ def load_base(origin: Origin, loading: Loading) -> PreTrainedModel:
             f"would be offloaded ({offloaded[0]}, ...), where scores can't reach them. Give more devices, or "
             "--load_in_4bit, or --score_dtype bfloat16 (approximate)."
         )
+    # experts one by one: their joined products don't exist in float64
+    model.config._experts_implementation = "eager"
     if loading.is_rounded:
         _round(model, DTYPES[loading.dtype])
-    for module in model.modules() if loading.load_in_4bit else ():
+    for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes: a kernel of its own, in bfloat16
             module.support_avx512bf16_for_cpu = False
     if options["device_map"] is None:
@@ -145,11 +148,25 @@ def load_base(origin: Origin, loading: Loading) -> PreTrainedModel:
         except torch.OutOfMemoryError as error:
             size = sum(p.nbytes for p in model.parameters()) / 1e9
             raise ModelError(
-                f"The weights take {size:.3g} GB in {str(loading.computing).removeprefix('torch.')}, which doesn't fit "
-                f"on {loading.target}. --device_map auto spreads them; --score_dtype bfloat16 halves them, and makes "
-                "scores approximate."
+                f"The weights take {size:.3g} GB in {str(loading.computing).removeprefix('torch.')}, which doesn't "
+                f"fit on {loading.target}. --device_map auto spreads them; --score_dtype bfloat16 halves them, and "
+                "makes scores approximate."
             ) from error
     return model.eval()
+
+
+def _renamed(lacking: Sequence[str], found: Collection[str]) -> str:
+    """The prefix under which a checkpoint has what the model lacks (a wrapper's, or a compiler's), as a sentence."""
+    prefixes = {
+        key[: -len(name)] for key in found for name in lacking if key != name and key.endswith(f".{name}")
+    }
+    if not prefixes:
+        return ""
+    prefix = max(prefixes, key=len)
+    return (
+        f" It has them as {prefix}...: it was saved from inside a wrapper. Take {prefix!r} off the names in its "
+        "safetensors file."
+    )
 
 
 @torch.no_grad()
@@ -201,10 +218,7 @@ def load_adapter(base: PreTrainedModel, name: str, revision: str = "main") -> Pe
             model = PeftModel.from_pretrained(base, name, is_trainable=True, revision=revision)
         saved = set(load_peft_weights(name, device="cpu", revision=revision))
     except (*LOADING_ERRORS, TypeError) as error:
-        raise ModelError(
-            f"The adapter {name} doesn't load onto this base (it was made for "
-            f"{config.base_model_name_or_path!r}): {reason(error)}"
-        ) from error
+        raise ModelError(_unlike(name, base, config, error)) from error
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     foreign = sorted((expected - saved) | {key for key in saved - expected if "lora_" in key})
     if foreign:
@@ -214,6 +228,28 @@ def load_adapter(base: PreTrainedModel, name: str, revision: str = "main") -> Pe
             f"have no counterpart, such as {foreign[0]}."
         )
     return model
+
+
+def _unlike(name: str, base: PreTrainedModel, config: LoraConfig, error: BaseException) -> str:
+    """Why an adapter doesn't load: mostly that it is another base's."""
+    text = str(error)
+    resized = re.search(r"size mismatch for \S*(embed|wte|lm_head).*?torch\.Size\(\[(\d+)", text, re.DOTALL)
+    if resized and int(resized[2]) > vocabulary_of(base):
+        return (
+            f"The adapter {name} brings embeddings for {resized[2]} tokens, and its base {base.name_or_path!r} has "
+            f"them for {vocabulary_of(base)}: its training resized them. Save the base resized as it did, in Python: "
+            f"model.resize_token_embeddings({resized[2]}), and give it as model_name_or_path."
+        )
+    if "size mismatch" in text or "not found in the base model" in text:
+        return (
+            f"The adapter {name} is an adapter of another base than this one: it was made for "
+            f"{config.base_model_name_or_path!r}, and this is {base.name_or_path!r} ({type(base).__name__}). Give the "
+            f"base that it was trained on, resized where its training added tokens. In detail: {reason(error)}"
+        )
+    return (
+        f"The adapter {name} doesn't load onto this base (it was made for {config.base_model_name_or_path!r}): "
+        f"{reason(error)}"
+    )
 
 
 def fresh_lora(
@@ -241,9 +277,17 @@ def fresh_lora(
 def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused, not warned of
+        # what PEFT makes of fused experts names patterns of modules that other models have
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match")
         # PEFT 0.21 asks transformers 5 by a name that it is renaming; nothing that a user could do about
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         yield
+
+
+def load_start(origin: Origin, adapter: str, loading: Loading) -> nn.Module:
+    """The reference that a training saved as a second adapter of the policy's base. Frozen."""
+    model = load_adapter(load_base(origin, loading), adapter)
+    return model.eval().requires_grad_(False)
 
 
 def load_second(name: str, loading: Loading, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
@@ -263,7 +307,7 @@ def load_second(name: str, loading: Loading, tokenizer: PreTrainedTokenizerBase)
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name: str) -> None:
     """Raise ModelError if the tokenizer has tokens that the model has no embedding for."""
-    known = embedding_of(model).num_embeddings
+    known = vocabulary_of(model)
     if tokenizer.vocab_size > known:
         raise ModelError(
             f"The tokenizer has {tokenizer.vocab_size} tokens, but {name} has embeddings for {known}: they "
@@ -272,15 +316,20 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: nn.Module, name:
 
 
 def embedding_of(model: nn.Module) -> Any:
-    """The input embedding of a model, inside an adapter or not."""
+    """The input embedding of a model, inside an adapter or not; with a LoRA or a trained copy on it, all of that."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
     return base.get_input_embeddings()
 
 
+def vocabulary_of(model: nn.Module) -> int:
+    """Tokens that a model has embeddings for."""
+    return int(embedding_of(model).weight.shape[0])
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> int:
     """The pad token's id, else the end-of-sequence token's, else 0; 0 too for an id that the model lacks."""
-    vocabulary = embedding_of(model).num_embeddings
+    vocabulary = vocabulary_of(model)
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int) and 0 <= token < vocabulary:
             return token

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers.utils.hub import cached_file
 
 from entangle.config.places import is_local, require_model
+from entangle.data.hub import use_hub
 from entangle.errors import ModelError
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
@@ -34,6 +35,8 @@ def find_origin(name: str, revision: str = "main", adapter: str | None = None) -
     """
     for given in filter(None, (name, adapter)):
         require_model(given)
+        if not is_local(given):
+            use_hub()
     if not _is_adapter(name, revision):
         return Origin(name, revision, adapter)
     if adapter is not None:
@@ -46,7 +49,8 @@ def find_origin(name: str, revision: str = "main", adapter: str | None = None) -
     if not base or (is_local(base) and not Path(base).is_dir()):
         raise ModelError(
             f"The adapter {name} says that its base is {base!r}, and there is no such folder here. Give the "
-            "base as model_name_or_path and this folder as adapter_name_or_path."
+            "base as model_name_or_path and this folder as adapter_name_or_path: --model_name_or_path BASE "
+            f"--adapter_name_or_path {name}"
         )
     return Origin(base, config.revision or "main", name, revision)
 
@@ -55,12 +59,29 @@ def _is_adapter(name: str, revision: str) -> bool:
     if is_local(name):
         folder = Path(name)
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            _refuse_several(folder)
             there = ", ".join(sorted(file.name for file in folder.iterdir())[:10]) or "nothing"
             raise ModelError(
                 f"Expected config.json (a model) or adapter_config.json (an adapter) in {name}; it holds "
                 f"{there}. A run's checkpoints are usually in its checkpoint-* folders."
             )
     return has_file(name, "adapter_config.json", revision)
+
+
+def _refuse_several(folder: Path) -> None:
+    """Say what to give where a folder holds adapters in sub-folders and none itself."""
+    names = sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
+    names = [name for name in names if not name.startswith("checkpoint-")]
+    if not names:
+        return
+    start = next((name for name in names if "ref" in name.lower()), None)
+    policy = next((name for name in names if name != start), names[0])
+    second = f" and {folder}/{start} as ref_model_name_or_path" if start and start != policy else ""
+    count = f"{len(names)} adapters" if len(names) > 1 else "one adapter"
+    raise ModelError(
+        f"{folder} itself is no model; it holds {count} in sub-folders ({', '.join(names)}). Give {folder}/{policy} as "
+        f"the model{second}."
+    )
 
 
 def has_file(name: str, file: str, revision: str) -> bool:

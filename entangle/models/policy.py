@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers import (
 
 from entangle.analysis.geometry import RESOLUTION, logp_resolution
 from entangle.config import ModelOptions
-from entangle.data import TokenizedPair, collate
+from entangle.data import PreferencePair, TokenizedPair, TokenizedPairs, collate, tokenize_pairs
 from entangle.errors import ModelError
 from entangle.models.identity import commit_of, describe, identity_of
 from entangle.models.loading import (
@@ -34,13 +34,17 @@ from entangle.models.loading import (
     load_adapter,
     load_base,
     load_second,
+    load_start,
     load_tokenizer,
     pad_id,
+    vocabulary_of,
 )
+from entangle.models.notes import is_zero_lora, notes_on
 from entangle.models.origin import find_origin
-from entangle.models.parameters import choose_parameters, is_adapter_parameter
+from entangle.models.parameters import choose_parameters
 from entangle.models.reference import (
     AdapterOff,
+    Columns,
     Itself,
     Reference,
     SecondModel,
@@ -48,6 +52,7 @@ from entangle.models.reference import (
     check_reference_options,
     make_reference,
 )
+from entangle.models.start import Start, find_start
 from entangle.scores.logps import causal_lm, evaluating, input_device, row_logps
 from entangle.scores.rows import RowBatch
 
@@ -103,12 +108,46 @@ class Policy:
     def is_its_reference(self) -> bool:
         """Whether policy and reference are one function: the policy itself, or a LoRA whose every B is 0."""
         if isinstance(self.reference, AdapterOff | SecondModel):
-            return _is_zero_lora(self.model)  # `check_reference` proves it
+            return is_zero_lora(self.model)  # `check_reference` proves it
         return isinstance(self.reference, Itself)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model has embeddings for."""
+        return vocabulary_of(self.model)
+
+    def tokenize(
+        self, pairs: Sequence[PreferencePair], max_length: int | None = 1024, *, skip_invalid: bool = False
+    ) -> TokenizedPairs:
+        """Pairs as token ids of this model, with notes (see `entangle.data.tokenize_pairs`)."""
+        return tokenize_pairs(
+            self.tokenizer, pairs, max_length, vocabulary=self.vocabulary, skip_invalid=skip_invalid
+        )
 
     def collate(self, pairs: Sequence[TokenizedPair]) -> RowBatch:
         """Pairs as a batch on the model's device."""
         return collate(pairs, self.pad_id).to(self.device)
+
+
+def settle_reference(policy: Policy, pairs: Sequence[PreferencePair]) -> Policy:
+    """The policy with its reference decided, where the data decides it: the data's columns, or the policy itself.
+
+    A model without adapter and without a second model is where a preference training would start, and TRL then takes
+    a frozen copy of it as the reference: every log-ratio is 0.
+    """
+    if not isinstance(policy.reference, Columns) or policy.reference.required:
+        return policy
+    reference: Reference = Columns()
+    notes = policy.notes
+    if all(pair.ref_chosen_logps is None for pair in pairs):
+        reference = Itself(policy.model)
+        notes = (
+            "The reference is the policy itself, as it stands (as in TRL at the start of a training): every log-ratio "
+            "is 0. If this model is trained already, name what its training began from: --ref_model_name_or_path.",
+            *notes,
+        )
+    description = dict(policy.description) | {"reference": reference.name}
+    return replace(policy, reference=reference, description=description, notes=notes)
 
 
 def load_policy(options: ModelOptions, *, seed: int | None = None, device: str | None = None) -> Policy:
@@ -148,6 +187,7 @@ def load_policy(options: ModelOptions, *, seed: int | None = None, device: str |
     check_reference_options(
         options.reference, second_name is not None, options.use_peft or bool(origin.adapter)
     )
+    start = find_start(origin, options.reference) if second_name is None else Start()
     base = load_base(origin, loading)
     tokenizer = load_tokenizer(origin, loading)
     check_vocabulary(tokenizer, base, origin.base)
@@ -163,12 +203,16 @@ def load_policy(options: ModelOptions, *, seed: int | None = None, device: str |
     second = None
     if second_name is not None:
         second = load_second(_name(second_name), loading, tokenizer)
+    elif start.adapter is not None:
+        second = load_start(origin, start.adapter, loading)
     source = make_reference(options.reference, model, second)
+    if isinstance(source, AdapterOff) and echo is not None:
+        _check_echo(source.model, echo)
     names = {
         "model_name_or_path": origin.base,
         "model_revision": commit_of(base) or origin.base_revision,
         "adapter_name_or_path": origin.adapter,
-        "ref_model_name_or_path": second_name,
+        "ref_model_name_or_path": second_name or start.adapter,
         "reference": source.name,
     }
     return Policy(
@@ -179,7 +223,7 @@ def load_policy(options: ModelOptions, *, seed: int | None = None, device: str |
         trained=trained,
         identity=identity_of(origin.base, base, model, tokenizer),
         description=describe(base, model, chosen, names, loading),
-        notes=_notes(model, loading),
+        notes=(*filter(None, [start.note]), *notes_on(model, loading, origin)),
         base_echo=echo,
     )
 
@@ -199,7 +243,8 @@ def check_positions(model: nn.Module, longest: int) -> list[str]:
     known = max_positions(model)
     if known is None or longest - 1 <= known:  # a row's last token is scored and never read
         return []
-    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not embedding_of(model))
+    words = set(embedding_of(model).modules())
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m not in words)
     if any(known <= table.num_embeddings <= known + 8 for table in tables):  # OPT keeps two rows for padding
         raise ModelError(
             f"The longest row has {longest} tokens, and {type(causal_lm(model)).__name__} has positions for {known}. "
@@ -230,7 +275,7 @@ def check_reference(policy: Policy, batch: RowBatch) -> None:
     if is_off and policy.base_echo is not None:
         _check_echo(policy.model, policy.base_echo)
     logps, reference = row_logps(policy.model, batch), policy.reference.logps(batch)
-    if _is_zero_lora(policy.model):
+    if is_zero_lora(policy.model):
         tolerance = 10 * logp_resolution(RESOLUTION[policy.score_dtype])
         if not torch.allclose(logps, reference.to(logps), rtol=tolerance, atol=tolerance, equal_nan=True):
             raise ModelError(
@@ -268,46 +313,6 @@ def _largest_difference(first: Tensor, second: Tensor) -> float:
 @torch.no_grad()
 def _echo(model: nn.Module) -> Tensor:
     """Logits `(V,)` after sixteen fixed tokens: a fingerprint of the function that the model computes."""
-    ids = torch.arange(16, device=input_device(model)) % embedding_of(model).num_embeddings
+    ids = torch.arange(16, device=input_device(model)) % vocabulary_of(model)
     with evaluating(model):
         return model(input_ids=ids[None], use_cache=False).logits[0, -1].float().cpu()
-
-
-def _is_zero_lora(model: nn.Module) -> bool:
-    """Whether the adapter is plain LoRA whose every B is 0, so that it adds nothing."""
-    adapter = {n: p for n, p in model.named_parameters() if is_adapter_parameter(n)}
-    plain = all(".lora_A" in n or ".lora_B" in n for n in adapter)
-    return bool(adapter) and plain and not any(bool(p.any()) for n, p in adapter.items() if ".lora_B" in n)
-
-
-def _notes(model: nn.Module, loading: Loading) -> tuple[str, ...]:
-    notes = []
-    if isinstance(model, PeftModel) and _is_zero_lora(model):
-        notes.append("Every B of the LoRA is 0: the gradient in A is exactly 0, so scores lie in B alone.")
-    name, gigabytes = (
-        str(loading.computing).removeprefix("torch."),
-        sum(p.nbytes for p in model.parameters()) / 1e9,
-    )
-    if loading.is_rounded:
-        notes.append(
-            f"Weights are rounded to {loading.dtype} and computed with in {name}, which takes {gigabytes:.3g} GB; "
-            f"--score_dtype {loading.dtype} takes less, and makes scores approximate."
-        )
-    if RESOLUTION[loading.computing] > RESOLUTION[torch.float32]:
-        notes.append(
-            f"Scores are computed in {name}, so they are approximate: what is within "
-            f"{100 * RESOLUTION[loading.computing]:g} % of zero has no sign. --score_dtype float32 makes them exact."
-        )
-    rates = {m.p for m in model.modules() if isinstance(m, nn.Dropout)}
-    rates.add(getattr(causal_lm(model).config.get_text_config(), "attention_dropout", 0.0))  # pyright: ignore
-    if any(rates):
-        notes.append(
-            f"Dropout (up to {max(rates):g} in the configuration) is switched off for the measurement."
-        )
-    if loading.is_quantised:
-        notes.append(
-            "The base is in 4 bits: scores are those of the rounded model."
-            if loading.load_in_4bit
-            else "The base is in 8 bits, and so are its activations: scores are approximate, to about 2 %."
-        )
-    return tuple(notes)

@@ -227,8 +227,13 @@ class Implicit(RewardFunction):
 
 @dataclass(frozen=True)
 class FromFile(RewardFunction):
-    """The rewards that stand in the rollouts file."""
+    """The rewards that stand in the rollouts file.
 
+    Args:
+        column: the column that holds them, or several joined by `+`, which are added; by default rewards or reward.
+    """
+
+    column: str = ""
     name: ClassVar[str] = "file"
 
     def __call__(self, answers: AnswerSet) -> Array:

@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from entangle.analysis.statistics import Array
-from entangle.data import DataError, PreferencePair, TokenizedPair, tokenize_pair
+from entangle.data import DataError, PreferencePair, TokenizedPair
 from entangle.data.pairs import Text
 from entangle.data.sources import read_rows
 from entangle.models import Policy
@@ -329,79 +328,3 @@ def _sampled(
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
     end = next((t for t, token in enumerate(ids) if token in ends), None)
     return ids if end is None else ids[: end + 1]
-
-
-# --- from a file --------------------------------------------------------------------------------------------
-
-
-def load_rollouts(
-    path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, limit: int | None = None
-) -> list[Rollout]:
-    """Answers that were drawn before, from a file.
-
-    Its columns are `prompt, completions[, rewards]` (lists) with a row per prompt, or `prompt, completion[,
-    reward]` with a row per answer; rows of one prompt needn't stand together. Answers are tokenised as a
-    preference pair's responses are, end-of-sequence token included, and cut at the right to `max_length`
-    tokens with their prompt.
-
-    Args:
-        path: a file of any format that `entangle.data` reads.
-        tokenizer: the policy's.
-        max_length: tokens of prompt and answer at most; None: all.
-        limit: prompts at most.
-
-    Raises:
-        DataError: the file can't be read, lacks a column, or lists don't match.
-    """
-    rows = _rows(path, "train", None)
-    groups = _grouped(rows, path)[:limit]
-    return [_read_rollout(tokenizer, prompt, texts, rewards, max_length) for prompt, texts, rewards in groups]
-
-
-def _grouped(rows: list[Mapping[str, Any]], path: str) -> list[tuple[Prompt, list[Any], list[Any] | None]]:
-    names = ("completions", "rewards") if "completions" in rows[0] else ("completion", "reward")
-    groups: dict[str, tuple[Prompt, list[Any], list[Any] | None]] = {}
-    for index, row in enumerate(rows):
-        if not _is_text(row.get("prompt")) or names[0] not in row:
-            raise DataError(
-                f"Row {index} of {path}: expected the columns prompt and completions (a list), or prompt and "
-                f"completion; got {', '.join(row)}."
-            )
-        texts, rewards = row[names[0]], row.get(names[1])
-        if names[0] == "completion":
-            texts, rewards = [texts], [rewards] if names[1] in row else None
-        if not isinstance(texts, list) or (rewards is not None and len(rewards) != len(texts)):
-            raise DataError(f"Row {index} of {path}: completions and rewards should be lists of one length.")
-        prompt = Prompt(index, row["prompt"], {k: v for k, v in row.items() if k not in ("prompt", *names)})
-        old = groups.get(prompt.hash)
-        if old is None:
-            groups[prompt.hash] = (prompt, list(texts), rewards if rewards is None else list(rewards))
-            continue
-        if (old[2] is None) != (rewards is None):
-            raise DataError(
-                f"Row {index} of {path}: some answers of its prompt have a reward and some have none."
-            )
-        old[1].extend(texts)
-        if old[2] is not None and rewards is not None:
-            old[2].extend(rewards)
-    return list(groups.values())
-
-
-def _read_rollout(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, texts: list[Any], rewards: list[Any] | None,
-    max_length: int | None,
-) -> Rollout:  # fmt: skip
-    pairs = [
-        tokenize_pair(tokenizer, PreferencePair(prompt.index, prompt.text, t, t), max_length) for t in texts
-    ]
-    kept = tuple(pair.chosen_ids for pair in pairs)
-    return Rollout(
-        prompt=prompt,
-        completions=tuple(text if isinstance(text, str) else text[-1]["content"] for text in texts),
-        prompt_ids=tuple(pair.prompt_ids for pair in pairs),
-        answer_ids=kept,
-        finished=tuple(not pair.truncated for pair in pairs),
-        rewards=None
-        if rewards is None
-        else np.array([np.nan if r is None else r for r in rewards], dtype=float),
-    )

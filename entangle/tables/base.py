@@ -30,6 +30,8 @@ REGIME_STYLES = {
 
 def percent(share: Mapping[str, float], *, interval: bool = True) -> str:
     """`62 [51-72]`: a share and its interval in per cent; a dot for none at all."""
+    if share["share"] is None:  # nothing could be counted
+        return "-"
     if share["count"] == 0 and not interval:
         return "·"
     text = f"{100 * share['share']:.0f}"

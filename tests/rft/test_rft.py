@@ -22,7 +22,7 @@ from entangle.measure.prompts import ANSWERS
 from entangle.models import load_policy
 from entangle.rewards.functions import RewardError
 from entangle.rewards.gradients import gradient_product
-from entangle.rewards.rollouts import load_rollouts
+from entangle.rewards.recorded import load_rollouts
 from entangle.rewards.signals import Setting, gram_of, measure
 from entangle.rewards.statistics import Support
 from entangle.rewards.summary import Thresholds, summarise
@@ -141,8 +141,13 @@ def test_answers_and_rewards_from_a_file(folder, tmp_path):
         folder, tmp_path / "run", rollouts=str(tmp_path / "r.jsonl"), reward=None, reward_range=(0.0, 2.0)
     )
     result = run_rft(config)
-    assert result.prompts["non_finite"].tolist() == [False, True]
-    assert result.prompts.loc[0, "reward_mean"] == 0.75
+    assert result.prompts["answers"].tolist() == [4, 3] and not result.prompts["non_finite"].any()
+    assert result.prompts["reward_mean"].tolist() == [
+        0.75,
+        1.0,
+    ]  # an answer without reward is left out, never 0
+    told = result.run.read_json("provenance.json")["notes"]
+    assert "1 answers have no reward (None or NaN) and are left out." in told
     policy = load_policy(
         ModelOptions(str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64")
     )

@@ -12,11 +12,11 @@ import torch
 from entangle.config import ModelOptions
 from entangle.data import DataError, PreferencePair, tokenize_pair
 from entangle.models import Policy, load_policy
+from entangle.rewards.recorded import load_rollouts
 from entangle.rewards.rollouts import (
     Prompt,
     Sampling,
     load_prompts,
-    load_rollouts,
     prompt_tokens,
     sample_answers,
 )

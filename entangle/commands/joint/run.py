@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from entangle.commands.joint.table import joint_table, summarise_joint, with_states
 from entangle.commands.rft.result import PromptsResult
 from entangle.config import JointConfig, build_losses
-from entangle.data import PreferencePair, fingerprint, tokenize_pair
+from entangle.data import PreferencePair, fingerprint
 from entangle.errors import ConfigError, DataError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.measure.prompts import (
@@ -33,7 +33,9 @@ from entangle.measure.prompts import (
 )
 from entangle.measure.rows import texts_of
 from entangle.models import Columns, NoReference, Policy
-from entangle.rewards.rollouts import Prompt, Rollout, load_rollouts, prompts_of
+from entangle.rewards.functions import FromFile, RewardFunction
+from entangle.rewards.recorded import read_recorded
+from entangle.rewards.rollouts import Prompt, Rollout, prompts_of
 from entangle.rewards.signals import Setting
 from entangle.rewards.summary import Thresholds
 from entangle.runs.folder import RunFolder
@@ -75,16 +77,15 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     asked = prompts_of(pairs, config.limit, config.seed)
     policy = load_policy_of(config, session.processes)
     _check_reference(policy)
-    read = _read_rollouts(config, policy, asked)
+    read = _read_rollouts(config, policy, reward_function, asked, session)
     prompts = [rollout.prompt for rollout in read] or [prompt for prompt, _ in asked.values()]
     chosen = {prompt.index: asked[prompt.index][1] for prompt in prompts}
     data = {"data": fingerprint(list(chosen.values())), "rollouts": rollouts_fingerprint(read)}
     if not session.begin(dict(policy.identity) | data):
         return JointResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)
-    tokenized = {
-        index: tokenize_pair(policy.tokenizer, pair, config.max_length) for index, pair in chosen.items()
-    }
+    done = policy.tokenize(list(chosen.values()), config.max_length)
+    tokenized = dict(zip(chosen, done.tokens, strict=True))
     measurement = PromptMeasurement(config, policy, engine, reward_function, pairs=tokenized)
     shards, rollouts = shards_of(prompts, config.shard_size), {r.prompt.index: r for r in read}
     session.compute(
@@ -127,12 +128,26 @@ def _check_reference(policy: Policy) -> None:
 
 
 def _read_rollouts(
-    config: JointConfig, policy: Policy, asked: Mapping[int, tuple[Prompt, PreferencePair]]
+    config: JointConfig,
+    policy: Policy,
+    reward: RewardFunction,
+    asked: Mapping[int, tuple[Prompt, PreferencePair]],
+    session: Session,
 ) -> list[Rollout]:
     """The answers of the rollouts file whose prompts have a pair, under the pairs' prompts; none without a file."""
     if config.rollouts is None:
         return []
-    found = load_rollouts(config.rollouts, policy.tokenizer, max_length=config.max_length)
+    from_file = isinstance(reward, FromFile)
+    recorded = read_recorded(
+        config.rollouts,
+        policy.tokenizer,
+        max_length=config.max_length,
+        reward=reward.column if from_file else "",
+        needs_rewards=from_file,
+    )
+    for note in recorded.notes:
+        session.note(note)
+    found = recorded.rollouts
     by_hash = {rollout.prompt.hash: rollout for rollout in found}
     read = [
         dataclasses.replace(by_hash[prompt.hash], prompt=prompt)

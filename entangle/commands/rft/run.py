@@ -33,7 +33,9 @@ from entangle.measure.prompts import (
     shards_of,
 )
 from entangle.models import Policy
-from entangle.rewards.rollouts import Prompt, Rollout, fingerprint, load_prompts, load_rollouts
+from entangle.rewards.functions import FromFile, RewardFunction
+from entangle.rewards.recorded import Recorded, read_recorded
+from entangle.rewards.rollouts import Prompt, fingerprint, load_prompts
 from entangle.rewards.signals import Setting, measure, unmeasured
 from entangle.rewards.summary import Thresholds, summarise
 from entangle.runs.folder import RunFolder
@@ -71,14 +73,19 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     reward_function = reward_function_of(config)
     prompts = _load_prompts(config) if config.rollouts is None else []
     policy = load_policy_of(config, session.processes)
-    read = read_rollouts(config, policy)
+    recorded = read_rollouts(config, policy, reward_function)
+    read = recorded.rollouts
+    for note in recorded.notes:
+        session.note(note)
     prompts = prompts or [rollout.prompt for rollout in read]
     identity = dict(policy.identity) | {"data": fingerprint(prompts), "rollouts": rollouts_fingerprint(read)}
     if not session.begin(identity):
         return RftResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     gamma_indices = frozenset(prompt.index for prompt in prompts[: config.gamma_positions])
-    measurement = PromptMeasurement(config, policy, engine, reward_function, gamma_indices)
+    measurement = PromptMeasurement(
+        config, policy, engine, reward_function, gamma_indices, told=recorded.notes
+    )
     shards, rollouts = shards_of(prompts, config.shard_size), {r.prompt.index: r for r in read}
     session.compute(
         ANSWERS,
@@ -97,17 +104,31 @@ def _load_prompts(config: RftConfig) -> list[Prompt]:
             f"--columns names the prompt column here (prompt=NAME); got {unknown[0]!r}. A reference text is named by "
             "its reward, as rouge_l:reference=NAME."
         )
+    if config.format not in ("auto", "trl"):
+        raise ConfigError(
+            f"--format {config.format} reads pairs; here only prompts are needed, from one column: --columns "
+            "prompt=NAME."
+        )
     return load_prompts(
         config.dataset_place, split=config.dataset_train_split, config=config.dataset_config,
         column=columns.get("prompt", "prompt"), limit=config.limit, seed=config.seed,
     )  # fmt: skip
 
 
-def read_rollouts(config: RftConfig, policy: Policy) -> list[Rollout]:
-    """The answers of the rollouts file; none without one."""
+def read_rollouts(config: RftConfig, policy: Policy, reward: RewardFunction) -> Recorded:
+    """The answers of the rollouts file, with the columns that --columns names; none without one."""
     if config.rollouts is None:
-        return []
-    return load_rollouts(config.rollouts, policy.tokenizer, max_length=config.max_length, limit=config.limit)
+        return Recorded([])
+    from_file = isinstance(reward, FromFile)
+    return read_recorded(
+        config.rollouts,
+        policy.tokenizer,
+        max_length=config.max_length,
+        limit=config.limit,
+        columns=config.column_map,
+        reward=reward.column if from_file else "",
+        needs_rewards=from_file,
+    )
 
 
 def _close(session: Session, measurement: PromptMeasurement) -> None:
