@@ -170,7 +170,8 @@ def test_a_loss_of_the_users_own_replays_from_its_record(tmp_path, monkeypatch):
         assert to_spec(loss) == spec and loss.label == "cubic_hinge_a(beta=0.2)"
         assert ProbeConfig(losses=(loss,)) == ProbeConfig(losses=("my_own_losses:CubicHinge:beta=0.2",))
         assert to_spec({"name": "cubic_hinge_a", "beta": 0.2}) == spec
-        assert to_spec(WithSFT(loss))["loss"] == spec
+        whole = to_spec(WithSFT(loss))
+        assert isinstance(whole, dict) and whole["loss"] == spec
         assert build_losses([to_spec(WithSFT(loss))]) == [WithSFT(loss)]
     finally:
         CATALOGUE.pop("cubic_hinge_a", None)
