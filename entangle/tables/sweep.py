@@ -47,8 +47,8 @@ def sweep_tables(points: pd.DataFrame, summary: Mapping[str, Any]) -> Renderable
             *([_regimes(row, "_adamw")] if has_adamw else []),
         )
     table.caption = (
-        f"{span(points['pairs'])} pairs, ± {Z:.2f} standard errors over them; start: {summary['start']}. Predicted for one "
-        "step on each pair alone: ideal/both up/both down; cosine in the plain (SGD) metric."
+        f"{span(points['pairs'])} pairs, ± {Z:.2f} standard errors over them; start: {summary['start']}. Predicted for "
+        "one step on each pair alone: ideal/both up/both down; cosine in the plain (SGD) metric."
     )
     parts = [table, Text(onset_sentence(summary))]
     if "set_cosine" in points:

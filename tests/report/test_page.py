@@ -18,7 +18,7 @@ import torch
 from entangle.analysis.curves import over_seeds
 from entangle.analysis.geometry import SIDES, PairGeometry
 from entangle.analysis.ledger import PARTS
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import share
 from entangle.analysis.wording import SENTENCES, pair_sentence
 from entangle.cli import main
 from entangle.commands.probe import ProbeResult
