@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from entangle.analysis.curves import SIDES, Z, onset
+from entangle.analysis.curves import SIDES, onset
 from entangle.analysis.ledger import MEANINGS, PARTS
-from entangle.analysis.statistics import share
+from entangle.analysis.statistics import Z, share
 from entangle.analysis.wording import correlation_text, is_known, share_text
 
 # --- all pairs of a set ---------------------------------------------------------------------------------------

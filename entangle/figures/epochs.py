@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from entangle.analysis.curves import SIDES, Z
+from entangle.analysis.curves import SIDES
+from entangle.analysis.statistics import Z
 from entangle.figures.style import (
     AMBER,
     BLUE,

@@ -18,7 +18,7 @@ import torch
 from entangle.analysis.curves import over_seeds
 from entangle.analysis.geometry import SIDES, PairGeometry
 from entangle.analysis.ledger import PARTS
-from entangle.analysis.summary import share
+from entangle.analysis.statistics import share
 from entangle.analysis.wording import SENTENCES, pair_sentence
 from entangle.cli import main
 from entangle.commands.probe import ProbeResult
@@ -169,7 +169,7 @@ def test_data_is_text_wherever_it_goes(run, tmp_path):
         "name"
     ].endswith(HOSTILE)
     heat = reader.text_of("figure-modules-0-0")  # the name of a module as a label, letter by letter
-    assert HOSTILE[:23] + "…" in heat
+    assert HOSTILE[:20] in heat
 
 
 def test_columns_hold_the_rows(source):
@@ -225,7 +225,7 @@ def test_verdict_has_share_interval_cause_and_remedy(run, source):
     first, second, third = verdict(source)
     shares = source.summary["regimes"]["dpo"]
     worst = max((name for name in shares if name != "ideal"), key=lambda name: shares[name]["count"])
-    assert first.startswith("Under dpo, ") and "of the 39 scored pairs" in first
+    assert "under dpo, one small step" in first and "of the 39 scored pairs" in first
     for name in (worst, "ideal"):
         low, high = (f"{100 * shares[name][end]:.0f}" for end in ("low", "high"))
         assert f"{100 * shares[name]['share']:.0f} % (95 % interval {low} to {high} %)" in first
