@@ -9,7 +9,7 @@ without a word, because its prompt alone fills `max_length`, is returned here wi
 Texts are untrusted: they are only ever compared, hashed and tokenised.
 """
 
-from entangle.data.pairs import COLUMNS, PreferencePair, fingerprint, load_pairs, split_prompt
+from entangle.data.pairs import COLUMNS, PreferencePair, hash_pairs, load_pairs, split_prompt
 from entangle.data.tokens import TokenizedPair, collate, tokenize_pair
 from entangle.errors import DataError
 
@@ -19,7 +19,7 @@ __all__ = [
     "PreferencePair",
     "TokenizedPair",
     "collate",
-    "fingerprint",
+    "hash_pairs",
     "load_pairs",
     "split_prompt",
     "tokenize_pair",

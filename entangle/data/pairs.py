@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -13,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from entangle.config.hashing import sha256_of
 from entangle.data.sources import Rows, read_rows, shortened
 from entangle.errors import DataError
 
@@ -65,7 +65,7 @@ class PreferencePair:
     @property
     def prompt_hash(self) -> str:
         """First 16 hex digits of the sha256 of the prompt: equal prompts have equal hashes, in every run."""
-        return hashlib.sha256(_canonical(self.prompt).encode()).hexdigest()[:16]
+        return sha256_of([_canonical(self.prompt).encode()])[:16]
 
 
 def load_pairs(
@@ -117,24 +117,15 @@ def load_pairs(
     return pairs
 
 
-def fingerprint(pairs: Sequence[PreferencePair]) -> str:
-    """sha256 of all that a probe reads of the pairs: equal iff it would see the same data."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(
-            _canonical(
-                [
-                    pair.index,
-                    pair.prompt,
-                    pair.chosen,
-                    pair.rejected,
-                    pair.ref_chosen_logps,
-                    pair.ref_rejected_logps,
-                    dict(pair.template_options),
-                ]
-            ).encode()
-        )
-    return digest.hexdigest()
+def hash_pairs(pairs: Sequence[PreferencePair]) -> str:
+    """The sha256 of all that a probe reads of the pairs: equal iff it would see the same data."""
+    return sha256_of(_canonical(_read_of(pair)).encode() for pair in pairs)
+
+
+def _read_of(pair: PreferencePair) -> list[Any]:
+    """What a probe reads of a pair."""
+    logps = [pair.ref_chosen_logps, pair.ref_rejected_logps]
+    return [pair.index, pair.prompt, pair.chosen, pair.rejected, *logps, dict(pair.template_options)]
 
 
 def _canonical(value: Any) -> str:
