@@ -113,7 +113,17 @@ def training_keys() -> Collection[str]:
     from entangle.config.train import TrainConfig
 
     own = {option.name for option in fields(TrainConfig)}
-    return {*trainer_fields(), *script_fields(), *own, *_PEFT, "datasets", "env", "loss_type", "beta", "simpo_gamma"}
+    return {
+        *trainer_fields(),
+        *script_fields(),
+        *own,
+        *_PEFT,
+        "datasets",
+        "env",
+        "loss_type",
+        "beta",
+        "simpo_gamma",
+    }
 
 
 def sort_keys(content: Mapping[str, Any], known: Collection[str]) -> Content:

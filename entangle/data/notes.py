@@ -6,13 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entangle.data.formats.refusals import PROMPTS
 from entangle.data.messages import Message, shortened
-
-if TYPE_CHECKING:
-    from entangle.data.pairs import PreferencePair
+from entangle.data.pair import PreferencePair
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles that chat templates know."""

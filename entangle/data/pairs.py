@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict
 
+from entangle.config.hashing import sha256_of
 from entangle.data.formats import FORMATS, Row, choose_format
 from entangle.data.invalid import report_invalid
 from entangle.data.messages import (
@@ -24,6 +24,7 @@ from entangle.data.messages import (
     without_none,
 )
 from entangle.data.notes import notes_on_pairs
+from entangle.data.pair import PreferencePair, canonical
 from entangle.data.sources import TEXTS, Rows, columns_of, read_rows
 from entangle.errors import DataError
 
@@ -37,41 +38,6 @@ COLUMNS = (
     "chat_template_kwargs",
 )
 """The columns that have a meaning, under TRL's names; every other scalar column is kept as `extra`."""
-
-
-@dataclass(frozen=True)
-class PreferencePair:
-    """One prompt with a chosen and a rejected response, as the source has them.
-
-    Args:
-        index: row in the data set (in the named split), whatever subset was taken.
-        prompt: a string, or a list of `{"role", "content"}` messages.
-        chosen: the preferred response, of the same kind as the prompt.
-        rejected: the other response.
-        ref_chosen_logps: log pi_ref(chosen | prompt), summed, nats; None unless the data carries it.
-        ref_rejected_logps: the same for the rejected response.
-        extra: further scalar columns by name.
-        template_options: what TRL hands to the chat template besides the messages (`tools` and the like).
-    """
-
-    index: int
-    prompt: Text
-    chosen: Text
-    rejected: Text
-    ref_chosen_logps: float | None = None
-    ref_rejected_logps: float | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    template_options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_conversational(self) -> bool:
-        """Whether the texts are lists of messages."""
-        return not isinstance(self.prompt, str)
-
-    @property
-    def prompt_hash(self) -> str:
-        """First 16 hex digits of the sha256 of the prompt: equal prompts have equal hashes, in every run."""
-        return hashlib.sha256(_canonical(self.prompt).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -226,30 +192,15 @@ def _lacks(ours: str, theirs: str, there: Iterable[str], source: str) -> NoRetur
     )
 
 
-def fingerprint(pairs: Sequence[PreferencePair]) -> str:
-    """sha256 of all that a probe reads of the pairs: equal iff it would see the same data."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(
-            _canonical(
-                [
-                    pair.index,
-                    pair.prompt,
-                    pair.chosen,
-                    pair.rejected,
-                    pair.ref_chosen_logps,
-                    pair.ref_rejected_logps,
-                    dict(pair.template_options),
-                ]
-            ).encode()
-        )
-    return digest.hexdigest()
+def hash_pairs(pairs: Sequence[PreferencePair]) -> str:
+    """The sha256 of all that a probe reads of the pairs: equal iff it would see the same data."""
+    return sha256_of(canonical(_read_of(pair)).encode() for pair in pairs)
 
 
-def _canonical(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+def _read_of(pair: PreferencePair) -> list[Any]:
+    """What a probe reads of a pair."""
+    logps = [pair.ref_chosen_logps, pair.ref_rejected_logps]
+    return [pair.index, pair.prompt, pair.chosen, pair.rejected, *logps, dict(pair.template_options)]
 
 
 def _subset(count: int, limit: int | None, seed: int | None) -> Sequence[int]:

@@ -57,7 +57,7 @@ def convert(weights: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    del quantised.config.quantization_config  # its weights are floats, but it refuses to be saved
+    del quantised.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model = AutoModelForCausalLM.from_config(quantised.config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
