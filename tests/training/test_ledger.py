@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from entangle.analysis.ledger import PARTS, account, cumulate, describe_change, over_time, products
 from entangle.data import TokenizedPair, collate
 from entangle.figures.ledger import stacked, write_figures
-from entangle.figures.style import new_axes
+from entangle.figures.style import figure_of, new_axes
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.logps import row_logps, token_logps
 from entangle.scores.rows import RowBatch
@@ -268,7 +268,7 @@ def test_figures(tmp_path: Path) -> None:
     line = axes.lines[0]
     assert line.get_xdata().tolist() == [0, 1, 2] and line.get_ydata().tolist() == [0.0, -1.5, -3.0]
     assert "pair 7" in axes.get_title(loc="left")
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure_of(axes).legends[0].get_texts()]
     assert len(labels) == 3 and "momentum" not in " ".join(labels)
     for name in write_figures(ledger, tmp_path):
         assert (tmp_path / name).stat().st_size > 1000
