@@ -19,7 +19,7 @@ from entangle.data import (
     PreferencePair,
     TokenizedPair,
     collate,
-    fingerprint,
+    hash_pairs,
     load_pairs,
     split_prompt,
     tokenize_pair,
@@ -342,11 +342,11 @@ def test_tools_reach_the_template():
     assert tokenizer.decode(ids).startswith("the cat")
 
 
-def test_fingerprint_tells_data_apart():
-    """Equal data, equal fingerprint; fewer, other or reordered rows, another one."""
+def test_hash_tells_data_apart():
+    """Equal data, equal hash; fewer, other or reordered rows, another one."""
     pairs = load_pairs(PLAIN)
-    assert fingerprint(pairs) == fingerprint(load_pairs(PLAIN))
-    assert len({fingerprint(p) for p in (pairs, pairs[:2], load_pairs(PLAIN[::-1]), load_pairs(CHAT))}) == 4
+    assert hash_pairs(pairs) == hash_pairs(load_pairs(PLAIN))
+    assert len({hash_pairs(p) for p in (pairs, pairs[:2], load_pairs(PLAIN[::-1]), load_pairs(CHAT))}) == 4
 
 
 # --- errors -------------------------------------------------------------------------------------------------

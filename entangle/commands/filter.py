@@ -8,7 +8,6 @@ The data must be the one that the run has seen: it is loaded again from the run'
 
 from __future__ import annotations
 
-import hashlib
 import json
 import operator
 import os
@@ -38,8 +37,9 @@ from entangle.config import (
     parse_rule,
     parse_weight,
 )
+from entangle.config.hashing import hash_file
 from entangle.config.places import DATA_SUFFIXES, is_local
-from entangle.data import PreferencePair, fingerprint
+from entangle.data import PreferencePair, hash_pairs
 from entangle.data.sources import read_rows
 from entangle.errors import ConfigError, DataError, RunError
 from entangle.measure.inputs import load_pairs_of
@@ -89,7 +89,7 @@ def run_filter(config: FilterConfig) -> FilterResult:
     source = source_of(options)
     out = _checked_out(config, source)
     pairs = load_pairs_of(options)
-    found, recorded = fingerprint(pairs), probe.run.read_json("identity.json").get("data")
+    found, recorded = hash_pairs(pairs), probe.run.read_json("identity.json").get("data")
     if found != recorded:
         raise RunError(
             f"{options.dataset_name} isn't the data that {probe.run.path} was made from (fingerprint {recorded!r} "
@@ -406,9 +406,9 @@ def _write_provenance(
         "source": {
             "dataset_name": options.dataset_name, "dataset_config": options.dataset_config,
             "dataset_train_split": options.dataset_train_split, "fingerprint": data,
-            "sha256": None if source is None else hashlib.sha256(source.read_bytes()).hexdigest(),
+            "sha256": None if source is None else hash_file(source),
         },
-        "out": {"file": result.out.name, "sha256": hashlib.sha256(result.out.read_bytes()).hexdigest()},
+        "out": {"file": result.out.name, "sha256": hash_file(result.out)},
         "drop": list(config.drop), "weight": list(config.weight), "summary": result.summary,
         "dropped": dict(zip(map(str, gone["index"]), gone["reasons"], strict=True)),
     }  # fmt: skip

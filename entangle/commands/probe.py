@@ -17,7 +17,8 @@ from entangle.analysis.predictions import check_labels, may_have_reference, pred
 from entangle.analysis.summary import summarise
 from entangle.commands.output import Output
 from entangle.config import DEFAULT_LOSSES, EMBEDDED, ProbeConfig, build_losses
-from entangle.data import PreferencePair, TokenizedPair, fingerprint
+from entangle.config.hashing import hash_file
+from entangle.data import PreferencePair, TokenizedPair, hash_pairs
 from entangle.diagnostics import columns_of, resolve, summarise_diagnostics
 from entangle.errors import ConfigError
 from entangle.measure.estimate import estimate
@@ -33,7 +34,6 @@ from entangle.models import (
     Policy,
     check_positions,
     check_reference,
-    hash_file,
     load_adam_state,
     optimizer_file,
     settle_reference,
@@ -122,7 +122,7 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
         _check_named(losses, config, has_reference=False)  # before the passes, which would be in vain
     reach = max(map(longest, filter(is_scorable, tokenized)), default=0)
     notes = [*taken.notes, *policy.notes, *check_positions(policy.model, reach)]
-    identity = dict(policy.identity) | {"data": fingerprint(pairs)}
+    identity = dict(policy.identity) | {"data": hash_pairs(pairs)}
     metric = None
     if config.optimizer_state is not None:
         metric, sentence = _adam_metric(config.optimizer_state, policy)

@@ -19,7 +19,7 @@ from entangle.analysis.statistics import share
 from entangle.commands.across import ACROSS, run_across
 from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import AcrossConfig, ProbeConfig, SweepConfig
-from entangle.data import fingerprint as data_fingerprint
+from entangle.data import hash_pairs
 from entangle.errors import ModelError, RunError
 from entangle.measure.inputs import load_pairs_of
 from entangle.runs.folder import RunFolder
@@ -88,7 +88,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
     session = Session.start(config, console)
     folder, console, processes = session.run, session.console, session.processes
     checkpoints = find_checkpoints(config.run)
-    data = data_fingerprint(load_pairs_of(config))
+    data = hash_pairs(load_pairs_of(config))
     session.claim({"data": data})
     probes: dict[str, dict[int, ProbeResult]] = {metric: {} for metric in config.metrics}
     for number, (step, checkpoint) in enumerate(checkpoints.items(), 1):

@@ -35,7 +35,7 @@ from trl import DPOConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 from entangle.analysis.ledger import describe_change
 from entangle.analysis.mitigations import Mitigation, Select, Splitting, build_mitigation, select_pairs
 from entangle.config import DataOptions, TrainConfig, build_losses
-from entangle.data import PreferencePair, TokenizedPair, collate, fingerprint
+from entangle.data import PreferencePair, TokenizedPair, collate, hash_pairs
 from entangle.data.sources import read_rows
 from entangle.diagnostics import compute
 from entangle.errors import ConfigError
@@ -126,8 +126,8 @@ class Samples:
     @property
     def identity(self) -> dict[str, str]:
         """Hashes of the data."""
-        trained = fingerprint(self.pairs) if self.pairs else hash_texts(map(json.dumps, self.completions))
-        return {"data": trained, "held_out": fingerprint(self.held)}
+        trained = hash_pairs(self.pairs) if self.pairs else hash_texts(map(json.dumps, self.completions))
+        return {"data": trained, "held_out": hash_pairs(self.held)}
 
 
 def run_train(config: TrainConfig, console: Console | None = None) -> TrainResult:

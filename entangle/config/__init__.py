@@ -13,7 +13,7 @@ from entangle.config.base import (
     Options,
     RunOptions,
     check_at_least,
-    fingerprint,
+    hash_options,
 )
 from entangle.config.command_line import check_names, parse
 from entangle.config.compare import CompareConfig
@@ -61,7 +61,7 @@ __all__ = [
     "check_at_least",
     "check_names",
     "construct",
-    "fingerprint",
+    "hash_options",
     "parse",
     "parse_rule",
     "parse_spec",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from entangle import embedded
+from entangle.config.hashing import sha256_of
 from entangle.config.kinds import DataName, DeviceMap, ModelName, Settings
 from entangle.config.typed import with_types
 from entangle.errors import ConfigError
@@ -155,7 +155,7 @@ class RunOptions(Options):
     def run_path(self) -> Path:
         """The run folder: `output_dir`, or one named after these options that aren't left at their defaults."""
         given = {name: value for name, value in self.recorded.items() if value != self.defaults[name]}
-        return Path(self.output_dir or f"runs/{self.VERB}-{fingerprint(given)}")
+        return Path(self.output_dir or f"runs/{self.VERB}-{hash_options(given)}")
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -168,9 +168,9 @@ class RunOptions(Options):
         return {field.name: field.default for field in dataclasses.fields(self)}
 
 
-def fingerprint(content: Any) -> str:
+def hash_options(content: Any) -> str:
     """Eight hexadecimal digits that name a configuration."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return sha256_of([json.dumps(content, sort_keys=True, default=str).encode()])[:8]
 
 
 def check_at_least(config: Any, lowest: Mapping[str, float]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict
 
+from entangle.config.hashing import sha256_of
 from entangle.data.formats import FORMATS, Row, choose_format
 from entangle.data.invalid import report_invalid
 from entangle.data.messages import (
@@ -71,7 +71,7 @@ class PreferencePair:
     @property
     def prompt_hash(self) -> str:
         """First 16 hex digits of the sha256 of the prompt: equal prompts have equal hashes, in every run."""
-        return hashlib.sha256(_canonical(self.prompt).encode()).hexdigest()[:16]
+        return sha256_of([_canonical(self.prompt).encode()])[:16]
 
 
 @dataclass(frozen=True)
@@ -226,24 +226,15 @@ def _lacks(ours: str, theirs: str, there: Iterable[str], source: str) -> NoRetur
     )
 
 
-def fingerprint(pairs: Sequence[PreferencePair]) -> str:
-    """sha256 of all that a probe reads of the pairs: equal iff it would see the same data."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(
-            _canonical(
-                [
-                    pair.index,
-                    pair.prompt,
-                    pair.chosen,
-                    pair.rejected,
-                    pair.ref_chosen_logps,
-                    pair.ref_rejected_logps,
-                    dict(pair.template_options),
-                ]
-            ).encode()
-        )
-    return digest.hexdigest()
+def hash_pairs(pairs: Sequence[PreferencePair]) -> str:
+    """The sha256 of all that a probe reads of the pairs: equal iff it would see the same data."""
+    return sha256_of(_canonical(_read_of(pair)).encode() for pair in pairs)
+
+
+def _read_of(pair: PreferencePair) -> list[Any]:
+    """What a probe reads of a pair."""
+    logps = [pair.ref_chosen_logps, pair.ref_rejected_logps]
+    return [pair.index, pair.prompt, pair.chosen, pair.rejected, *logps, dict(pair.template_options)]
 
 
 def _canonical(value: Any) -> str:

@@ -18,7 +18,7 @@ from entangle.config import EMBEDDED, JointConfig, RftConfig
 from entangle.data import TokenizedPair
 from entangle.models import Policy, check_reference
 from entangle.rewards.functions import AnswerSet, FromFile, RewardError, RewardFunction, build_reward_function
-from entangle.rewards.rollouts import Prompt, Rollout, Sampling, fingerprint, prompt_tokens, sample_answers
+from entangle.rewards.rollouts import Prompt, Rollout, Sampling, hash_prompts, prompt_tokens, sample_answers
 from entangle.rewards.statistics import Support, cut_answers
 from entangle.runs.provenance import environment
 from entangle.scores import Engine, row_logps
@@ -38,8 +38,8 @@ def reward_function_of(config: RftConfig | JointConfig) -> RewardFunction:
     return build_reward_function(default if config.reward is None else config.reward)
 
 
-def rollouts_fingerprint(rollouts: Sequence[Rollout]) -> str | None:
-    """Sha256 over answers that were read and their rewards; None if none was."""
+def hash_rollouts(rollouts: Sequence[Rollout]) -> str | None:
+    """The sha256 over answers that were read and their rewards; None if none was."""
     if not rollouts:
         return None
     rows = [
@@ -50,7 +50,7 @@ def rollouts_fingerprint(rollouts: Sequence[Rollout]) -> str | None:
         )
         for r in rollouts
     ]
-    return fingerprint(rows)
+    return hash_prompts(rows)
 
 
 def measured_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from entangle.config import ProbeConfig, read_yaml
-from entangle.data import TokenizedPair, fingerprint
+from entangle.data import TokenizedPair, hash_pairs
 from entangle.errors import ConfigError, RunError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.models import Policy
@@ -33,7 +33,7 @@ def load_again(
         RunError: model, adapter, tokenizer or data is another one than when the run was made.
     """
     pairs = load_pairs_of(options)
-    data = fingerprint(pairs)
+    data = hash_pairs(pairs)
     recorded: dict[str, Any] = run.read_json("identity.json")
     _check_same(run, {"data": recorded.get("data")}, {"data": data})
     policy = load_policy_of(options)

@@ -6,7 +6,6 @@ Checkpoints number parameters and don't name them. The numbers follow the optimi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,12 +160,6 @@ def optimizer_file(path: str | Path) -> Path:
         f"Expected a checkpoint folder with optimizer.pt, or that file, at {given}; there is none. Trainers save it "
         "unless save_only_model is set; sharded states (DeepSpeed, FSDP) have to be gathered first."
     )
-
-
-def hash_file(path: str | Path) -> str:
-    """sha256 of a file's content."""
-    with Path(path).open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _by_group(groups: Sequence[Mapping[str, Any]], names: Sequence[str], model: nn.Module) -> list[list[str]]:

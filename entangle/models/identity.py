@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from entangle.config.hashing import hash_file, sha256_of
 from entangle.config.places import is_local
 from entangle.models.loading import Loading, coarsest_dtype
 from entangle.models.parameters import is_adapter_parameter
@@ -37,20 +37,21 @@ def identity_of(
 
 def _hash_weights(folder: str) -> str:
     """sha256 over the names and contents of a folder's configuration and safetensors files."""
-    digest = hashlib.sha256()
-    for file in sorted([Path(folder) / "config.json", *Path(folder).glob("*.safetensors")]):
-        with file.open("rb") as content:
-            digest.update(f"{file.name}:{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+    files = sorted([Path(folder) / "config.json", *Path(folder).glob("*.safetensors")])
+    return sha256_of(f"{file.name}:{hash_file(file)}\n".encode() for file in files)
 
 
 def _hash_adapter(model: PeftModel) -> str:
     """sha256 over the names and values of the adapter's weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items()):
-        content = weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode() + content)
-    return digest.hexdigest()
+    weights = sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items())
+    return sha256_of(
+        f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode() + _bytes_of(weight)
+        for name, weight in weights
+    )
+
+
+def _bytes_of(weight: torch.Tensor) -> bytes:
+    return weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -61,7 +62,7 @@ def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of([text.encode()])
 
 
 def describe(

@@ -8,7 +8,6 @@ that reached the length limit has no end-of-sequence token and is scored as far 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from entangle.analysis.statistics import Array
+from entangle.config.hashing import sha256_of
 from entangle.data import DataError, PreferencePair, TokenizedPair
 from entangle.data.pairs import Text
 from entangle.data.sources import read_rows
@@ -191,13 +191,10 @@ def _some(items: list[Item], limit: int | None, seed: int | None) -> list[Item]:
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
-def fingerprint(prompts: Sequence[Prompt]) -> str:
+def hash_prompts(prompts: Sequence[Prompt]) -> str:
     """The sha256 over indices, prompts and columns: equal iff a run would see the same data."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        content = [prompt.index, prompt.text, dict(prompt.columns)]
-        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    contents = ([prompt.index, prompt.text, dict(prompt.columns)] for prompt in prompts)
+    return sha256_of(json.dumps(content, sort_keys=True, default=str).encode() for content in contents)
 
 
 def _rows(source: str, split: str, config: str | None) -> list[Mapping[str, Any]]:
@@ -296,7 +293,7 @@ def _generate(
 
 
 def _seed(seed: int, index: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:6], "big")
+    return int(sha256_of([f"{seed}:{index}".encode()])[:12], 16)
 
 
 def end_tokens(policy: Policy) -> set[int]:

@@ -6,7 +6,6 @@ there anew.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from entangle.config.hashing import sha256_of
 
 CHECKSUMS = "checksums.json"
 
@@ -37,8 +38,8 @@ def checksums_of(folder: Path) -> dict[str, str]:
 
 
 def digest(content: bytes) -> str:
-    """Sha256 of a file's content."""
-    return hashlib.sha256(content).hexdigest()
+    """The sha256 of a file's content."""
+    return sha256_of([content])
 
 
 def listed_in(folder: Path) -> dict[str, str]:

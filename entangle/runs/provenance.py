@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from entangle.config.hashing import sha256_of
 from entangle.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "numpy", "pandas", "pyarrow")
@@ -32,10 +32,7 @@ def environment() -> dict[str, Any]:
 
 def hash_texts(texts: Iterable[str]) -> str:
     """sha256 over a sequence of texts, each closed by a zero byte."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
+    return sha256_of(text.encode("utf-8", "surrogatepass") + b"\0" for text in texts)
 
 
 def _version(name: str) -> str | None:

@@ -6,7 +6,6 @@ order of the data. So runs with other seeds, losses or shares are judged on the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from datasets import Dataset
 
+from entangle.config.hashing import sha256_of
 from entangle.data import PreferencePair
 from entangle.data.pairs import Text
 from entangle.errors import DataError
@@ -113,4 +113,4 @@ def _template(pair: PreferencePair) -> dict[str, Any]:
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_of([text.encode("utf-8", "surrogatepass")])

@@ -18,12 +18,11 @@ from entangle.commands.compare.curves import KEYS, final_numbers, labelled, ledg
 from entangle.commands.compare.quality import means, summaries
 from entangle.commands.compare.trials import Trial, trials_of
 from entangle.commands.train import TrainResult, check_training, run_train
-from entangle.config import EMBEDDED, CompareConfig, InputOptions, fingerprint
+from entangle.config import EMBEDDED, CompareConfig, InputOptions, hash_options
 from entangle.errors import ConfigError, RunError
 from entangle.measure.inputs import load_policy_of
 from entangle.models import Policy
-from entangle.rewards.rollouts import Prompt, load_prompts
-from entangle.rewards.rollouts import fingerprint as posts_fingerprint
+from entangle.rewards.rollouts import Prompt, hash_prompts, load_prompts
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import Interrupted, progress_bar
 from entangle.runs.session import Session
@@ -154,7 +153,7 @@ def _posts(config: CompareConfig) -> list[Prompt]:
 def _summary_file(config: CompareConfig, posts: Sequence[Prompt]) -> str:
     """The file of a policy's summaries, named after what they are of: other posts or settings, another file."""
     asked = [config.quality_reference, config.quality_samples, config.max_completion_length]
-    return f"summaries-{fingerprint([posts_fingerprint(posts), *asked])}.parquet"
+    return f"summaries-{hash_options([hash_prompts(posts), *asked])}.parquet"
 
 
 def _policy(config: CompareConfig, trained: Path | None = None) -> Policy:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from entangle.config import CompareConfig, TrainConfig, build_losses, fingerprint
+from entangle.config import CompareConfig, TrainConfig, build_losses, hash_options
 from entangle.runs.folder import RunFolder
 
 
@@ -52,7 +52,7 @@ def trials_of(config: CompareConfig) -> list[Trial]:
         loss = build_losses([train.loss])[0].label
         shown = [f"{name}={_short(value)}" for name, value in setting.items() if value != ()]
         variant = ", ".join([loss, *shown])
-        code = fingerprint([train.loss, setting])
+        code = hash_options([train.loss, setting])
         slug = re.sub(r"[^\w.=-]+", "-", variant).strip("-")[:60]
         folder = config.run_path / "runs" / f"{slug}-{code}-seed{train.seed}"
         trials.append(Trial(variant, loss, setting, dataclasses.replace(train, output_dir=str(folder))))

@@ -19,15 +19,15 @@ from rich.console import Console, RenderableType
 from entangle.commands.joint.table import joint_table, summarise_joint, with_states
 from entangle.commands.rft.result import PromptsResult
 from entangle.config import JointConfig, build_losses
-from entangle.data import PreferencePair, fingerprint
+from entangle.data import PreferencePair, hash_pairs
 from entangle.errors import ConfigError, DataError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.measure.prompts import (
     ANSWERS,
     PromptMeasurement,
+    hash_rollouts,
     measured_rows,
     reward_function_of,
-    rollouts_fingerprint,
     shard_rows,
     shards_of,
 )
@@ -80,7 +80,7 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     read = _read_rollouts(config, policy, reward_function, asked, session)
     prompts = [rollout.prompt for rollout in read] or [prompt for prompt, _ in asked.values()]
     chosen = {prompt.index: asked[prompt.index][1] for prompt in prompts}
-    data = {"data": fingerprint(list(chosen.values())), "rollouts": rollouts_fingerprint(read)}
+    data = {"data": hash_pairs(list(chosen.values())), "rollouts": hash_rollouts(read)}
     if not session.begin(dict(policy.identity) | data):
         return JointResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)

@@ -26,16 +26,16 @@ from entangle.measure.prompts import (
     ANSWERS,
     FLAGS,
     PromptMeasurement,
+    hash_rollouts,
     measured_rows,
     reward_function_of,
-    rollouts_fingerprint,
     shard_rows,
     shards_of,
 )
 from entangle.models import Policy
 from entangle.rewards.functions import FromFile, RewardFunction
 from entangle.rewards.recorded import Recorded, read_recorded
-from entangle.rewards.rollouts import Prompt, fingerprint, load_prompts
+from entangle.rewards.rollouts import Prompt, hash_prompts, load_prompts
 from entangle.rewards.signals import Setting, measure, unmeasured
 from entangle.rewards.summary import Thresholds, summarise
 from entangle.runs.folder import RunFolder
@@ -78,7 +78,7 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     for note in recorded.notes:
         session.note(note)
     prompts = prompts or [rollout.prompt for rollout in read]
-    identity = dict(policy.identity) | {"data": fingerprint(prompts), "rollouts": rollouts_fingerprint(read)}
+    identity = dict(policy.identity) | {"data": hash_prompts(prompts), "rollouts": hash_rollouts(read)}
     if not session.begin(identity):
         return RftResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)
