@@ -29,7 +29,9 @@ class GradientEstimate:
     Args:
         sq: the estimate; a squared norm's can be negative where noise is larger than the gradient.
         error: its standard error by the jackknife over answers (its square is biased upward: Efron and Stein
-            1981); NaN for fewer than 5 answers.
+            1981); NaN for fewer than 5 answers. Two of them on either side aren't 95 %: over 300 draws from each of
+            three policies with 12 outcomes the truth was within 1.96 errors in 39 to 95 % with 8 answers, 70 to 92 %
+            with 16 and 81 to 94 % with 32.
     """
 
     sq: float
