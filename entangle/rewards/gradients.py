@@ -202,9 +202,14 @@ def grpo_factor(p: float, group_size: int, epsilon: float = 0.0) -> float:
 
 
 def group_gradient_sq(
-    gram: Array, rewards: Array, group_size: int, weights: Callable[[Array], Array] = grpo_weights,
-    *, splits: int = 200, seed: int = 0,
-) -> float:  # fmt: skip
+    gram: Array,
+    rewards: Array,
+    group_size: int,
+    weights: Callable[[Array], Array] = grpo_weights,
+    *,
+    splits: int = 200,
+    seed: int = 0,
+) -> float:
     """||E[gradient of a group]||^2 for groups of `group_size`, without bias, from K >= 2 group_size answers.
 
     <gradient of one group, gradient of another one> for two disjoint groups among the answers, averaged over
