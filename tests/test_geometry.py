@@ -25,9 +25,12 @@ def test_one_softmax_token_has_the_closed_form():
     theta = torch.tensor([1.0, 0.5, -0.2, 2.0, 0.0], dtype=torch.float64)
     block = values(geometry(one_token(0), one_token(1), theta))
     expected = {
-        "sq_chosen": 0.9597101895, "sq_rejected": 1.1172906105, "inner": 0.0385004000,
-        "gap_chosen": 0.9212097895, "gap_rejected": 1.0787902105,
-    }  # fmt: skip
+        "sq_chosen": 0.9597101895,
+        "sq_rejected": 1.1172906105,
+        "inner": 0.0385004000,
+        "gap_chosen": 0.9212097895,
+        "gap_rejected": 1.0787902105,
+    }
     assert block == pytest.approx(expected, abs=1e-9)
 
 

@@ -149,9 +149,11 @@ class Halves:
 
     def gradient(self, side: str, displacement: Vector | None = None) -> Vector:
         """G+ or g- at theta + displacement."""
-        moved = self.theta if displacement is None else [
-            p + d for p, d in zip(self.theta, displacement, strict=True)
-        ]  # fmt: skip
+        moved = (
+            self.theta
+            if displacement is None
+            else [p + d for p, d in zip(self.theta, displacement, strict=True)]
+        )
         leaves = [p.detach().requires_grad_() for p in moved]
         return list(torch.autograd.grad(self.half(side, leaves), leaves))
 
@@ -187,10 +189,9 @@ def split_error(halves: Halves, order: str, rate: float) -> float:
         "chosen_first": lambda: [-x for x in minus_along(plus)],
         "rejected_first": lambda: [-x for x in halves.second("chosen", minus)],
         "both": lambda: [
-            -0.5 * (x + y)
-            for x, y in zip(minus_along(plus), halves.second("chosen", minus), strict=True)
+            -0.5 * (x + y) for x, y in zip(minus_along(plus), halves.second("chosen", minus), strict=True)
         ],
-    }  # fmt: skip
+    }
     law = [-rate * g + rate**2 * x for g, x in zip(both, correction[order](), strict=True)]
     step = Sequential(order=order).step_gradient(both, halves.gradient, rate, Random(0))
     return distance([-rate * g for g in step], law)
@@ -290,10 +291,14 @@ def test_virtual_adamw_gives_the_stage_to_the_momentum_alone():
 
 
 def test_selection_keeps_the_least_risky_pairs():
-    rows = pd.DataFrame({
-        "ches": [3.0, -1.0, np.nan, 0.0], "cosine": [0.9, 0.1, 0.5, np.nan],
-        "gap": [-0.2, 0.4, 0.1, np.inf], "edit_distance": [0.1, 0.9, 0.5, 0.5],
-    })  # fmt: skip
+    rows = pd.DataFrame(
+        {
+            "ches": [3.0, -1.0, np.nan, 0.0],
+            "cosine": [0.9, 0.1, 0.5, np.nan],
+            "gap": [-0.2, 0.4, 0.1, np.inf],
+            "edit_distance": [0.1, 0.9, 0.5, 0.5],
+        }
+    )
     assert select_pairs(rows, Select(by="ches", share=0.5)).tolist() == [False, True, False, True]
     assert select_pairs(rows, Select(by="cosine", threshold=0.6)).tolist() == [False, True, True, False]
     assert select_pairs(rows, Select(by="gap", threshold=0.0)).tolist() == [False, True, True, False]
@@ -303,8 +308,13 @@ def test_selection_keeps_the_least_risky_pairs():
 
 def test_every_mitigation_is_built_back_from_its_config():
     assert set(MITIGATIONS) == {
-        "pairwise_normalised", "reward_calibration", "token_masking", "sequential", "virtual_splitting", "select",
-    }  # fmt: skip
+        "pairwise_normalised",
+        "reward_calibration",
+        "token_masking",
+        "sequential",
+        "virtual_splitting",
+        "select",
+    }
     for name in MITIGATIONS:
         spec = {"name": name} | ({"share": 0.5} if name == "select" else {})
         built = build_mitigation(spec)

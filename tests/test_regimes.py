@@ -39,12 +39,16 @@ def one_pair(block: PairGeometry, chosen: float = 1.0, rejected: float = 1.0) ->
 
 
 IMPOSSIBLE = {
-    (1, 1): {Regime.INVERTED}, (-1, -1): {Regime.IDEAL}, (1, -1): {Regime.BOTH_DOWN},
+    (1, 1): {Regime.INVERTED},
+    (-1, -1): {Regime.IDEAL},
+    (1, -1): {Regime.BOTH_DOWN},
     (-1, 1): {Regime.BOTH_UP},
-    (1, 0): {Regime.BOTH_DOWN, Regime.INVERTED}, (0, 1): {Regime.BOTH_UP, Regime.INVERTED},
-    (-1, 0): {Regime.BOTH_UP, Regime.IDEAL}, (0, -1): {Regime.BOTH_DOWN, Regime.IDEAL},
+    (1, 0): {Regime.BOTH_DOWN, Regime.INVERTED},
+    (0, 1): {Regime.BOTH_UP, Regime.INVERTED},
+    (-1, 0): {Regime.BOTH_UP, Regime.IDEAL},
+    (0, -1): {Regime.BOTH_DOWN, Regime.IDEAL},
     (0, 0): set(REGIMES) - {Regime.DEGENERATE},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("signs", list(IMPOSSIBLE))
@@ -100,7 +104,7 @@ def test_three_ways_to_the_regime_agree(sign: int):
     names = {
         1: (Regime.BOTH_DOWN, Regime.IDEAL, Regime.BOTH_UP),
         -1: (Regime.BOTH_UP, Regime.INVERTED, Regime.BOTH_DOWN),
-    }[sign]  # fmt: skip
+    }[sign]
     for i, regime in enumerate(regimes):
         by_ratio = names[0] if rho[i] < lower[i] else names[2] if rho[i] > upper[i] else names[1]
         by_band = names[0] if tau[i] < -1 else names[2] if tau[i] > 1 else names[1]

@@ -347,9 +347,14 @@ def test_a_grid_multiplies_the_settings_of_the_losses_it_names():
     grid = ["beta=0.1,0.5", "dpop.penalty=1,5"]
     labels = [loss.label for loss in apply_grid([DPO(), DPOP(), IPO()], grid)]
     assert labels == [
-        "dpo", "dpo(beta=0.5)", "dpop(penalty=1)", "dpop(penalty=5)", "dpop(beta=0.5, penalty=1)",
-        "dpop(beta=0.5, penalty=5)", "ipo",
-    ]  # fmt: skip
+        "dpo",
+        "dpo(beta=0.5)",
+        "dpop(penalty=1)",
+        "dpop(penalty=5)",
+        "dpop(beta=0.5, penalty=1)",
+        "dpop(beta=0.5, penalty=5)",
+        "ipo",
+    ]
     assert apply_grid([DPOShift()], ["shift=5e-1"])[0].config == {
         "name": "dpo_shift",
         "beta": 0.1,

@@ -196,13 +196,16 @@ def default_base(has_reference: bool) -> PreferenceLoss:
 
 def _nll(name: str, unit: str, term: PreferenceLoss) -> Knob:
     return Knob(
-        name, f"weight of an NLL term on the chosen response, {unit}", 0.0, math.inf,
+        name,
+        f"weight of an NLL term on the chosen response, {unit}",
+        0.0,
+        math.inf,
         origin=lambda base: base,
         loss=lambda base, setting: WithSFT(base, alpha=setting, sft=term),
         line=lambda base, logps, size: IncentiveLine(
             incentives_of(base, logps, size), incentives_of(term, logps, size)
         ),
-    )  # fmt: skip
+    )
 
 
 def _beta(base: PreferenceLoss) -> float:
@@ -237,26 +240,38 @@ KNOBS: dict[str, Knob] = {
         _nll("nll_sum", "per sequence (summed log-prob)", SFTSum()),
         _nll("nll_batch", "per chosen token of the batch (TRL's rpo_alpha, cpo_alpha)", SFTBatch()),
         Knob(
-            "dpop", "DPOP's lambda", 0.0, math.inf,
+            "dpop",
+            "DPOP's lambda",
+            0.0,
+            math.inf,
             origin=_dpo,
             loss=lambda base, setting: DPOP(beta=_beta(base), penalty=setting),
-            line=_dpop_line, needs_reference=True,
+            line=_dpop_line,
+            needs_reference=True,
             idle="the penalty is off while the chosen log-prob isn't below the reference's",
         ),
         Knob(
-            "shift", "DPO-Shift's lambda, from 1 downwards", 1.0, 0.0,
+            "shift",
+            "DPO-Shift's lambda, from 1 downwards",
+            1.0,
+            0.0,
             origin=_dpo,
-            loss=lambda base, setting: DPOShift(beta=_beta(base), shift=setting), line=_shift_line,
+            loss=lambda base, setting: DPOShift(beta=_beta(base), shift=setting),
+            line=_shift_line,
             needs_reference=True,
         ),
         Knob(
-            "length", "length exponent, from 0 (summed) to 1 (averaged)", 0.0, 1.0,
+            "length",
+            "length exponent, from 0 (summed) to 1 (averaged)",
+            0.0,
+            1.0,
             origin=lambda base: _dpo(base) if base.needs_reference else CPO(beta=_beta(base), nll_weight=0.0),
             loss=lambda base, setting: PartlyNormalised(_beta(base), setting, base.needs_reference),
-            line=_length_line, idle="both responses have the same length",
+            line=_length_line,
+            idle="both responses have the same length",
         ),
     )
-}  # fmt: skip
+}
 """Every knob by name; `nll_sum` and `nll_batch` are `nll` in other units."""
 
 DEFAULT_KNOBS = ("nll", "dpop", "shift", "length")

@@ -8,6 +8,13 @@ kind gives its weight to that kind's other groups, so that the mixture of kinds 
 
 Intervals use Student's t with sum_k (G_k - 1) degrees of freedom; those of a ratio are Fieller's, which know when the
 denominator can't be told from zero: then they are the whole line.
+
+The mean of 1, 2, 3 and 6, a group each: s / sqrt(4) = 1.08, times Student's t of 3 degrees of freedom.
+
+    >>> values = torch.tensor([1.0, 2.0, 3.0, 6.0]).double()
+    >>> found = Jackknife(torch.ones(4)).number(3.0, (values.sum() - values) / 3)
+    >>> round(found.low, 2), round(found.high, 2)
+    (-0.44, 6.44)
 """
 
 from __future__ import annotations
@@ -122,6 +129,11 @@ class Jackknife:
 
         It has a meaning if the half-width is below `target`, by default |value|: if its sign is known. Else about
         N (half-width / target)^2 pairs would do, since errors fall with the root of N.
+
+        Args:
+            value: the number.
+            replicates: `(R,)`, the number without each group in turn.
+            target: half-width below which it has a meaning; None: |value|.
         """
         half = (
             self.quantile * float(self.covariance(replicates[:, None])[0, 0]) ** 0.5
@@ -149,6 +161,13 @@ class Jackknife:
         The interval holds every q for which top - q bottom can't be told from zero; it is the whole line if bottom
         can't be. It has a meaning if it is finite and `rules_out(low, high)`. Else about N e^2 pairs would do, with e
         the larger of bottom's half-width over bottom, and the half-width (to first order in errors) over `target`.
+
+        Args:
+            top: the numerator.
+            bottom: the denominator.
+            replicates: `(R, 2)`, both without each group in turn.
+            target: half-width that would do.
+            rules_out: (low, high) -> whether the interval says something.
         """
         t, value = self.quantile, top / bottom if bottom else math.nan
         if not (self.freedom and math.isfinite(value) and bool(replicates.isfinite().all())):
@@ -173,7 +192,14 @@ class Jackknife:
 def clipped(
     estimate: Estimate, low: float, high: float, change: Callable[[float], float] = lambda x: x
 ) -> Estimate:
-    """An increasing function of an estimate, after cutting it to where it can lie."""
+    """An increasing function of an estimate, after cutting it to where it can lie.
+
+    Args:
+        estimate: the estimate.
+        low: the smallest value that there can be.
+        high: the largest one.
+        change: the function, increasing.
+    """
 
     def moved(value: float) -> float:
         return value if math.isnan(value) else change(min(max(value, low), high))

@@ -104,9 +104,13 @@ class Rescaling(Mitigation, ABC):
 
     @abstractmethod
     def factors(
-        self, incentives: Incentives, norm_chosen: Tensor, norm_rejected: Tensor, state: dict[str, float],
+        self,
+        incentives: Incentives,
+        norm_chosen: Tensor,
+        norm_rejected: Tensor,
+        state: dict[str, float],
         total: Total = identity,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """(a_w, a_l), `(B,)` each: the step takes a_w d_w and a_l d_l.
 
         Args:
@@ -131,9 +135,13 @@ class PairwiseNormalised(Rescaling):
     source: ClassVar = "arXiv 2410.13828, proposed there as a direction; the formula is ours"
 
     def factors(
-        self, incentives: Incentives, norm_chosen: Tensor, norm_rejected: Tensor, state: dict[str, float],
+        self,
+        incentives: Incentives,
+        norm_chosen: Tensor,
+        norm_rejected: Tensor,
+        state: dict[str, float],
         total: Total = identity,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """(1/|g_w|, 1/|g_l|)."""
         return _inverse(norm_chosen), _inverse(norm_rejected)
 
@@ -165,9 +173,13 @@ class RewardCalibration(Rescaling):
             )
 
     def factors(
-        self, incentives: Incentives, norm_chosen: Tensor, norm_rejected: Tensor, state: dict[str, float],
+        self,
+        incentives: Incentives,
+        norm_chosen: Tensor,
+        norm_rejected: Tensor,
+        state: dict[str, float],
         total: Total = identity,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """(a, 1/a), and 1 for a pair without a ratio."""
         columns = torch.stack([incentives.chosen, incentives.rejected, norm_chosen, norm_rejected]).double()
         usable = (columns > 0).all(0) & columns.isfinite().all(0)

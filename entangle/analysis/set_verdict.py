@@ -130,7 +130,12 @@ def steady_sentence(content: Mapping[str, Any]) -> str:
 
 
 def drift_text(drift: Mapping[str, Any], *, absolute: bool = False) -> str:
-    """A drift with its interval in words: `3.3 nats (2.2 to 4.4)`."""
+    """A drift with its interval in words: `3.3 nats (2.2 to 4.4)`.
+
+    Args:
+        drift: {value, low, high}, nats.
+        absolute: without its sign.
+    """
     values = [drift["value"], _end(drift["low"], -math.inf), _end(drift["high"], math.inf)]
     if absolute:
         values[:] = values[0] if values[0] >= 0 else -values[0], *sorted(map(abs, values[1:]))

@@ -15,6 +15,13 @@ section 3, with mean gradients). The **drift** is what both log-probs do in comm
     drift = (D_w + D_l) / (2 (D_w - D_l))       > 1/2 both rise     within (-1/2, 1/2) ideal      < -1/2 both fall
 
 An epoch over the very pairs that were measured adds each pair's own terms, M = ((N - 1) U + own) / N.
+
+Three prompts with a pair each. Chosen scores (3, 0), (2, 1), (1, 1) have products 6, 3 and 3 between prompts: 4.
+
+    >>> scores = torch.tensor([[3.0, 0.0], [2.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double()
+    >>> sums = sums_of_gram(scores @ scores.T, torch.tensor([0, 1, 2]), ["a", "b", "c"])
+    >>> SetGeometry.from_sums(sums).products[0, 0].item()
+    4.0
 """
 
 from __future__ import annotations
@@ -133,15 +140,22 @@ class SetGeometry:
         used = ((left + right) > 0).long()
         jackknife = Jackknife(sums.pairs * used, tuple(kinds))
         everything = torch.ones(1, len(sums.pairs), dtype=torch.float64)
-        values = torch.stack([
-            _means(sums, left * weights, right * weights) for weights in torch.cat([everything, jackknife.weights])
-        ])  # fmt: skip
+        values = torch.stack(
+            [
+                _means(sums, left * weights, right * weights)
+                for weights in torch.cat([everything, jackknife.weights])
+            ]
+        )
         pairs = int((sums.pairs * left).sum())
         return cls(
-            products=values[0, 0], own=values[0, 1], replicates=values[1:], jackknife=jackknife,
-            pairs=pairs, prompts=int((sums.prompts * left).sum()),
+            products=values[0, 0],
+            own=values[0, 1],
+            replicates=values[1:],
+            jackknife=jackknife,
+            pairs=pairs,
+            prompts=int((sums.prompts * left).sum()),
             pairs_per_prompt=float((sums.squares * left).sum()) / max(pairs, 1),
-        )  # fmt: skip
+        )
 
     @property
     def as_pair(self) -> PairGeometry:
@@ -199,6 +213,10 @@ class SetGeometry:
         Where they differ from pair to pair this takes mean incentives on mean scores. What that neglects is, for either
         side, the covariance over pairs j between j's incentive and the product of j's score with the mean score of that
         side. `move_along` neglects nothing.
+
+        Args:
+            incentive_chosen: d_w, per nat.
+            incentive_rejected: d_l, per nat.
         """
         weights = self.products.new_zeros(len(self.products))
         weights[0], weights[1] = incentive_chosen, -incentive_rejected
@@ -248,10 +266,12 @@ class SetGeometry:
         number, common, gain = self.jackknife.number, (up + down) / 2, up - down
         chosen, rejected, margin = number(up, ups), number(down, downs), number(gain, ups - downs)
         drift = self.jackknife.ratio(
-            common, gain, torch.stack([(ups + downs) / 2, ups - downs], 1),
+            common,
+            gain,
+            torch.stack([(ups + downs) / 2, ups - downs], 1),
             target=EDGE + abs(common / gain) if gain else EDGE,
             rules_out=lambda low, high: not low < -EDGE < EDGE < high,
-        )  # fmt: skip
+        )
         if not gain > 0:
             drift = Estimate(
                 math.nan, -math.inf, math.inf, has_meaning=False, pairs_needed=margin.pairs_needed
@@ -280,7 +300,12 @@ def drift(incentive_chosen: Tensor, incentive_rejected: Tensor, block: Tensor) -
 
 
 def by_kind(sums: Sums, kinds: Sequence[str]) -> dict[tuple[str, str], SetGeometry]:
-    """For every (a, b): mean products of a's scores with b's, that is what a step on kind b does to kind a."""
+    """For every (a, b): mean products of a's scores with b's, that is what a step on kind b does to kind a.
+
+    Args:
+        sums: over groups of pairs.
+        kinds: kind of each group.
+    """
     names = sorted(set(kinds))
     return {(a, b): SetGeometry.from_sums(sums, kinds, of=a, by=b) for a in names for b in names}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -43,6 +42,7 @@ from entangle.data import PreferencePair, hash_pairs
 from entangle.data.sources import read_rows
 from entangle.errors import ConfigError, DataError, RunError
 from entangle.measure.inputs import load_pairs_of
+from entangle.runs.atomic import replacing
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
 from entangle.tables.filter import filter_tables
@@ -339,15 +339,12 @@ class StoredData:
         Raises:
             DataError: the file can't be written.
         """
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            self._write(temporary, out.suffix.lower(), added)
-            os.replace(temporary, out)
+            with replacing(out) as temporary:
+                self._write(temporary, out.suffix.lower(), added)
         except OSError as error:
             raise DataError(f"Can't write {out}: {error.strerror or error}.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _write(self, path: Path, suffix: str, added: pd.DataFrame) -> None:
         if suffix == ".parquet" or isinstance(self.content, pa.Table):

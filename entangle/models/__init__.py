@@ -4,7 +4,6 @@ from entangle.errors import ModelError
 from entangle.models.adam_state import (
     AdamState,
     adam_state_of,
-    load_adam_metric,
     load_adam_state,
     optimizer_file,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "coarsest_dtype",
     "find_origin",
     "fresh_lora",
-    "load_adam_metric",
     "load_adam_state",
     "load_adapter",
     "load_base",

@@ -65,22 +65,6 @@ class AdamState:
         return metric
 
 
-def load_adam_metric(path: str | Path, model: nn.Module, parameters: Mapping[str, nn.Parameter],
-                     trained: Sequence[str] | None = None) -> dict[str, Tensor]:  # fmt: skip
-    """P = 1 / (sqrt(v_hat) + eps) of a saved AdamW, by name of the probed parameters (see `AdamState.metric`).
-
-    Args:
-        path: see `load_adam_state`.
-        model: the model that was trained.
-        parameters: the probed parameters by name.
-        trained: see `load_adam_state`.
-
-    Raises:
-        ModelError: see `load_adam_state` and `AdamState.metric`.
-    """
-    return load_adam_state(path, model, trained).metric(parameters)
-
-
 def load_adam_state(path: str | Path, model: nn.Module, trained: Sequence[str] | None = None) -> AdamState:
     """AdamW's state from a checkpoint of transformers' trainer, by parameter name. Nothing is unpickled but tensors.
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from entangle.report.rows import COLUMNS, INFINITE, extra_columns, pair_rows
 from entangle.report.sections import sections
 from entangle.report.source import Source
 from entangle.report.verdict import verdict
+from entangle.runs.atomic import replacing
 from entangle.tables.base import count_line, model_name
 from entangle.version import __version__
 
@@ -44,14 +43,11 @@ def write_page(sources: Sequence[Source], path: str | Path) -> Path:
     """
     target = Path(path)
     text = render_page(sources)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise RunError(
             f"Can't write {target}: {error.strerror or error}. Choose another --output."
         ) from error

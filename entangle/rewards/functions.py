@@ -199,9 +199,12 @@ class RewardModel(RewardFunction):
         rewards: list[float] = []
         for start in range(0, len(texts), size):
             batch = tokenizer(
-                texts[start : start + size], return_tensors="pt", padding=size > 1, truncation=True,
+                texts[start : start + size],
+                return_tensors="pt",
+                padding=size > 1,
+                truncation=True,
                 max_length=self.max_length,
-            ).to(model.device)  # fmt: skip
+            ).to(model.device)
             rewards += model(**batch).logits[:, 0].double().tolist()
         return np.array(rewards)
 

@@ -29,7 +29,9 @@ class GradientEstimate:
     Args:
         sq: the estimate; a squared norm's can be negative where noise is larger than the gradient.
         error: its standard error by the jackknife over answers (its square is biased upward: Efron and Stein
-            1981); NaN for fewer than 5 answers.
+            1981); NaN for fewer than 5 answers. Two of them on either side aren't 95 %: over 300 draws from each of
+            three policies with 12 outcomes the truth was within 1.96 errors in 39 to 95 % with 8 answers, 70 to 92 %
+            with 16 and 81 to 94 % with 32.
     """
 
     sq: float
@@ -200,9 +202,14 @@ def grpo_factor(p: float, group_size: int, epsilon: float = 0.0) -> float:
 
 
 def group_gradient_sq(
-    gram: Array, rewards: Array, group_size: int, weights: Callable[[Array], Array] = grpo_weights,
-    *, splits: int = 200, seed: int = 0,
-) -> float:  # fmt: skip
+    gram: Array,
+    rewards: Array,
+    group_size: int,
+    weights: Callable[[Array], Array] = grpo_weights,
+    *,
+    splits: int = 200,
+    seed: int = 0,
+) -> float:
     """||E[gradient of a group]||^2 for groups of `group_size`, without bias, from K >= 2 group_size answers.
 
     <gradient of one group, gradient of another one> for two disjoint groups among the answers, averaged over

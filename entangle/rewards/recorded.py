@@ -59,7 +59,14 @@ class _Group:
 def load_rollouts(
     path: str, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, limit: int | None = None
 ) -> list[Rollout]:
-    """The rollouts alone, with a missing reward as NaN; see `read_recorded`."""
+    """The rollouts alone, with a missing reward as NaN; see `read_recorded`.
+
+    Args:
+        path: a file of any format that `entangle.data` reads.
+        tokenizer: the policy's.
+        max_length: tokens of prompt and answer at most; None: all.
+        limit: prompts at most.
+    """
     return read_recorded(path, tokenizer, max_length=max_length, limit=limit).rollouts
 
 

@@ -132,9 +132,14 @@ class Rollout:
 
 
 def load_prompts(
-    source: str, *, split: str = "train", config: str | None = None, column: str = "prompt",
-    limit: int | None = None, seed: int | None = None,
-) -> list[Prompt]:  # fmt: skip
+    source: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    column: str = "prompt",
+    limit: int | None = None,
+    seed: int | None = None,
+) -> list[Prompt]:
     """The distinct prompts of a data set, in its order; each with the columns of its first row.
 
     Args:
@@ -259,10 +264,16 @@ def sample_answers(policy: Policy, prompts: Sequence[Prompt], sampling: Sampling
         attention[row, width - len(prompt_ids) :] = 1
     ends = end_tokens(policy)
     settings = GenerationConfig(
-        do_sample=True, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-        max_new_tokens=sampling.max_completion_length, num_return_sequences=sampling.num_generations,
-        eos_token_id=sorted(ends) or None, pad_token_id=policy.pad_id, use_cache=True,
-    )  # fmt: skip
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        max_new_tokens=sampling.max_completion_length,
+        num_return_sequences=sampling.num_generations,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=policy.pad_id,
+        use_cache=True,
+    )
     drawn = _generate(policy, ids, attention, settings, _seed(sampling.seed, prompts[0].index))[
         :, width:
     ].tolist()

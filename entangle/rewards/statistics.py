@@ -65,7 +65,7 @@ class RewardStatistics:
         count: K.
         mean: unbiased for V.
         variance: s^2 with K - 1, unbiased for STD^2; average this over prompts, not s. NaN for K = 1.
-        std: s = sqrt(variance), as a std biased low (for normal rewards E[s] = c4(K) STD).
+        std: s = sqrt(variance), as a std biased low.
         std_low: lower end of the interval for STD, see `reward_std_interval`.
         std_high: its upper end.
         std_high_bounded: largest STD at `LEVEL` from s and the range of the rewards alone; NaN without a
@@ -140,16 +140,6 @@ def checked(rewards: Array) -> Array:
             f"Expected finite rewards of shape (K,), K >= 1; got shape {rewards.shape}: {rewards}."
         )
     return rewards
-
-
-def c4(count: int) -> float:
-    """E[s] / STD for `count` normal rewards: sqrt(2 / (K-1)) Gamma(K/2) / Gamma((K-1)/2).
-
-    Examples:
-        >>> round(c4(10), 6)
-        0.972659
-    """
-    return math.sqrt(2 / (count - 1)) * math.exp(math.lgamma(count / 2) - math.lgamma((count - 1) / 2))
 
 
 def reward_std_interval(rewards: Array, support: Support) -> tuple[float, float]:

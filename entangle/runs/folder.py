@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ import yaml
 from entangle.config.files import load_mapping
 from entangle.config.places import require_run
 from entangle.errors import RunError
+from entangle.runs.atomic import replacing
 from entangle.runs.integrity import (
     CHECKSUMS,
     Damaged,
@@ -233,15 +233,11 @@ class RunFolder:
     def _replacing(self, name: str) -> Iterator[Path]:
         """A temporary path beside `name` that becomes `name` when the block ends well, and goes otherwise."""
         target = self.path / name
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with self._writing():
             target.parent.mkdir(exist_ok=True)
-            try:
+            with replacing(target) as temporary:
                 yield temporary
                 self._note_change(name, temporary)
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
 
     def _note_change(self, name: str, file: Path) -> None:
         """Keep the checksums of a finished run true while something is added to it, or replaced."""

@@ -31,7 +31,13 @@ class Totals(Protocol):
         ...
 
     def count(self, prompt: int, group: int, pairs: int) -> None:
-        """Count a pass's pairs of one prompt."""
+        """Count a pass's pairs of one prompt.
+
+        Args:
+            prompt: number of the prompt.
+            group: number of the group.
+            pairs: how many.
+        """
         ...
 
 
@@ -219,11 +225,22 @@ class Sink:
     name: str
 
     def add(self, value: Tensor, is_finite: Tensor, start: int) -> None:
-        """See `PassSums.add`."""
+        """See `PassSums.add`.
+
+        Args:
+            value: what is added, a row per pair.
+            is_finite: `(pairs,)` bool: pairs that count.
+            start: the first row of the parameter that it is of.
+        """
         self.sums.add(self.name, value, is_finite, start=start)
 
     def add_factored(self, score: Score, is_finite: Tensor) -> None:
-        """See `PassSums.add_factored`."""
+        """See `PassSums.add_factored`.
+
+        Args:
+            score: scores as terms.
+            is_finite: `(pairs,)` bool: pairs that count.
+        """
         self.sums.add_factored(self.name, score, is_finite)
 
 

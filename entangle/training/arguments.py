@@ -15,10 +15,25 @@ from entangle.config import TrainConfig
 from entangle.training.trainer import TrainingError
 
 SAME_NAME = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "adam_beta1",
-    "adam_beta2", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
-    "logging_steps", "save_total_limit", "bf16", "gradient_checkpointing", "max_length", "trust_remote_code",
-)  # fmt: skip
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_steps",
+    "num_train_epochs",
+    "logging_steps",
+    "save_total_limit",
+    "bf16",
+    "gradient_checkpointing",
+    "max_length",
+    "trust_remote_code",
+)
 """Options that are TRL's under TRL's name."""
 
 SEED = 42

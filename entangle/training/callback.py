@@ -320,9 +320,15 @@ def training_pairs(trainer: Trainer | None, count: int) -> list[TokenizedPair]:
         reference = {name: row[name] for name in ("ref_chosen_logps", "ref_rejected_logps") if name in row}
         pairs.append(
             TokenizedPair(
-                index, prompt[:limit], chosen, rejected, identical=chosen == rejected, empty=is_empty, **reference
+                index,
+                prompt[:limit],
+                chosen,
+                rejected,
+                identical=chosen == rejected,
+                empty=is_empty,
+                **reference,
             )
-        )  # fmt: skip
+        )
     return pairs
 
 

@@ -287,9 +287,11 @@ def _pairs_of(batch: RowBatch, pairs: Sequence[int]) -> RowBatch:
     """Some of a batch's pairs."""
     rows = [*pairs, *(len(batch.prompt_length) + i for i in pairs)]
     return RowBatch(
-        batch.input_ids[rows], batch.attention_mask[rows], batch.completion_mask[rows],
+        batch.input_ids[rows],
+        batch.attention_mask[rows],
+        batch.completion_mask[rows],
         batch.prompt_length[list(pairs)],
-    )  # fmt: skip
+    )
 
 
 @contextmanager

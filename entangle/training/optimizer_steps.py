@@ -55,12 +55,25 @@ def _step_of(p: nn.Parameter, state: Mapping[str, Any], group: Mapping[str, Any]
     rate, decay = float(group["lr"]), float(group["weight_decay"])
     if "betas" not in group:
         return sgd_step(
-            p, p.grad, state.get("momentum_buffer"), lr=rate, momentum=group["momentum"],
-            dampening=group["dampening"], nesterov=group["nesterov"], weight_decay=decay,
-        )  # fmt: skip
+            p,
+            p.grad,
+            state.get("momentum_buffer"),
+            lr=rate,
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            weight_decay=decay,
+        )
     nothing = torch.zeros_like(p)
     return adamw_step(
-        p, p.grad, state.get("exp_avg", nothing), state.get("exp_avg_sq", nothing),
-        step=int(state.get("step", 0)) + 1, lr=rate, betas=group["betas"], eps=group["eps"], weight_decay=decay,
+        p,
+        p.grad,
+        state.get("exp_avg", nothing),
+        state.get("exp_avg_sq", nothing),
+        step=int(state.get("step", 0)) + 1,
+        lr=rate,
+        betas=group["betas"],
+        eps=group["eps"],
+        weight_decay=decay,
         decoupled=group["decoupled_weight_decay"],
-    )  # fmt: skip
+    )

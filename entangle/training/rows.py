@@ -68,10 +68,16 @@ def live_rows(batch: MicroBatch, number: int, processes: int) -> list[dict[str, 
     predicted = predict(geometry, Incentives(-chosen, rejected))
     logps, lengths = batch.logps.cpu().chunk(2), batch.scored.sum(1).cpu().chunk(2)
     columns = {name: getattr(geometry, name) for name in GEOMETRY_COLUMNS} | {
-        "cosine": geometry.cosine, "logps_chosen": logps[0], "logps_rejected": logps[1], "length_chosen": lengths[0],
-        "length_rejected": lengths[1], "incentive_chosen": -chosen, "incentive_rejected": rejected,
-        "change_chosen": predicted.change_chosen, "change_rejected": predicted.change_rejected,
-    }  # fmt: skip
+        "cosine": geometry.cosine,
+        "logps_chosen": logps[0],
+        "logps_rejected": logps[1],
+        "length_chosen": lengths[0],
+        "length_rejected": lengths[1],
+        "incentive_chosen": -chosen,
+        "incentive_rejected": rejected,
+        "change_chosen": predicted.change_chosen,
+        "change_rejected": predicted.change_rejected,
+    }
     known = (geometry.is_finite).tolist()
     values = {name: value.tolist() for name, value in columns.items()}
     return [

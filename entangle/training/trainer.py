@@ -26,9 +26,15 @@ except ImportError as error:
     raise ImportError("entangle.training needs TRL 1.16 or newer: pip install 'entangle[train]'.") from error
 
 LOSS_OPTIONS = (
-    "loss_type", "loss_weights", "label_smoothing", "ld_alpha", "use_weighting", "f_divergence_type",
-    "f_alpha_divergence_coef", "discopop_tau",
-)  # fmt: skip
+    "loss_type",
+    "loss_weights",
+    "label_smoothing",
+    "ld_alpha",
+    "use_weighting",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "discopop_tau",
+)
 """Fields of DPOConfig that choose or change TRL's own losses; here the loss object says these things."""
 
 NOT_FOR_THE_MODEL = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")

@@ -40,19 +40,31 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     posts = [{"prompt": f"w{i} w{i + 1}", "summary": "w3 w4 w5"} for i in range(5)]
     (folder / "posts.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts))
     return {
-        "model_name_or_path": str(folder / "base"), "dataset_name": str(folder / "pairs.jsonl"),
+        "model_name_or_path": str(folder / "base"),
+        "dataset_name": str(folder / "pairs.jsonl"),
         "posts": str(folder / "posts.jsonl"),
-    }  # fmt: skip
+    }
 
 
 def options(inputs: dict[str, str], **changes) -> dict:
     given = {
-        "model_name_or_path": inputs["model_name_or_path"], "dataset_name": inputs["dataset_name"], "lora_r": 2,
-        "losses": ["dpo", "sft"], "seeds": [0, 1], "max_steps": 4, "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2, "eval_share": 0.25, "probe_every": 2, "save_steps": 0, "ledger": True,
-        "quality_dataset_name": inputs["posts"], "quality_reference": "summary", "quality_samples": 2,
+        "model_name_or_path": inputs["model_name_or_path"],
+        "dataset_name": inputs["dataset_name"],
+        "lora_r": 2,
+        "losses": ["dpo", "sft"],
+        "seeds": [0, 1],
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "eval_share": 0.25,
+        "probe_every": 2,
+        "save_steps": 0,
+        "ledger": True,
+        "quality_dataset_name": inputs["posts"],
+        "quality_reference": "summary",
+        "quality_samples": 2,
         "max_completion_length": 5,
-    }  # fmt: skip
+    }
     return given | changes
 
 
@@ -133,9 +145,11 @@ def test_only_what_is_missing_is_trained(
 
 def test_yaml_and_flags_describe_the_same_grid(inputs: dict[str, str], tmp_path: Path):
     grid = {
-        "losses": ["dpo", {"name": "simpo", "beta": 2.0}], "seeds": [0, 1], "output_dir": "out",
+        "losses": ["dpo", {"name": "simpo", "beta": 2.0}],
+        "seeds": [0, 1],
+        "output_dir": "out",
         "vary": {"learning_rate": [1e-5, 1e-4], "mitigations": [[], [{"name": "select", "by": "ches"}]]},
-    }  # fmt: skip
+    }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     read, _ = parse(CompareConfig, ["--config", str(tmp_path / "grid.yaml")], prog="x")
     trials = trials_of(read)
@@ -157,12 +171,16 @@ def test_settings_one_by_one_instead_of_every_combination(tmp_path: Path):
     file.write_text(yaml.safe_dump(grid, sort_keys=False))
     trials = trials_of(parse(CompareConfig, ["--config", str(file)], prog="x")[0])
     assert [trial.variant for trial in trials[::2]] == [
-        "dpo, mitigations=token_masking", "dpo, optim=sgd, learning_rate=1e-05", "dpo, sft_share=0.05",
-    ]  # fmt: skip
+        "dpo, mitigations=token_masking",
+        "dpo, optim=sgd, learning_rate=1e-05",
+        "dpo, sft_share=0.05",
+    ]
     trained = [trial.train for trial in trials[::2]]
     assert [(t.optim == "sgd", t.learning_rate, t.sft_share) for t in trained] == [
-        (False, 1e-5, 0.0), (True, 1e-5, 0.0), (False, 1e-5, 0.05)
-    ]  # fmt: skip
+        (False, 1e-5, 0.0),
+        (True, 1e-5, 0.0),
+        (False, 1e-5, 0.05),
+    ]
     vary = ('mitigations=[[],["token_masking"]]',)
     assert trials[0] in trials_of(CompareConfig(losses=("dpo",), output_dir="out", vary=vary))
     flags = ["--losses", "dpo", "--seeds", "0", "1", "--output_dir", "out", "--vary", *map(json.dumps, ones)]
@@ -172,13 +190,18 @@ def test_settings_one_by_one_instead_of_every_combination(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"loss": "ipo"}, "losses"), ({"seed": 1}, "seeds"), ({"limit": 3}, "train_share"),
+        ({"loss": "ipo"}, "losses"),
+        ({"seed": 1}, "seeds"),
+        ({"limit": 3}, "train_share"),
         ({"losses": ()}, "one loss"),
-        ({"vary": ("learning_rat=1",)}, "learning_rat"), ({"vary": ("max_steps=0",)}, "max_steps"),
-        ({"vary": ({"learning_rat": 1},)}, "learning_rat"), ({"vary": ({},)}, "options of"),
-        ({"vary": ("max_steps=1", {"max_steps": 2})}, "both"), ({"vary": ("{max_steps: 1",)}, "JSON or YAML"),
+        ({"vary": ("learning_rat=1",)}, "learning_rat"),
+        ({"vary": ("max_steps=0",)}, "max_steps"),
+        ({"vary": ({"learning_rat": 1},)}, "learning_rat"),
+        ({"vary": ({},)}, "options of"),
+        ({"vary": ("max_steps=1", {"max_steps": 2})}, "both"),
+        ({"vary": ("{max_steps: 1",)}, "JSON or YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_grid_that_makes_no_sense_is_refused(changes: dict, word: str):
     with pytest.raises(ConfigError, match=word):
         CompareConfig(**changes)
@@ -242,14 +265,23 @@ def test_greedy_summaries_are_the_most_probable_tokens(inputs: dict[str, str]):
 
 def rows_of(*logps: tuple[float, float], predicted: tuple[float, float], seed: int = 0) -> pd.DataFrame:
     """Probe rows of a run: log-probs of the chosen responses of two pairs per step, the rejected ones mirrored."""
-    return pd.DataFrame([
-        {
-            "variant": "dpo", "loss": "dpo", "seed": seed, "step": step, "index": index, "logps_chosen": value,
-            "logps_rejected": -value, "change_chosen": predicted[index], "change_rejected": -predicted[index],
-        }
-        for step, values in enumerate(logps)
-        for index, value in enumerate(values)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "variant": "dpo",
+                "loss": "dpo",
+                "seed": seed,
+                "step": step,
+                "index": index,
+                "logps_chosen": value,
+                "logps_rejected": -value,
+                "change_chosen": predicted[index],
+                "change_rejected": -predicted[index],
+            }
+            for step, values in enumerate(logps)
+            for index, value in enumerate(values)
+        ]
+    )
 
 
 def test_agreement_by_hand():
@@ -275,8 +307,14 @@ def test_agreement_by_hand():
 
 
 def test_band_over_seeds_is_mean_and_range():
-    curves = pd.DataFrame({
-        "variant": "dpo", "loss": "dpo", "seed": [0, 1, 2], "step": 5, "moved_chosen": [-1.0, 0.0, 4.0],
-    })  # fmt: skip
+    curves = pd.DataFrame(
+        {
+            "variant": "dpo",
+            "loss": "dpo",
+            "seed": [0, 1, 2],
+            "step": 5,
+            "moved_chosen": [-1.0, 0.0, 4.0],
+        }
+    )
     band = over_seeds(curves).iloc[0]
     assert (band["moved_chosen_low"], band["moved_chosen"], band["moved_chosen_high"]) == (-1, 1, 4)

@@ -60,12 +60,23 @@ SHAPES = {"scale/tldr_mistral.yaml": MistralConfig, "scale/tldr_llama3.yaml": Ll
 def stand_ins(folder: Path, shape: type) -> list[str]:
     """Flags that put a tiny model of the same architecture, and local data, in the place of what a hub has."""
     policy = runs.policy().config
-    model = AutoModelForCausalLM.from_config(shape(**{
-        name: getattr(policy, name) for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "pad_token_id", "eos_token_id",
+    model = AutoModelForCausalLM.from_config(
+        shape(
+            **{
+                name: getattr(policy, name)
+                for name in (
+                    "vocab_size",
+                    "hidden_size",
+                    "intermediate_size",
+                    "num_hidden_layers",
+                    "num_attention_heads",
+                    "num_key_value_heads",
+                    "pad_token_id",
+                    "eos_token_id",
+                )
+            }
         )
-    }))  # fmt: skip
+    )
     model.save_pretrained(folder / "model")
     runs.tokenizer().save_pretrained(folder / "model")
     runs.pairs(12).to_json(folder / "pairs.jsonl")

@@ -107,14 +107,17 @@ def test_ches_of_half_precision_does_not_overflow():
         torch.testing.assert_close(values, expected[column], rtol=0.05, atol=0.01 * 1e6)
 
 
-@pytest.mark.parametrize(("chosen", "rejected", "distance", "prefix", "suffix"), [
-    ([4, 5, 6, 7], [4, 5, 6, 7], 0.0, 4, 0),
-    ([4, 5, 6, 7], [4, 9, 6, 7], 0.25, 1, 2),
-    ([4, 5, 6, 7], [5, 6, 7], 0.25, 0, 3),
-    ([4, 4, 4], [4, 4], 1 / 3, 2, 0),
-    ([4, 5], [8, 9, 10, 11], 1.0, 0, 0),
-    ([4, 5, 6], [6, 5, 4], 2 / 3, 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "distance", "prefix", "suffix"),
+    [
+        ([4, 5, 6, 7], [4, 5, 6, 7], 0.0, 4, 0),
+        ([4, 5, 6, 7], [4, 9, 6, 7], 0.25, 1, 2),
+        ([4, 5, 6, 7], [5, 6, 7], 0.25, 0, 3),
+        ([4, 4, 4], [4, 4], 1 / 3, 2, 0),
+        ([4, 5], [8, 9, 10, 11], 1.0, 0, 0),
+        ([4, 5, 6], [6, 5, 4], 2 / 3, 0, 0),
+    ],
+)
 def test_token_diagnostics_by_hand(chosen, rejected, distance, prefix, suffix):
     batch = pair_of([3, 3], chosen, rejected)
     found = compute(["edit_distance", "overlap", "length_ratio"], policy_of(tiny_model("llama")), batch)

@@ -22,10 +22,18 @@ def prompts(means, stds, hashes=None) -> pd.DataFrame:
     """Measured rows with 16 answers each."""
     stds = np.asarray(stds, dtype=float)
     count = len(stds)
-    return pd.DataFrame({
-        "index": range(count), "prompt_hash": hashes or [f"{i:04x}" for i in range(count)], "reward_mean": means,
-        "reward_std": stds, "reward_variance": stds**2, "answers": 16, "grad_norm": stds,
-    } | dict.fromkeys(FLAGS, False))  # fmt: skip
+    return pd.DataFrame(
+        {
+            "index": range(count),
+            "prompt_hash": hashes or [f"{i:04x}" for i in range(count)],
+            "reward_mean": means,
+            "reward_std": stds,
+            "reward_variance": stds**2,
+            "answers": 16,
+            "grad_norm": stds,
+        }
+        | dict.fromkeys(FLAGS, False)
+    )
 
 
 def a_run(path, table, reward="rouge_l", **sampling):

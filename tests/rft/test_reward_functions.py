@@ -117,7 +117,7 @@ def test_reward_model_gives_its_single_output(tmp_path, side):
         ("tests.rft.test_reward_functions:too_few", "should return 3 rewards"),
         ("rouge_l:reference=summary", "needs a reference text in the column 'summary'.*chosen, size"),
     ],
-)  # fmt: skip
+)
 def test_what_cant_be_used_is_refused_with_advice(spec, message):
     with pytest.raises(RewardError, match=message):
         build_reward_function(spec)(ANSWERS)

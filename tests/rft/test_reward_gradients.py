@@ -146,7 +146,7 @@ def brute_force(gram, r, q):
     kernel = [
         0.25 * (r[i] - r[j]) * (q[k] - q[m]) * (gram[i, k] - gram[i, m] - gram[j, k] + gram[j, m])
         for i, j, k, m in permutations(range(len(r)), 4)
-    ]  # fmt: skip
+    ]
     return float(np.mean(kernel))
 
 

@@ -15,7 +15,6 @@ from entangle.rewards.statistics import (
     RewardStatistics,
     Support,
     bounded_std_high,
-    c4,
     cut_answers,
     dead_group_probability,
     largest_hidden_std,
@@ -52,12 +51,6 @@ def test_mean_and_variance_are_unbiased():
     drawn = [(RewardStatistics.from_rewards(VALUES[draw]), p) for draw, p in samples(CHANCES, 4)]
     assert sum(p * s.mean for s, p in drawn) == pytest.approx(mean, abs=1e-12)
     assert sum(p * s.variance for s, p in drawn) == pytest.approx(CHANCES @ (VALUES - mean) ** 2, abs=1e-12)
-
-
-def test_gaussian_correction_of_the_std():
-    """c4(2) = sqrt(2 / pi) in closed form; c4(10) as tables of quality control have it."""
-    assert c4(2) == pytest.approx(math.sqrt(2 / math.pi), abs=1e-12)
-    assert c4(10) == pytest.approx(0.972659, abs=5e-7)
 
 
 def test_statistics_follow_shift_and_scale():

@@ -56,10 +56,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 def options(folder, out, **changes) -> RftConfig:
     given = dict(
-        model_name_or_path=str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64",
-        dataset_name=str(folder / "prompts.jsonl"), reward="length:least=3,most=6", num_generations=6, batch_size=12,
-        max_completion_length=8, group_size=3, shard_size=3, output_dir=str(out), plots=False,
-    )  # fmt: skip
+        model_name_or_path=str(folder / "policy"),
+        adapter_name_or_path=str(folder / "adapter"),
+        dtype="float64",
+        dataset_name=str(folder / "prompts.jsonl"),
+        reward="length:least=3,most=6",
+        num_generations=6,
+        batch_size=12,
+        max_completion_length=8,
+        group_size=3,
+        shard_size=3,
+        output_dir=str(out),
+        plots=False,
+    )
     return RftConfig(**(given | changes))
 
 
@@ -189,10 +198,13 @@ def a_row(count: int = 8, seed: int = 0) -> dict:
     draw = np.random.default_rng(seed)
     scores = draw.normal(size=(count, 5))
     return {
-        "rewards": draw.integers(0, 2, size=count).astype(float), "logps": -draw.uniform(1, 9, size=count),
-        "ref_logps": -draw.uniform(1, 9, size=count), "lengths": draw.integers(1, 9, size=count),
-        "finished": [True] * count, "gram": (scores @ scores.T).ravel(),
-    }  # fmt: skip
+        "rewards": draw.integers(0, 2, size=count).astype(float),
+        "logps": -draw.uniform(1, 9, size=count),
+        "ref_logps": -draw.uniform(1, 9, size=count),
+        "lengths": draw.integers(1, 9, size=count),
+        "finished": [True] * count,
+        "gram": (scores @ scores.T).ravel(),
+    }
 
 
 BINARY = Setting(Support(0.0, 1.0, is_binary=True), group_size=4, max_length=8, gamma=2.0)

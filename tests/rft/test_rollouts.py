@@ -111,8 +111,10 @@ def test_prompts_are_distinct_and_keep_their_columns(tmp_path):
     path = write(tmp_path / "p.jsonl", rows)
     prompts = load_prompts(path, column="question")
     assert [(p.index, p.text, dict(p.columns)) for p in prompts[:3]] == [
-        (0, "a", {"note": 0}), (1, "b", {"note": 1}), (3, "c", {"note": 3}),
-    ]  # fmt: skip
+        (0, "a", {"note": 0}),
+        (1, "b", {"note": 1}),
+        (3, "c", {"note": 3}),
+    ]
     assert [p.index for p in load_prompts(path, column="question", limit=2)] == [0, 1]
     drawn = load_prompts(path, column="question", limit=3, seed=1)
     assert drawn == load_prompts(path, column="question", limit=3, seed=1) and len(drawn) == 3
@@ -121,12 +123,15 @@ def test_prompts_are_distinct_and_keep_their_columns(tmp_path):
 
 
 def test_both_forms_of_a_rollouts_file_are_one(tmp_path):
-    whole = [{"prompt": "what is", "completions": [" the sum", " four"], "rewards": [1, None]},
-             {"prompt": "she said", "completions": [" that", " they"], "rewards": [0.5, 0.25]}]  # fmt: skip
+    whole = [
+        {"prompt": "what is", "completions": [" the sum", " four"], "rewards": [1, None]},
+        {"prompt": "she said", "completions": [" that", " they"], "rewards": [0.5, 0.25]},
+    ]
     parts = [
         {"prompt": row["prompt"], "completion": row["completions"][k], "reward": row["rewards"][k]}
-        for k in range(2) for row in whole
-    ]  # fmt: skip
+        for k in range(2)
+        for row in whole
+    ]
     tokenizer = gpt2_tokenizer()
     first = load_rollouts(write(tmp_path / "a.jsonl", whole), tokenizer)
     second = load_rollouts(write(tmp_path / "b.jsonl", parts), tokenizer)

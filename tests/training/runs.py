@@ -50,7 +50,7 @@ def policy(seed: int = 0, vocab_size: int = len(WORDS) + 3) -> LlamaForCausalLM:
             eos_token_id=1,
             bos_token_id=None,
             initializer_range=0.3,
-        )  # fmt: skip
+        )
     )
 
 
@@ -69,10 +69,18 @@ def pairs(count: int = 16) -> Dataset:
 def arguments(folder: Path, **options: Any) -> DPOConfig:
     """A quiet CPU run of 20 steps of 4 pairs in float32."""
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "max_steps": 20, "per_device_train_batch_size": 4, "logging_steps": 1,
-        "learning_rate": 1e-2, "bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no",
-        "gradient_checkpointing": False, "disable_tqdm": True,
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "max_steps": 20,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }
     return DPOConfig(**(defaults | options))
 
 
@@ -80,9 +88,12 @@ def trainer(folder: Path, cls: type[DPOTrainer] = PreferenceTrainer, **options: 
     """A trainer of the tiny policy with a fresh LoRA; `args` (a dict) go to DPOConfig."""
     args = arguments(folder, **options.pop("args", {}))
     defaults: dict[str, Any] = {
-        "model": policy(), "args": args, "train_dataset": pairs(), "processing_class": tokenizer(),
+        "model": policy(),
+        "args": args,
+        "train_dataset": pairs(),
+        "processing_class": tokenizer(),
         "peft_config": LORA,
-    }  # fmt: skip
+    }
     return cls(**(defaults | options))
 
 

@@ -225,9 +225,12 @@ def test_any_trainer_with_a_stated_loss(tmp_path: Path) -> None:
         args = template.args
         args.remove_unused_columns = False
         return Simple(
-            model=runs.policy(), args=args, train_dataset=template.train_dataset,
-            data_collator=template.data_collator, processing_class=runs.tokenizer(),
-        )  # fmt: skip
+            model=runs.policy(),
+            args=args,
+            train_dataset=template.train_dataset,
+            data_collator=template.data_collator,
+            processing_class=runs.tokenizer(),
+        )
 
     plain, recorded = simple(), simple()
     recorded.add_callback(EntanglementCallback(HELD_OUT, loss="slic", output_dir=tmp_path / "rows"))

@@ -24,10 +24,18 @@ COLUMNS = ("prompt", "chosen", "rejected")
 def mixture_of_experts() -> dict[str, Any]:
     """A tiny Mixtral: TRL asks for its router's logits and adds the load-balancing loss."""
     config = MixtralConfig(
-        vocab_size=43, hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2, pad_token_id=0, eos_token_id=1,
+        vocab_size=43,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        pad_token_id=0,
+        eos_token_id=1,
         router_aux_loss_coef=0.1,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     return {"model": MixtralForCausalLM(config)}
 
@@ -83,9 +91,12 @@ def test_every_metric_of_trl_is_logged_with_its_value(precompute: bool, tmp_path
     rows = []
     for cls in (DPOTrainer, PreferenceTrainer):
         args = {
-            "max_steps": 4, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+            "max_steps": 4,
+            "logging_steps": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
             "precompute_ref_log_probs": precompute,
-        }  # fmt: skip
+        }
         done = runs.trainer(tmp_path, cls, args=args, eval_dataset=runs.pairs(6))
         done.train()
         rows.append(done.state.log_history)

@@ -170,9 +170,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.Dat
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ledger")
     args = {
-        "max_steps": 8, "learning_rate": 1e-3, "max_grad_norm": 0.4, "weight_decay": 0.1,
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-    }  # fmt: skip
+        "max_steps": 8,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.4,
+        "weight_decay": 0.1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
     train(folder, EntanglementCallback(6, every=8, ledger=True), args=args)
     return tuple(pd.read_parquet(folder / "entangle" / f"{kind}.parquet") for kind in ("ledger", "steps"))  # pyright: ignore[reportReturnType]
 
@@ -202,9 +206,13 @@ def test_alone_in_the_batch_a_pair_has_no_others(optim: str, tmp_path: Path) -> 
     one = runs.pairs(1)
     data = Dataset.from_list([one[0]] * 8)
     args = {
-        "optim": optim, "max_steps": 2, "max_grad_norm": 0.3, "gradient_accumulation_steps": 2,
-        "per_device_train_batch_size": 2, "learning_rate": 1e-3,
-    }  # fmt: skip
+        "optim": optim,
+        "max_steps": 2,
+        "max_grad_norm": 0.3,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+    }
     train(tmp_path, EntanglementCallback(1, ledger=True), args=args, train_dataset=data)
     ledger = pd.read_parquet(tmp_path / "entangle" / "ledger.parquet")
     assert ledger["in_batch"].all() and ledger["own"].abs().min() > 0

@@ -48,8 +48,10 @@ def stepped(folder: Path, accumulation: int = 2, **options: Any) -> tuple[Any, d
 def oracle(done: Any, batch: dict[str, Tensor]) -> PairGeometry:
     """The same pairs by plain autograd, a row at a time, without the autocast of training."""
     done.model.__dict__.pop("forward", None)
-    rows = RowBatch(**{k: batch[k] for k in ("input_ids", "attention_mask", "completion_mask")},
-                    prompt_length=torch.ones(len(BATCH), dtype=torch.long))  # fmt: skip
+    rows = RowBatch(
+        **{k: batch[k] for k in ("input_ids", "attention_mask", "completion_mask")},
+        prompt_length=torch.ones(len(BATCH), dtype=torch.long),
+    )
     parameters = {name: p for name, p in done.model.named_parameters() if p.requires_grad}
     return AutogradEngine(done.model, parameters).pairs(rows).geometry
 
@@ -143,9 +145,17 @@ def test_a_paused_watch_sees_nothing(tmp_path: Path) -> None:
 
 def test_a_routers_own_loss_is_refused(tmp_path: Path) -> None:
     config = MixtralConfig(
-        vocab_size=43, hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2, pad_token_id=0, eos_token_id=1,
+        vocab_size=43,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        pad_token_id=0,
+        eos_token_id=1,
         router_aux_loss_coef=0.1,
-    )  # fmt: skip
+    )
     with pytest.raises(TrainingError, match="router"):
         stepped(tmp_path, model=MixtralForCausalLM(config))

@@ -48,10 +48,15 @@ def independent(batch: dict[str, Tensor]) -> PairLogps:
     mask = batch["completion_mask"][:, 1:].bool()
     half = len(mask) // 2
     return TokenLogps(
-        chosen=policy[:half], rejected=policy[half:], mask_chosen=mask[:half], mask_rejected=mask[half:],
-        ref_chosen=reference[:half], ref_rejected=reference[half:], log_collision_chosen=collision[:half],
+        chosen=policy[:half],
+        rejected=policy[half:],
+        mask_chosen=mask[:half],
+        mask_rejected=mask[half:],
+        ref_chosen=reference[:half],
+        ref_rejected=reference[half:],
+        log_collision_chosen=collision[:half],
         log_collision_rejected=collision[half:],
-    ).pairs()  # fmt: skip
+    ).pairs()
 
 
 def two_models(folder: Path, loss: Any, **options: Any) -> DPOTrainer:

@@ -28,18 +28,27 @@ from tests.training import runs
 
 RATE = 1.0  # a step is linear in it, and a large one has its digits in float32 weights
 SGD: dict[str, Any] = {
-    "optim": "sgd", "learning_rate": RATE, "max_grad_norm": 0.0, "lr_scheduler_type": "constant",
+    "optim": "sgd",
+    "learning_rate": RATE,
+    "max_grad_norm": 0.0,
+    "lr_scheduler_type": "constant",
     "per_device_train_batch_size": 3,
-}  # fmt: skip
+}
 
 
 def trainer(folder: Path, mitigation: Mitigation, loss: PreferenceLoss | None = None, **args: Any) -> Any:
     """A mitigated trainer of the tiny policy, all of its weights trained."""
     reference = runs.policy() if (loss or DPO()).needs_reference else None
     return runs.trainer(
-        folder, MitigatedTrainer, mitigation=mitigation, loss=loss or DPO(), ref_model=reference, peft_config=None,
-        train_dataset=runs.pairs(6), args={"max_steps": 1} | args,
-    )  # fmt: skip
+        folder,
+        MitigatedTrainer,
+        mitigation=mitigation,
+        loss=loss or DPO(),
+        ref_model=reference,
+        peft_config=None,
+        train_dataset=runs.pairs(6),
+        args={"max_steps": 1} | args,
+    )
 
 
 def weights(model: Any) -> Tensor:
@@ -78,12 +87,14 @@ def expected_step(batch: Any, factors: Any, loss: PreferenceLoss) -> Tensor:
 CALIBRATED = [
     ("pairwise_normalised", PairwiseNormalised(), lambda d, chosen, rejected: (1 / chosen, 1 / rejected)),
     (
-        "reward_calibration", RewardCalibration(),
+        "reward_calibration",
+        RewardCalibration(),
         lambda d, chosen, rejected: (
-            (rejected / chosen * d.rejected / d.chosen).sqrt(), (chosen / rejected * d.chosen / d.rejected).sqrt()
+            (rejected / chosen * d.rejected / d.chosen).sqrt(),
+            (chosen / rejected * d.chosen / d.rejected).sqrt(),
         ),
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -100,9 +111,13 @@ def test_a_real_step_rescales_each_pairs_incentives(
     expected = expected_step(batch, factors, loss)
     assert float((step - expected).norm() / expected.norm()) < 2e-3  # the step is taken in float32
     plain = runs.trainer(
-        tmp_path, loss=loss, ref_model=runs.policy() if loss.needs_reference else None, peft_config=None,
-        train_dataset=runs.pairs(6), args={"max_steps": 1} | SGD,
-    )  # fmt: skip
+        tmp_path,
+        loss=loss,
+        ref_model=runs.policy() if loss.needs_reference else None,
+        peft_config=None,
+        train_dataset=runs.pairs(6),
+        args={"max_steps": 1} | SGD,
+    )
     other = step_of(plain).double()
     assert float((other - expected).norm() / expected.norm()) > 0.1
     for key in ("loss", "logps/chosen", "entangle/incentive_rejected"):

@@ -46,11 +46,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(inputs: Path, out: Path, **options: Any) -> TrainConfig:
     """Six float32 steps of 4 pairs with a fresh LoRA, a checkpoint every two."""
     defaults: dict[str, Any] = {
-        "model_name_or_path": str(inputs / "policy"), "dataset_name": str(inputs / "pairs.jsonl"),
-        "max_steps": 6, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
-        "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ("q_proj", "v_proj"), "output_dir": str(out),
+        "model_name_or_path": str(inputs / "policy"),
+        "dataset_name": str(inputs / "pairs.jsonl"),
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_modules": ("q_proj", "v_proj"),
+        "output_dir": str(out),
         "device": "cpu",
-    }  # fmt: skip
+    }
     return TrainConfig(**defaults | options)
 
 
@@ -77,9 +85,12 @@ def test_dpo_is_a_hand_made_run_of_trl(inputs: Path, finished: TrainResult, tmp_
         [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in kept]
     )
     theirs = runs.trainer(
-        tmp_path, DPOTrainer, args=args, train_dataset=rows,
+        tmp_path,
+        DPOTrainer,
+        args=args,
+        train_dataset=rows,
         model=AutoModelForCausalLM.from_pretrained(inputs / "policy", dtype=torch.float32),
-    )  # fmt: skip
+    )
     theirs.train()
     named = {n: p.detach() for n, p in theirs.model.named_parameters() if p.requires_grad}
     ours = adapter(finished)
@@ -90,9 +101,19 @@ def test_dpo_is_a_hand_made_run_of_trl(inputs: Path, finished: TrainResult, tmp_
 def test_the_folder_says_what_happened(inputs: Path, finished: TrainResult) -> None:
     there = {path.name for path in finished.run.path.iterdir()}
     assert there >= {
-        "config.yaml", "identity.json", "provenance.json", "loss.json", "log_history.json", "summary.json", "adapter",
-        "held_out.parquet", "checkpoint-2", "checkpoint-4", "checkpoint-6", "steps.parquet",
-    }  # fmt: skip
+        "config.yaml",
+        "identity.json",
+        "provenance.json",
+        "loss.json",
+        "log_history.json",
+        "summary.json",
+        "adapter",
+        "held_out.parquet",
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+        "steps.parquet",
+    }
     assert finished.run.read_json("loss.json") == {"name": "dpo", "beta": 0.1}
     assert finished.summary["steps"] == 6 and finished.summary["held_out"]["pairs"] == 2
     steps = pd.read_parquet(finished.run.path / "steps.parquet")
@@ -116,7 +137,7 @@ def test_what_was_trained_can_be_probed(inputs: Path, finished: TrainResult, tmp
             dataset_name=str(inputs / "pairs.jsonl"),
             losses=("dpo",),
             output_dir=str(tmp_path / "probe"),
-        )  # fmt: skip
+        )
     ).pairs.set_index("index")
     assert finished.held_out is not None
     held = finished.held_out.set_index("index")
@@ -154,10 +175,13 @@ def test_a_killed_run_goes_on_and_equals_an_unbroken_one(
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"
     advance, seen = ProgressCallback.on_step_end, []
     monkeypatch.setattr(
-        ProgressCallback, "on_step_end", lambda self, args, state, *rest, **more: (
-            seen.append(state.global_step), advance(self, args, state, *rest, **more)
+        ProgressCallback,
+        "on_step_end",
+        lambda self, args, state, *rest, **more: (
+            seen.append(state.global_step),
+            advance(self, args, state, *rest, **more),
         )[1],
-    )  # fmt: skip
+    )
     resumed = run_train(options)
     assert seen == [5, 6]
     assert are_equal(adapter(resumed), adapter(finished))
@@ -194,9 +218,13 @@ def test_every_weight_can_be_trained(inputs: Path, tmp_path: Path) -> None:
         [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in kept]
     )
     theirs = runs.trainer(
-        tmp_path, DPOTrainer, args={"max_steps": 3, "max_length": 1024}, train_dataset=rows, peft_config=None,
+        tmp_path,
+        DPOTrainer,
+        args={"max_steps": 3, "max_length": 1024},
+        train_dataset=rows,
+        peft_config=None,
         ref_model=runs.policy(),
-    )  # fmt: skip
+    )
     theirs.train()
     trained = load_file(done.model_path / "model.safetensors")
     for name, parameter in theirs.model.named_parameters():
@@ -295,10 +323,10 @@ def test_a_mitigation_runs_from_options_to_folder(inputs: Path, tmp_path: Path) 
         ({"mitigations": ("virtual_splitting",), "ledger": True}, "one backward pass"),
         ({"trainer_options": ("no_such_option=1",)}, "no_such_option"),
         ({"trainer_options": ("seed=3",)}, "option of its own"),
-        ({"trainer_options": ("loss_type=[\"ipo\"]",)}, "belongs to the loss"),
+        ({"trainer_options": ('loss_type=["ipo"]',)}, "belongs to the loss"),
         ({"lr_scheduler_type": "sideways"}, "sideways"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     options: dict[str, Any], message: str, inputs: Path, tmp_path: Path
 ) -> None:
@@ -358,9 +386,11 @@ def test_a_file_written_for_trl_is_a_run(inputs: Path, tmp_path: Path) -> None:
         "label_smoothing=0.1",
     )  # refused by the loss
     for text, message in (
-        ("use_dora: true", "use_dora"), ("lerning_rate: 1", "unknown key 'lerning_rate'.*is learning_rate meant"),
-        ("", "it holds nothing"), ("\x00", "isn't valid YAML"),
-    ):  # fmt: skip
+        ("use_dora: true", "use_dora"),
+        ("lerning_rate: 1", "unknown key 'lerning_rate'.*is learning_rate meant"),
+        ("", "it holds nothing"),
+        ("\x00", "isn't valid YAML"),
+    ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             read_yaml(file, TrainConfig)
@@ -368,9 +398,15 @@ def test_a_file_written_for_trl_is_a_run(inputs: Path, tmp_path: Path) -> None:
 
 def test_a_run_replays_from_its_own_file(inputs: Path, tmp_path: Path) -> None:
     options = config(
-        inputs, tmp_path / "run", loss="dpop:penalty=5", mitigations=("token_masking:max_share=0.3",), max_steps=1,
-        trainer_options=("adam_epsilon=1e-7",), save_steps=0, report_to="none",
-    )  # fmt: skip
+        inputs,
+        tmp_path / "run",
+        loss="dpop:penalty=5",
+        mitigations=("token_masking:max_share=0.3",),
+        max_steps=1,
+        trainer_options=("adam_epsilon=1e-7",),
+        save_steps=0,
+        report_to="none",
+    )
     run_train(options)
     replayed, ignored = parse(
         TrainConfig,

@@ -45,10 +45,20 @@ def test_signatures() -> None:
     assert names == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
     assert list(inspect.signature(DPOTrainer.compute_ref_log_probs).parameters) == ["self", "model", "inputs"]
     assert list(inspect.signature(DPOTrainer.__init__).parameters) == [
-        "self", "model", "ref_model", "args", "data_collator", "train_dataset", "eval_dataset",
-        "processing_class", "compute_metrics", "callbacks", "optimizers", "quantization_config",
+        "self",
+        "model",
+        "ref_model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "compute_metrics",
+        "callbacks",
+        "optimizers",
+        "quantization_config",
         "peft_config",
-    ]  # fmt: skip
+    ]
 
 
 def test_options_of_the_loss() -> None:
@@ -59,9 +69,13 @@ def test_options_of_the_loss() -> None:
     others = {name for name in names if any(word in name for word in words)} - set(LOSS_OPTIONS)
     # none of these is a preference loss, and DPOTrainer never calls transformers' label smoother
     assert others <= {
-        "average_tokens_across_devices", "label_smoothing_factor", "neftune_noise_alpha",
-        "prediction_loss_only", "ref_model_mixup_alpha", "router_aux_loss_coef",
-    }  # fmt: skip
+        "average_tokens_across_devices",
+        "label_smoothing_factor",
+        "neftune_noise_alpha",
+        "prediction_loss_only",
+        "ref_model_mixup_alpha",
+        "router_aux_loss_coef",
+    }
     assert {"beta", "precompute_ref_log_probs", "sync_ref_model"} <= names
     assert DPOConfig.beta == 0.1
 
@@ -145,8 +159,14 @@ def test_metrics_buffer(tmp_path: Path) -> None:
             self._metrics[mode]["ours/calls"].append(len(self._metrics[mode]["ours/calls"]))
             return super().compute_loss(model, inputs, *rest, **options)
 
-    args = {"max_steps": 2, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
-            "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 2}  # fmt: skip
+    args = {
+        "max_steps": 2,
+        "logging_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "gradient_accumulation_steps": 2,
+        "per_device_eval_batch_size": 2,
+    }
     done = runs.trainer(tmp_path, Counting, args=args, eval_dataset=runs.pairs(6))
     done.train()
     assert runs.logged(done, "ours/calls") == [1.5]  # four micro-batches: 0, 1, 2, 3

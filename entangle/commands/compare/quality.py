@@ -15,9 +15,13 @@ POSTS_AT_A_TIME = 16
 
 
 def summaries(
-    policy: Policy, posts: Sequence[Prompt], reference: str, samples: int, max_tokens: int,
+    policy: Policy,
+    posts: Sequence[Prompt],
+    reference: str,
+    samples: int,
+    max_tokens: int,
     advance: Callable[[int], None] = lambda count: None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """One row per post and summary: index, decoding (greedy or sampled), rouge_l, length (tokens), finished, text.
 
     ROUGE-L is the F1 with stemming of the library rouge-score. `finished` says whether the summary ended by itself
@@ -44,13 +48,17 @@ def summaries(
                 )
                 rows += [
                     {
-                        "index": rollout.prompt.index, "decoding": decoding, "rouge_l": float(score),
-                        "length": len(ids), "finished": ended, "text": text,
+                        "index": rollout.prompt.index,
+                        "decoding": decoding,
+                        "rouge_l": float(score),
+                        "length": len(ids),
+                        "finished": ended,
+                        "text": text,
                     }
                     for score, ids, ended, text in zip(
                         scores, rollout.answer_ids, rollout.finished, rollout.completions, strict=True
                     )
-                ]  # fmt: skip
+                ]
         advance(len(batch))
     return pd.DataFrame(rows)
 

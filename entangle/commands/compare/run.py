@@ -236,7 +236,12 @@ def _write(result: CompareResult, config: CompareConfig) -> None:
         agreed = result.agreement("variant") if len(result.directions) else pd.DataFrame()
         write_figures(result.curves, result.variants, result.start, agreed, result.ledger, folder.path)
     overall = {} if result.directions.empty else result.agreement().set_index("side").to_dict("index")
-    folder.write_json("summary.json", {
-        "variants": result.variants.to_dict("records"), "start": result.start, "agreement": overall,
-        "seeds": sorted(set(config.seeds)),
-    })  # fmt: skip
+    folder.write_json(
+        "summary.json",
+        {
+            "variants": result.variants.to_dict("records"),
+            "start": result.start,
+            "agreement": overall,
+            "seeds": sorted(set(config.seeds)),
+        },
+    )

@@ -41,9 +41,14 @@ if TYPE_CHECKING:
     from entangle.commands.probe import ProbeResult
 
 PROVENANCE = (
-    "model_name_or_path", "adapter_name_or_path", "probed_parameters", "probed_kind", "score_dtype", "metric",
+    "model_name_or_path",
+    "adapter_name_or_path",
+    "probed_parameters",
+    "probed_kind",
+    "score_dtype",
+    "metric",
     "reference",
-)  # fmt: skip
+)
 """What a result repeats of the probe's provenance."""
 
 
@@ -128,16 +133,20 @@ def what_if(
     critical = _critical(rows, geometry, regimes, start, intervals)
     summary = {
         "pairs": {"total": len(source.pairs), "scored": len(rows)},
-        "base": start.label, "target": target, "loss_batch_size": batch_size, "resolution": resolution,
+        "base": start.label,
+        "target": target,
+        "loss_batch_size": batch_size,
+        "resolution": resolution,
         "metric": source.provenance.get("metric", "sgd"),
         "provenance": {key: source.provenance[key] for key in PROVENANCE if key in source.provenance},
         "regimes": _shares_of(settings, start.label),
-        "changes": changes, "refused": refused + idle,
+        "changes": changes,
+        "refused": refused + idle,
         "batch_coupled": [loss.label for loss in judged if loss.is_batch_coupled],
         "inseparable": _inseparable(critical),
         "best": _best(settings),
         "grid": list(grid),
-    }  # fmt: skip
+    }
     if source.set is not None:
         whole = ScoredSet(geometry_of_content(source.set), scored)
         summary["set"] = {name: source.set[name] for name in SET_BLOCK} | {
@@ -150,9 +159,12 @@ def what_if(
 
 
 def _critical(
-    rows: pd.DataFrame, geometry: PairGeometry, regimes: pd.DataFrame, base: PreferenceLoss,
+    rows: pd.DataFrame,
+    geometry: PairGeometry,
+    regimes: pd.DataFrame,
+    base: PreferenceLoss,
     intervals: Mapping[str, np.ndarray],
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Per pair: its band, its regime under the base, the knobs' intervals, and why nothing can help."""
     lower, upper = geometry.critical_ratio
     nothing = (geometry.sq_chosen <= 0) | (geometry.sq_rejected <= 0)
@@ -162,12 +174,19 @@ def _critical(
         (geometry.is_parallel.numpy(), "parallel"),
     ]
     ideal = (regimes.drop(columns="index") == str(Regime.IDEAL)).sum(axis=1)
-    return pd.DataFrame({
-        "index": rows["index"].to_numpy(), "inseparable": np.select(*zip(*reasons, strict=True), default=""),
-        "cosine": geometry.cosine.numpy(), "norm_ratio": geometry.norm_ratio.numpy(),
-        "band_lower": lower.numpy(), "band_upper": upper.numpy(),
-        "regime": regimes[base.label].astype(str), "ideal_settings": ideal.to_numpy(), **intervals,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "index": rows["index"].to_numpy(),
+            "inseparable": np.select(*zip(*reasons, strict=True), default=""),
+            "cosine": geometry.cosine.numpy(),
+            "norm_ratio": geometry.norm_ratio.numpy(),
+            "band_lower": lower.numpy(),
+            "band_upper": upper.numpy(),
+            "regime": regimes[base.label].astype(str),
+            "ideal_settings": ideal.to_numpy(),
+            **intervals,
+        }
+    )
 
 
 def _inseparable(critical: pd.DataFrame) -> dict[str, Any]:
@@ -224,9 +243,14 @@ def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
 def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:
     """The command: judge what the options name, and write it."""
     result = what_if(
-        config.run, config.losses, config.grid, base=config.base, target=config.target, knobs=config.knobs,
+        config.run,
+        config.losses,
+        config.grid,
+        base=config.base,
+        target=config.target,
+        knobs=config.knobs,
         loss_batch_size=config.loss_batch_size,
-    )  # fmt: skip
+    )
     return result, write(result, config.output_path, dataclasses.asdict(config), plots=config.plots)
 
 

@@ -59,12 +59,19 @@ class ScoredPairs:
             codes = self.codes(loss, incentives).numpy()
             number = verdicts.setdefault(codes.tobytes(), len(verdicts))
             columns[loss.label] = pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names))
-            rows.append({
-                "label": loss.label, "loss": loss.name, "setting": _setting_json(loss), "verdict": number,
-                "is_batch_coupled": loss.is_batch_coupled, "pairs": len(codes),
-                **dict(zip(names, np.bincount(codes, minlength=len(names)), strict=True)),
-                **_ratio(incentives), **margin_growth(self.geometry, incentives),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "label": loss.label,
+                    "loss": loss.name,
+                    "setting": _setting_json(loss),
+                    "verdict": number,
+                    "is_batch_coupled": loss.is_batch_coupled,
+                    "pairs": len(codes),
+                    **dict(zip(names, np.bincount(codes, minlength=len(names)), strict=True)),
+                    **_ratio(incentives),
+                    **margin_growth(self.geometry, incentives),
+                }
+            )
         return with_intervals(pd.DataFrame(rows)), pd.DataFrame(columns)
 
     def shares(self, incentives: Incentives) -> dict[str, int]:
@@ -91,16 +98,26 @@ class ScoredPairs:
         line = knob.line(base, self.logps, self.batch_size)
         before, after = (self._is_ideal(loss) for loss in (knob.origin(base), knob.loss(base, setting)))
         return {
-            "knob": knob.name, "title": knob.title, "idle": knob.idle, "start": knob.start, "needed": needed,
-            "reaches": found is not None, "acts_on": int(line.acts.sum()),
+            "knob": knob.name,
+            "title": knob.title,
+            "idle": knob.idle,
+            "start": knob.start,
+            "needed": needed,
+            "reaches": found is not None,
+            "acts_on": int(line.acts.sum()),
             "possible": int((~lower.isnan()).sum()),
-            "exact": chosen.nearest, "until": chosen.until,
-            "overshoots_into": self._past(line, chosen, knob), "setting": setting,
+            "exact": chosen.nearest,
+            "until": chosen.until,
+            "overshoots_into": self._past(line, chosen, knob),
+            "setting": setting,
             "loss": knob.loss(base, setting).label,
-            "gained": int((after & ~before).sum()), "lost": int((before & ~after).sum()),
-            "best": readable(best, knob.start), "best_count": best.count,
-            "at_start": self._state(knob.origin(base)), "at_setting": self._state(knob.loss(base, setting)),
-        }  # fmt: skip
+            "gained": int((after & ~before).sum()),
+            "lost": int((before & ~after).sum()),
+            "best": readable(best, knob.start),
+            "best_count": best.count,
+            "at_start": self._state(knob.origin(base)),
+            "at_setting": self._state(knob.loss(base, setting)),
+        }
 
     def _past(self, line: IncentiveLine, found: SettingRange, knob: Knob) -> str | None:
         """The regime that gains most pairs where a stretch ends; None where the knob itself ends there."""
