@@ -374,7 +374,9 @@ def test_a_file_written_for_trl_is_a_run(inputs: Path, tmp_path: Path) -> None:
         "model_name_or_path: x\nloss_type: [ipo]\nbeta: 0.2\nlearning_rate: 1e-4\nwarmup_ratio: 0.1\n"
         "adam_epsilon: 1e-6\ngradient_checkpointing_kwargs: {use_reentrant: false}\nlora_dropout: 0.1\nuse_peft: true\n"
     )
-    found, ignored = parse(TrainConfig, ["--config", str(file), "--max_steps", "3"], prog="x")
+    found, ignored = parse(
+        TrainConfig, ["--config", str(file), "--max_steps", "3", "--dataset_name", "y"], prog="x"
+    )
     assert found.loss == {"name": "ipo_avg", "beta": 0.2} or found.loss["name"].startswith("ipo")
     assert (found.learning_rate, found.warmup_steps, found.max_steps) == (1e-4, 0.1, 3)
     assert found.options_of_trainer == {
