@@ -294,27 +294,20 @@ def sums_of_gram(gram: Tensor, groups: Tensor, prompts: Sequence[str], weights: 
         prompts: `(N,)`, what tells prompts apart.
         weights: `(L, 2N)` of further directions, such as incentives (d_w, -d_l).
     """
-    n, count = len(groups), int(groups.max()) + 1
+    n, count, kernel = len(groups), int(groups.max()) + 1, gram.double()
     rows = torch.block_diag(torch.ones(1, n), torch.ones(1, n)).double()
     rows = rows if weights is None else torch.cat([rows, weights.double()])
-
-    def summed(members: Tensor) -> Tensor:
-        """`(M, D, 2n)` from `(M, n)` bool."""
-        return rows * members.double().repeat(1, 2)[:, None]
-
-    by_group = summed(groups == torch.arange(count)[:, None])
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    prompt_of = torch.tensor([numbers[prompt] for prompt in prompts])
-    own, squares = torch.zeros(count, len(rows), len(rows)).double(), torch.zeros(count).long()
-    for number in range(len(numbers)):
-        members = prompt_of == number
-        (part,), group = summed(members[None]), int(groups[members][0])
-        own[group] += part @ gram.double() @ part.T
-        squares[group] += int(members.sum()) ** 2
-    products = torch.einsum("gdr,rs,hes->gdhe", by_group, gram.double(), by_group)
-    prompts_of = torch.tensor([int(groups[prompt_of == number][0]) for number in range(len(numbers))])
+    is_in = groups == torch.arange(count)[:, None]  # (G, N)
+    summed = rows * is_in.double().repeat(1, 2)[:, None]  # (G, D, 2N)
+    firsts = {prompt: pair for pair, prompt in reversed(list(enumerate(prompts)))}
+    first = torch.tensor([firsts[prompt] for prompt in prompts])
+    is_same = first[:, None] == first
     return GramSums(
-        products, own, torch.bincount(groups), squares, torch.bincount(prompts_of, minlength=count)
+        products=torch.einsum("gdr,her->gdhe", summed, summed @ kernel),
+        own=torch.einsum("gdr,ger->gde", summed, summed @ (kernel * is_same.repeat(2, 2))),
+        pairs=is_in.sum(1),
+        squares=(is_in * is_same.sum(1)).sum(1),
+        prompts=is_in[:, first.unique()].sum(1),
     )
 
 
