@@ -181,7 +181,7 @@ def test_drift_and_regime_agree() -> None:
     )
     prediction = predict(geometry, incentives)
     regimes = [str(regime) for regime in prediction.regimes]
-    assert (found.isnan() == (prediction.change_margin <= 0)).all()
+    assert (found.isnan() == (prediction.margin_change <= 0)).all()
     seen = set()
     for value, regime in zip(found.tolist(), regimes, strict=True):
         if not math.isnan(value) and regime != Regime.DEGENERATE:

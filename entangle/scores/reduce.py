@@ -17,10 +17,10 @@ PASS_COST = 16
 
 
 SUMMED_PASS_COST = 110
-"""The same where scores are summed too: the alternative is then one large product over all pairs, not one per pair.
+"""The same where scores are summed too: the alternative is then one large product over all pairs, not one for each.
 
-Measured (`benchmarks/engine.py`, one CPU thread): writing out is cheaper at width 512, where the ghost form takes 170 to
-250 per element, and dearer at width 1536, where it takes 55 to 85.
+Measured on the shapes of `benchmarks/engine.py` (one CPU thread): writing out is cheaper at width 512, where the ghost
+form takes 170 to 250 per element, and dearer at width 1536, where it takes 55 to 85.
 """
 
 SUMMED_SLICE = 2**22
