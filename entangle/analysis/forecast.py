@@ -97,6 +97,16 @@ def forecast(
     Raises:
         ValueError: shapes don't fit.
         losses.MissingTokens: the loss weighs tokens, whose scores K doesn't hold.
+
+    Examples:
+        >>> import torch
+        >>> from losses import DPO, PairLogps
+        >>> at, lengths = torch.tensor([-9.0]), torch.tensor([5])
+        >>> pair = PairLogps(at, at - 1, lengths, lengths, at, at - 1)
+        >>> kernel = torch.tensor([[2.0, 1.3], [1.3, 1.0]])  # both will rise: A > c > B
+        >>> found = forecast(kernel, pair, DPO(), [torch.tensor([0])] * 2, learning_rate=1.0)
+        >>> [[round(value, 4) for value in curve.tolist()] for curve in found.means()]
+        [[-9.0, -8.965, -8.93], [-10.0, -9.985, -9.97]]
     """
     n, steps = len(logps.chosen), len(batches)
     rates = [learning_rate] * steps if isinstance(learning_rate, int | float) else list(learning_rate)

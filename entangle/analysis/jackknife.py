@@ -121,6 +121,18 @@ class Jackknife:
 
         It has a meaning if the half-width is below `target`, by default |value|: if its sign is known. Else about
         N (half-width / target)^2 pairs would do, since errors fall with the root of N.
+
+        Args:
+            value: the number.
+            replicates: `(R,)`, the number without each group, in the order of `weights`.
+            target: half-width below which the interval has a meaning.
+
+        Examples:
+            >>> values = torch.tensor([1.0, 2.0, 3.0, 6.0]).double()
+            >>> jackknife = Jackknife(torch.ones(4, dtype=torch.int64))
+            >>> mean = jackknife.number(3.0, (values.sum() - values) / 3)
+            >>> print(f"{mean.low:.2f} {mean.high:.2f} {mean.has_meaning} {mean.pairs_needed}")
+            -0.44 6.44 False 6
         """
         if not (self.is_enough and math.isfinite(value) and bool(replicates.isfinite().all())):
             return Estimate(value, -math.inf, math.inf, has_meaning=False)
@@ -145,6 +157,13 @@ class Jackknife:
         The interval holds every q for which top - q bottom can't be told from zero; it is the whole line if bottom
         can't be. It has a meaning if it is finite and `rules_out(low, high)`. Else about N e^2 pairs would do, with e
         the larger of bottom's half-width over bottom, and the half-width (to first order in errors) over `target`.
+
+        Args:
+            top: the numerator.
+            bottom: the denominator.
+            replicates: `(R, 2)`, both without each group.
+            target: half-width that is wanted.
+            rules_out: whether a finite interval (low, high) has a meaning.
         """
         value = top / bottom if bottom else math.nan
         if not (self.is_enough and math.isfinite(value) and bool(replicates.isfinite().all())):
@@ -172,7 +191,14 @@ class Jackknife:
 def clipped(
     estimate: Estimate, low: float, high: float, change: Callable[[float], float] = lambda x: x
 ) -> Estimate:
-    """An increasing function of an estimate, after cutting it to where it can lie."""
+    """An increasing function of an estimate, after cutting it to where it can lie.
+
+    Args:
+        estimate: the number and its interval.
+        low: least value that it can have.
+        high: largest value.
+        change: the function.
+    """
 
     def moved(value: float) -> float:
         return value if math.isnan(value) else change(min(max(value, low), high))

@@ -199,6 +199,10 @@ class SetGeometry:
         Where they differ from pair to pair this takes mean incentives on mean scores. What that neglects is, for either
         side, the covariance over pairs j between j's incentive and the product of j's score with the mean score of that
         side. `move_along` neglects nothing.
+
+        Args:
+            incentive_chosen: d_w, or its mean over pairs.
+            incentive_rejected: d_l, likewise.
         """
         weights = self.products.new_zeros(len(self.products))
         weights[0], weights[1] = incentive_chosen, -incentive_rejected
@@ -272,6 +276,13 @@ def drift(incentive_chosen: Tensor, incentive_rejected: Tensor, block: Tensor) -
         incentive_chosen: d_w, of any shape.
         incentive_rejected: d_l, of that shape.
         block: (U_ww, U_wl, U_ll), `(..., 3)`.
+
+    Examples:
+        >>> one = torch.tensor(1.0)
+        >>> float(drift(one, one, torch.tensor([3.0, 2.0, 1.5])))  # both rise by 1.5 nats per nat of margin
+        1.5
+        >>> float(drift(one, 3 * one, torch.tensor([4.0, 1.0, 1.0])))  # the chosen rises, the rejected falls
+        -0.1666666716337204
     """
     sq_chosen, inner, sq_rejected = block.unbind(-1)
     up = incentive_chosen * sq_chosen - incentive_rejected * inner
@@ -280,7 +291,12 @@ def drift(incentive_chosen: Tensor, incentive_rejected: Tensor, block: Tensor) -
 
 
 def by_kind(sums: Sums, kinds: Sequence[str]) -> dict[tuple[str, str], SetGeometry]:
-    """For every (a, b): mean products of a's scores with b's, that is what a step on kind b does to kind a."""
+    """For every (a, b): mean products of a's scores with b's, that is what a step on kind b does to kind a.
+
+    Args:
+        sums: products of group sums.
+        kinds: kind of each group.
+    """
     names = sorted(set(kinds))
     return {(a, b): SetGeometry.from_sums(sums, kinds, of=a, by=b) for a in names for b in names}
 

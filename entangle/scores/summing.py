@@ -31,7 +31,13 @@ class Totals(Protocol):
         ...
 
     def count(self, prompt: int, group: int, pairs: int) -> None:
-        """Count a pass's pairs of one prompt."""
+        """Count a pass's pairs of one prompt.
+
+        Args:
+            prompt: its number.
+            group: its group.
+            pairs: how many.
+        """
         ...
 
 
