@@ -6,15 +6,9 @@ kind gives its weight to that kind's other groups, so that the mixture of kinds 
     w_h = n_k / (n_k - n_g) for the other groups of g's kind k, 0 for g, 1 elsewhere
     covariance = sum_g (G_k - 1) / G_k (v_g - v_k)(v_g - v_k)^T,   v_g the numbers without g, v_k their mean over a kind
 
-Intervals use Student's t with sum_k (G_k - 1) degrees of freedom; those of a ratio are Fieller's, which know when the
-denominator can't be told from zero: then they are the whole line.
-
-The mean of 1, 2, 3 and 6, a group each: s / sqrt(4) = 1.08, times Student's t of 3 degrees of freedom.
-
-    >>> values = torch.tensor([1.0, 2.0, 3.0, 6.0]).double()
-    >>> found = Jackknife(torch.ones(4)).number(3.0, (values.sum() - values) / 3)
-    >>> round(found.low, 2), round(found.high, 2)
-    (-0.44, 6.44)
+Intervals use Student's t, with G - 1 degrees of freedom if all are of one kind, else Satterthwaite's, (sum_k V_k)^2 /
+sum_k (V_k^2 / (G_k - 1)) for kinds that contribute V_k to the variance. Those of a ratio are Fieller's, which know when
+the denominator can't be told from zero: then they are the whole line.
 """
 
 from __future__ import annotations
@@ -23,6 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 
 import torch
@@ -70,7 +65,7 @@ class Jackknife:
     sizes: Tensor
     kinds: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def strata(self) -> list[Tensor]:
         """The groups of each kind, without empty ones."""
         by_kind: dict[str, list[int]] = defaultdict(list)
@@ -86,21 +81,16 @@ class Jackknife:
         return [torch.tensor(groups) for groups in strata]
 
     @property
-    def freedom(self) -> int:
-        """Degrees of freedom."""
-        return sum(len(groups) - 1 for groups in self.strata)
-
-    @property
-    def quantile(self) -> float:
-        """Student's t for a two-sided interval; inf without a degree of freedom."""
-        return float(stats.t.ppf((1 + LEVEL) / 2, self.freedom)) if self.freedom else math.inf
+    def is_enough(self) -> bool:
+        """Whether there are two groups to compare."""
+        return len(self.weights) > 1
 
     @property
     def pairs(self) -> int:
         """N."""
         return int(self.sizes.sum())
 
-    @property
+    @cached_property
     def weights(self) -> Tensor:
         """`(R, G)` float64: the groups' weights in each replicate."""
         rows = []
@@ -113,16 +103,18 @@ class Jackknife:
                 rows.append(weights)
         return torch.stack(rows) if rows else torch.ones(0, len(self.sizes), dtype=torch.float64)
 
-    def covariance(self, replicates: Tensor) -> Tensor:
-        """Covariance `(m, m)` of m numbers from their values in each replicate, `(R, m)`."""
-        total, start = replicates.new_zeros(replicates.shape[1], replicates.shape[1]), 0
-        for groups in self.strata:
-            if (count := len(groups)) > 1:
-                own = replicates[start : start + count]
-                apart = own - own.mean(0)
-                total += (count - 1) / count * apart.T @ apart
-                start += count
-        return total
+    def covariances(self, replicates: Tensor) -> Tensor:
+        """What each kind contributes to the covariance of m numbers, `(K, m, m)`, from their replicates `(R, m)`."""
+        apart = [own - own.mean(0) for own in replicates.split([len(groups) for groups in self.strata])]
+        return torch.stack([(len(own) - 1) / len(own) * own.T @ own for own in apart])
+
+    def quantile(self, variances: Tensor) -> float:
+        """Student's t for a two-sided interval, given what each kind contributes to the variance, `(K,)`."""
+        spread = sum(
+            float(v) ** 2 / (len(groups) - 1) for v, groups in zip(variances, self.strata, strict=True)
+        )
+        freedom = float(variances.sum()) ** 2 / spread if spread else len(self.weights) - len(self.strata)
+        return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
     def number(self, value: float, replicates: Tensor, *, target: float | None = None) -> Estimate:
         """A number and t standard errors on either side, from its replicates `(R,)`.
@@ -132,16 +124,20 @@ class Jackknife:
 
         Args:
             value: the number.
-            replicates: `(R,)`, the number without each group in turn.
-            target: half-width below which it has a meaning; None: |value|.
+            replicates: `(R,)`, the number without each group, in the order of `weights`.
+            target: half-width below which the interval has a meaning.
+
+        Examples:
+            >>> values = torch.tensor([1.0, 2.0, 3.0, 6.0]).double()
+            >>> jackknife = Jackknife(torch.ones(4, dtype=torch.int64))
+            >>> mean = jackknife.number(3.0, (values.sum() - values) / 3)
+            >>> print(f"{mean.low:.2f} {mean.high:.2f} {mean.has_meaning} {mean.pairs_needed}")
+            -0.44 6.44 False 6
         """
-        half = (
-            self.quantile * float(self.covariance(replicates[:, None])[0, 0]) ** 0.5
-            if self.freedom
-            else math.inf
-        )
-        if not (math.isfinite(half) and math.isfinite(value)):
+        if not (self.is_enough and math.isfinite(value) and bool(replicates.isfinite().all())):
             return Estimate(value, -math.inf, math.inf, has_meaning=False)
+        variances = self.covariances(replicates[:, None])[:, 0, 0]
+        half = self.quantile(variances) * float(variances.sum()) ** 0.5
         target = abs(value) if target is None else target
         return self._judged(
             value, value - half, value + half, half < target, half / target if target else math.inf
@@ -165,14 +161,17 @@ class Jackknife:
         Args:
             top: the numerator.
             bottom: the denominator.
-            replicates: `(R, 2)`, both without each group in turn.
-            target: half-width that would do.
-            rules_out: (low, high) -> whether the interval says something.
+            replicates: `(R, 2)`, both without each group.
+            target: half-width that is wanted.
+            rules_out: whether a finite interval (low, high) has a meaning.
         """
-        t, value = self.quantile, top / bottom if bottom else math.nan
-        if not (self.freedom and math.isfinite(value) and bool(replicates.isfinite().all())):
+        value = top / bottom if bottom else math.nan
+        if not (self.is_enough and math.isfinite(value) and bool(replicates.isfinite().all())):
             return Estimate(value, -math.inf, math.inf, has_meaning=False)
-        (var_top, cov), (_, var_bottom) = self.covariance(replicates).tolist()
+        covariances = self.covariances(replicates)
+        direction = torch.tensor([1.0, -value], dtype=torch.float64)
+        t = self.quantile(direction @ covariances @ direction)
+        (var_top, cov), (_, var_bottom) = covariances.sum(0).tolist()
         half = t * max(var_top - 2 * value * cov + value**2 * var_bottom, 0.0) ** 0.5 / abs(bottom)
         excess = max(t * var_bottom**0.5 / abs(bottom), half / target)
         a, b, c = bottom**2 - t**2 * var_bottom, top * bottom - t**2 * cov, top**2 - t**2 * var_top
@@ -195,10 +194,10 @@ def clipped(
     """An increasing function of an estimate, after cutting it to where it can lie.
 
     Args:
-        estimate: the estimate.
-        low: the smallest value that there can be.
-        high: the largest one.
-        change: the function, increasing.
+        estimate: the number and its interval.
+        low: least value that it can have.
+        high: largest value.
+        change: the function.
     """
 
     def moved(value: float) -> float:

@@ -15,13 +15,6 @@ section 3, with mean gradients). The **drift** is what both log-probs do in comm
     drift = (D_w + D_l) / (2 (D_w - D_l))       > 1/2 both rise     within (-1/2, 1/2) ideal      < -1/2 both fall
 
 An epoch over the very pairs that were measured adds each pair's own terms, M = ((N - 1) U + own) / N.
-
-Three prompts with a pair each. Chosen scores (3, 0), (2, 1), (1, 1) have products 6, 3 and 3 between prompts: 4.
-
-    >>> scores = torch.tensor([[3.0, 0.0], [2.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double()
-    >>> sums = sums_of_gram(scores @ scores.T, torch.tensor([0, 1, 2]), ["a", "b", "c"])
-    >>> SetGeometry.from_sums(sums).products[0, 0].item()
-    4.0
 """
 
 from __future__ import annotations
@@ -140,22 +133,15 @@ class SetGeometry:
         used = ((left + right) > 0).long()
         jackknife = Jackknife(sums.pairs * used, tuple(kinds))
         everything = torch.ones(1, len(sums.pairs), dtype=torch.float64)
-        values = torch.stack(
-            [
-                _means(sums, left * weights, right * weights)
-                for weights in torch.cat([everything, jackknife.weights])
-            ]
-        )
+        values = torch.stack([
+            _means(sums, left * weights, right * weights) for weights in torch.cat([everything, jackknife.weights])
+        ])  # fmt: skip
         pairs = int((sums.pairs * left).sum())
         return cls(
-            products=values[0, 0],
-            own=values[0, 1],
-            replicates=values[1:],
-            jackknife=jackknife,
-            pairs=pairs,
-            prompts=int((sums.prompts * left).sum()),
+            products=values[0, 0], own=values[0, 1], replicates=values[1:], jackknife=jackknife,
+            pairs=pairs, prompts=int((sums.prompts * left).sum()),
             pairs_per_prompt=float((sums.squares * left).sum()) / max(pairs, 1),
-        )
+        )  # fmt: skip
 
     @property
     def as_pair(self) -> PairGeometry:
@@ -215,8 +201,8 @@ class SetGeometry:
         side. `move_along` neglects nothing.
 
         Args:
-            incentive_chosen: d_w, per nat.
-            incentive_rejected: d_l, per nat.
+            incentive_chosen: d_w, or its mean over pairs.
+            incentive_rejected: d_l, likewise.
         """
         weights = self.products.new_zeros(len(self.products))
         weights[0], weights[1] = incentive_chosen, -incentive_rejected
@@ -266,12 +252,10 @@ class SetGeometry:
         number, common, gain = self.jackknife.number, (up + down) / 2, up - down
         chosen, rejected, margin = number(up, ups), number(down, downs), number(gain, ups - downs)
         drift = self.jackknife.ratio(
-            common,
-            gain,
-            torch.stack([(ups + downs) / 2, ups - downs], 1),
+            common, gain, torch.stack([(ups + downs) / 2, ups - downs], 1),
             target=EDGE + abs(common / gain) if gain else EDGE,
             rules_out=lambda low, high: not low < -EDGE < EDGE < high,
-        )
+        )  # fmt: skip
         if not gain > 0:
             drift = Estimate(
                 math.nan, -math.inf, math.inf, has_meaning=False, pairs_needed=margin.pairs_needed
@@ -292,6 +276,13 @@ def drift(incentive_chosen: Tensor, incentive_rejected: Tensor, block: Tensor) -
         incentive_chosen: d_w, of any shape.
         incentive_rejected: d_l, of that shape.
         block: (U_ww, U_wl, U_ll), `(..., 3)`.
+
+    Examples:
+        >>> one = torch.tensor(1.0)
+        >>> float(drift(one, one, torch.tensor([3.0, 2.0, 1.5])))  # both rise by 1.5 nats per nat of margin
+        1.5
+        >>> float(drift(one, 3 * one, torch.tensor([4.0, 1.0, 1.0])))  # the chosen rises, the rejected falls
+        -0.1666666716337204
     """
     sq_chosen, inner, sq_rejected = block.unbind(-1)
     up = incentive_chosen * sq_chosen - incentive_rejected * inner
@@ -303,7 +294,7 @@ def by_kind(sums: Sums, kinds: Sequence[str]) -> dict[tuple[str, str], SetGeomet
     """For every (a, b): mean products of a's scores with b's, that is what a step on kind b does to kind a.
 
     Args:
-        sums: over groups of pairs.
+        sums: products of group sums.
         kinds: kind of each group.
     """
     names = sorted(set(kinds))
@@ -319,27 +310,20 @@ def sums_of_gram(gram: Tensor, groups: Tensor, prompts: Sequence[str], weights: 
         prompts: `(N,)`, what tells prompts apart.
         weights: `(L, 2N)` of further directions, such as incentives (d_w, -d_l).
     """
-    n, count = len(groups), int(groups.max()) + 1
+    n, count, kernel = len(groups), int(groups.max()) + 1, gram.double()
     rows = torch.block_diag(torch.ones(1, n), torch.ones(1, n)).double()
     rows = rows if weights is None else torch.cat([rows, weights.double()])
-
-    def summed(members: Tensor) -> Tensor:
-        """`(M, D, 2n)` from `(M, n)` bool."""
-        return rows * members.double().repeat(1, 2)[:, None]
-
-    by_group = summed(groups == torch.arange(count)[:, None])
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    prompt_of = torch.tensor([numbers[prompt] for prompt in prompts])
-    own, squares = torch.zeros(count, len(rows), len(rows)).double(), torch.zeros(count).long()
-    for number in range(len(numbers)):
-        members = prompt_of == number
-        (part,), group = summed(members[None]), int(groups[members][0])
-        own[group] += part @ gram.double() @ part.T
-        squares[group] += int(members.sum()) ** 2
-    products = torch.einsum("gdr,rs,hes->gdhe", by_group, gram.double(), by_group)
-    prompts_of = torch.tensor([int(groups[prompt_of == number][0]) for number in range(len(numbers))])
+    is_in = groups == torch.arange(count)[:, None]  # (G, N)
+    summed = rows * is_in.double().repeat(1, 2)[:, None]  # (G, D, 2N)
+    firsts = {prompt: pair for pair, prompt in reversed(list(enumerate(prompts)))}
+    first = torch.tensor([firsts[prompt] for prompt in prompts])
+    is_same = first[:, None] == first
     return GramSums(
-        products, own, torch.bincount(groups), squares, torch.bincount(prompts_of, minlength=count)
+        products=torch.einsum("gdr,her->gdhe", summed, summed @ kernel),
+        own=torch.einsum("gdr,ger->gde", summed, summed @ (kernel * is_same.repeat(2, 2))),
+        pairs=is_in.sum(1),
+        squares=(is_in * is_same.sum(1)).sum(1),
+        prompts=is_in[:, first.unique()].sum(1),
     )
 
 

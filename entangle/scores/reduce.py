@@ -16,6 +16,17 @@ PASS_COST = 16
 """What one pass over a written-out element costs, in multiply-adds of a matrix product."""
 
 
+SUMMED_PASS_COST = 110
+"""The same where scores are summed too: the alternative is then one large product over all pairs, not one for each.
+
+Measured on the shapes of `benchmarks/engine.py` (one CPU thread): writing out is cheaper at width 512, where the ghost
+form takes 170 to 250 per element, and dearer at width 1536, where it takes 55 to 85.
+"""
+
+SUMMED_SLICE = 2**22
+"""Fewest elements of a slice of scores that are summed too: larger products outweigh what the cache likes."""
+
+
 def pair_block(
     score: Score, weight: Tensor | None, kernels: Kernels | None = None, sink: Sink | None = None
 ) -> Tensor:
@@ -33,14 +44,14 @@ def pair_block(
         sink: where the scores are summed; None: nowhere.
     """
     ghost = cheapest_ghost(score, members=2) if weight is None else None
-    alternative = _written_out_cost(score) if sink is None else _passing_cost(score)
+    alternative = _written_out_cost(score) if sink is None else _passing_cost(score, SUMMED_PASS_COST)
     if ghost is not None and ghost.pair_cost < alternative / score.prompts:
         block = ghost.pair_block(kernels or Kernels())
         if sink is not None:
             sink.add_factored(score, block.isfinite().all(0))
         return block
     total = torch.zeros(4, score.prompts, dtype=torch.float64, device=score.device)
-    for start, stop, value in score.slices():
+    for start, stop, value in score.slices(0 if sink is None else SUMMED_SLICE):
         chosen, rejected = value.flatten(1).chunk(2)
         difference = chosen - rejected
         if weight is None:
@@ -98,7 +109,7 @@ def _ghost_gram(ghost: Ghost, members: int, n: int) -> Tensor:
     return by_prompt.permute(0, 2, 1, 3).reshape(members * n, members * n)
 
 
-def _written_out_cost(score: Score) -> int:
+def _written_out_cost(score: Score) -> float:
     """Multiply-adds of writing all rows' scores out and passing over them."""
     a, b = score.shape
     positions = [
@@ -107,10 +118,10 @@ def _written_out_cost(score: Score) -> int:
         for term in member
         if isinstance(term, Outer) and not (isinstance(term.left, OneHot) or isinstance(term.right, OneHot))
     ]
-    return score.prompts * a * b * sum(positions) + _passing_cost(score)
+    return score.prompts * a * b * sum(positions) + _passing_cost(score, PASS_COST)
 
 
-def _passing_cost(score: Score) -> int:
-    """What passing over all rows' written-out scores costs, in multiply-adds."""
+def _passing_cost(score: Score, cost: float) -> float:
+    """What passing over all rows' written-out scores costs, in multiply-adds, at `cost` per element."""
     a, b = score.shape
-    return score.prompts * a * b * PASS_COST * len(score.members)
+    return score.prompts * a * b * cost * len(score.members)

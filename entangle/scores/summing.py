@@ -34,8 +34,8 @@ class Totals(Protocol):
         """Count a pass's pairs of one prompt.
 
         Args:
-            prompt: number of the prompt.
-            group: number of the group.
+            prompt: its number.
+            group: its group.
             pairs: how many.
         """
         ...

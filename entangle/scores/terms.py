@@ -195,10 +195,13 @@ class Score:
         """The first row alone."""
         return Score((tuple(term[:1] for term in self.members[0]),), self.shape)
 
-    def slices(self) -> Iterator[tuple[int, int, Tensor]]:
-        """(start, stop, scores `(rows, stop - start, b)`) over all of a, a bounded amount at a time."""
+    def slices(self, at_least: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+        """(start, stop, scores `(rows, stop - start, b)`) over all of a, a bounded amount at a time.
+
+        That is what the device's cache likes, or `at_least` elements.
+        """
         a, b = self.shape
-        step = max(1, min(a, slice_elements(self.device) // (len(self) * b)))
+        step = max(1, min(a, max(at_least, slice_elements(self.device)) // (len(self) * b)))
         for start in range(0, a, step):
             stop = min(start + step, a)
             yield start, stop, torch.cat([_sum_of(member, start, stop) for member in self.members])

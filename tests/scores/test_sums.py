@@ -68,7 +68,7 @@ def one_pass(engine: Engine, batch: RowBatch, **options: object) -> GroupSums:
 def test_every_layer_rule(name: str, kind: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All parameters and LoRA; shared prompts; written out, and as factors wherever they are there."""
     if form == "factored":
-        monkeypatch.setattr(reduce, "PASS_COST", 1e9)
+        monkeypatch.setattr(reduce, "SUMMED_PASS_COST", 1e9)
     model, batch = probed_model(name, kind), random_batch(prompts=4)
     engine = FactoredEngine(model, trainable(model), fallback=True)
     found = one_pass(engine, batch).gram()
@@ -193,9 +193,9 @@ class Spoil:
 
     def __call__(self, _: nn.Module, grads: tuple[Tensor, ...], __: object) -> tuple[Tensor | None, ...]:
         return tuple(
-            grad.masked_fill(self.mask, torch.nan)
-            if grad is not None and grad.shape[:2] == self.mask.shape[:2]
-            else grad
+            grad
+            if grad is None or grad.shape[:2] != self.mask.shape[:2]
+            else grad.masked_fill(self.mask, torch.nan)
             for grad in grads
         )
 
