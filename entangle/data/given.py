@@ -59,8 +59,9 @@ def load_pairs(given: Pairs, **options: Any) -> list[PreferencePair]:
 
 def _are_pairs(given: Pairs) -> TypeGuard[Sequence[PreferencePair]]:
     """Whether these are pairs already; no pair at all isn't."""
-    is_many = isinstance(given, list | tuple) and len(given) > 0
-    return is_many and all(isinstance(pair, PreferencePair) for pair in given)
+    if not isinstance(given, list | tuple) or not given:
+        return False
+    return all(isinstance(pair, PreferencePair) for pair in given)
 
 
 def _numbered(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
