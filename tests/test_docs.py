@@ -79,6 +79,15 @@ def test_a_loss_of_the_readers_own_works_as_the_page_says():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(snippets("api/index.md"))))
+def test_every_snippet_of_the_python_api_runs(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    snippet = snippets("api/index.md")[number]
+    exec(compile(snippet, f"docs/api/index.md, snippet {number}", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_the_notebook_for_the_embedded_pairs_runs(tmp_path):
     notebook = nbformat.read(ROOT / "docs" / "notebooks" / "embedded.ipynb", as_version=4)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()

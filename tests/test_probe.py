@@ -122,7 +122,9 @@ def test_numbers_depend_neither_on_batches_nor_on_the_engine(inputs, tmp_path, c
 def test_finished_run_is_not_computed_again(inputs, tmp_path, monkeypatch):
     config = options(inputs, tmp_path / "run")
     first = probe(config)
-    monkeypatch.setattr("entangle.commands.probe.make_engine", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "entangle.commands.probe.prepared.make_engine", lambda *_: pytest.fail("computed again")
+    )
     pd.testing.assert_frame_equal(probe(config).pairs, first.pairs)
 
 

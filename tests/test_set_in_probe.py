@@ -16,7 +16,7 @@ from entangle.commands.whatif import what_if
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.measure.inputs import load_pairs_of, load_policy_of
-from entangle.measure.sets import geometry_of_content
+from entangle.measure.set_content import geometry_of_content
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import Interrupted
 from entangle.scores import make_engine, score_gram

@@ -95,8 +95,8 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
     probe = ProbeResult.load(config.run)
     labels = _labels(probe, config)
     numbers = _chosen_pairs(probe, config.limit)
-    options = options_of(probe.run)
-    policy, pairs = load_again(probe.run, options, numbers["index"].tolist())
+    options = options_of(probe.folder)
+    policy, pairs = load_again(probe.folder, options, numbers["index"].tolist())
     metric = None
     if options.optimizer_state is not None:
         state = load_adam_state(options.optimizer_state, policy.model, policy.trained)
@@ -114,7 +114,7 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
         batches = [policy.collate(batch) for batch in passes]
         found = gram_products(engine, batches, weights, metric=metric, advance=advance)
     products = _by_pair(found, order, [len(batch) for batch in passes])
-    geometry = geometry_of(numbers, float(probe.run.read_json("provenance.json")["resolution"]))
+    geometry = geometry_of(numbers, float(probe.folder.read_json("provenance.json")["resolution"]))
     block = torch.stack([geometry.sq_chosen, geometry.inner, geometry.sq_rejected])
     size = config.epoch_pairs or len(numbers)
     measured = [
@@ -135,13 +135,13 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
         "losses": {each.loss: each.summary() | _shares(rows, each.loss) for each in measured},
     }  # fmt: skip
     result = AcrossResult(probe, rows[["index", "loss", *rows.columns.drop(["index", "loss"])]], summary)
-    probe.run.write_table("across.parquet", result.rows)
-    probe.run.write_json(ACROSS, summary)
+    probe.folder.write_table("across.parquet", result.rows)
+    probe.folder.write_json(ACROSS, summary)
     if config.plots:
         from entangle.figures.epochs import parts_figure
         from entangle.figures.style import save
 
-        save(parts_figure(summary), probe.run.path / "across.png")
+        save(parts_figure(summary), probe.folder.path / "across.png")
     return result
 
 
@@ -266,17 +266,18 @@ def _shares(rows: pd.DataFrame, loss: str) -> dict[str, Any]:
 def command(config: AcrossConfig, console: Console | None = None) -> Output:
     """`entangle across`."""
     result = run_across(config, console)
-    return Output(result.renderable(), f"Across pairs: {result.probe.run.path / 'across.parquet'}")
+    return Output(result.renderable(), f"Across pairs: {result.probe.folder.path / 'across.parquet'}")
 
 
 def _labels(probe: ProbeResult, config: AcrossConfig) -> list[str]:
     known = list(dict.fromkeys(probe.predictions["loss"]))
     if not known:
-        raise RunError(f"No pair of {probe.run.path} could be scored, so there is nothing to compare.")
+        raise RunError(f"No pair of {probe.folder.path} could be scored, so there is nothing to compare.")
     labels = [loss.label for loss in build_losses(config.losses)] or known
     if missing := [label for label in labels if label not in known]:
         raise ConfigError(
-            f"{', '.join(missing)} isn't among the losses of {probe.run.path}: {', '.join(known)}. Probe with it first."
+            f"{', '.join(missing)} isn't among the losses of {probe.folder.path}: {', '.join(known)}. Probe with it "
+            "first."
         )
     return labels
 
@@ -285,7 +286,7 @@ def _chosen_pairs(probe: ProbeResult, limit: int | None) -> pd.DataFrame:
     """Rows of the scored pairs, evenly spread where there are more than asked for."""
     rows = probe.pairs[is_scored(probe.pairs)]
     if len(rows) < 2:
-        raise RunError(f"Expected at least 2 scored pairs in {probe.run.path}; it has {len(rows)}.")
+        raise RunError(f"Expected at least 2 scored pairs in {probe.folder.path}; it has {len(rows)}.")
     count = min(limit or len(rows), len(rows))
     return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)].reset_index(drop=True)
 

@@ -89,10 +89,10 @@ def run_filter(config: FilterConfig) -> FilterResult:
     source = source_of(options)
     out = _checked_out(config, source)
     pairs = load_pairs_of(options)
-    found, recorded = hash_pairs(pairs), probe.run.read_json("identity.json").get("data")
+    found, recorded = hash_pairs(pairs), probe.folder.read_json("identity.json").get("data")
     if found != recorded:
         raise RunError(
-            f"{options.dataset_name} isn't the data that {probe.run.path} was made from (fingerprint {recorded!r} "
+            f"{options.dataset_name} isn't the data that {probe.folder.path} was made from (fingerprint {recorded!r} "
             f"there, {found!r} now). Restore it, or probe again into another folder."
         )
     data = StoredData.read(source, options)
@@ -152,10 +152,10 @@ def _plain(text: Any) -> str:
 def _label(probe: ProbeResult, wanted: Any) -> str:
     known = list(dict.fromkeys(probe.predictions["loss"]))
     if not known:
-        raise RunError(f"No pair of {probe.run.path} could be scored, so there is nothing to filter by.")
+        raise RunError(f"No pair of {probe.folder.path} could be scored, so there is nothing to filter by.")
     label = known[0] if wanted is None else build_losses([wanted])[0].label
     if label not in known:
-        raise ConfigError(f"{label} isn't among the losses of {probe.run.path}: {', '.join(known)}.")
+        raise ConfigError(f"{label} isn't among the losses of {probe.folder.path}: {', '.join(known)}.")
     return label
 
 
@@ -276,7 +276,7 @@ def _summary(
 
 def data_options_of(probe: ProbeResult) -> DataOptions:
     """Which data the run read."""
-    recorded = probe.run.config
+    recorded = probe.folder.config
     values: dict[str, Any] = {f.name: recorded[f.name] for f in fields(DataOptions) if f.name in recorded}
     return DataOptions(**values)
 

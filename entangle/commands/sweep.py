@@ -157,10 +157,10 @@ def is_probed(probe: ProbeConfig, checkpoint: Path, data: str) -> bool:
 
 def has_set(probe: ProbeResult) -> bool:
     """Whether all pairs of a probe are measured against each other, under all of its losses, and since it was made."""
-    file, made = probe.run.path / ACROSS, probe.run.path / "summary.json"
+    file, made = probe.folder.path / ACROSS, probe.folder.path / "summary.json"
     if not file.is_file() or file.stat().st_mtime < made.stat().st_mtime:
         return False
-    measured = probe.run.read_json(ACROSS)
+    measured = probe.folder.read_json(ACROSS)
     of_losses = [measured["losses"].get(loss, {}).get("chosen", {}) for loss in probe.summary["regimes"]]
     is_whole = measured["pairs"] == probe.summary["pairs"]["scored"]
     return is_whole and all("others" in chosen for chosen in of_losses)
@@ -173,7 +173,7 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], ac
         raise RunError(f"No pair could be scored at any checkpoint; see the flags in {folder.path}.")
     rows = pd.concat([_rows(step, probe, loss) for step, probe in probes.items()], ignore_index=True)
     first = rows[rows["step"] == min(probes)]
-    provenance = next(iter(probes.values())).run.read_json("provenance.json")
+    provenance = next(iter(probes.values())).provenance
     has_reference = bool(first["ref_logps_chosen"].notna().all()) and provenance["reference"] != "self"
     start = first
     if has_reference:
@@ -205,7 +205,7 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], ac
 
 def _set(step: int, probe: ProbeResult, loss: str) -> dict[str, Any]:
     """The set as one pair at a checkpoint, and what its pairs do to each other under a loss."""
-    measured = probe.run.read_json(ACROSS)
+    measured = probe.folder.read_json(ACROSS)
     block, own = measured["set"], measured["losses"][loss]
     low, high = block["band"]  # JSON has neither NaN nor infinity: null
     has_band = block["cosine"] is not None

@@ -90,8 +90,8 @@ def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenRes
     probe = ProbeResult.load(config.run)
     labels = _labels(probe, config)
     indices = _indices(probe, config, labels)
-    options = options_of(probe.run)
-    policy, pairs = load_again(probe.run, options, indices)
+    options = options_of(probe.folder)
+    policy, pairs = load_again(probe.folder, options, indices)
     if config.dtype is not None:
         nn.Module.to(policy.model, DTYPES[config.dtype])
     found, matrices, notes = [], {}, []
@@ -183,7 +183,7 @@ def _logps(products: TokenProducts) -> Tensor:
 
 
 def _write(result: TokenResult) -> None:
-    run = result.probe.run
+    run = result.probe.folder
     if result.matrices:
         from entangle.figures.tokens import write_heat_maps
 
@@ -199,19 +199,20 @@ def _write(result: TokenResult) -> None:
 def command(config: TokensConfig, console: Console | None = None) -> Output:
     """`entangle tokens`."""
     result = run_tokens(config, console)
-    return Output(result.renderable(config.rows), f"Tokens: {result.probe.run.path / 'tokens.parquet'}")
+    return Output(result.renderable(config.rows), f"Tokens: {result.probe.folder.path / 'tokens.parquet'}")
 
 
 def _labels(probe: ProbeResult, config: TokensConfig) -> list[str]:
     """Labels of the losses asked for, all of them in the run; by default the run's first."""
     known = list(dict.fromkeys(probe.predictions["loss"]))
     if not known:
-        raise RunError(f"No pair of {probe.run.path} could be scored, so there is nothing to take apart.")
+        raise RunError(f"No pair of {probe.folder.path} could be scored, so there is nothing to take apart.")
     labels = [loss.label for loss in build_losses(config.losses)] or known[:1]
     missing = [label for label in labels if label not in known]
     if missing:
         raise ConfigError(
-            f"{', '.join(missing)} isn't among the losses of {probe.run.path}: {', '.join(known)}. Probe with it first."
+            f"{', '.join(missing)} isn't among the losses of {probe.folder.path}: {', '.join(known)}. Probe with it "
+            "first."
         )
     return labels
 
@@ -223,13 +224,13 @@ def _indices(probe: ProbeResult, config: TokensConfig, labels: Sequence[str]) ->
         absent = [index for index in config.pairs if index not in known.index]
         if absent:
             raise ConfigError(
-                f"Pair {', '.join(map(str, absent))} isn't in {probe.run.path}: its {len(known)} pairs have indices "
+                f"Pair {', '.join(map(str, absent))} isn't in {probe.folder.path}: its {len(known)} pairs have indices "
                 f"{known.index.min()} to {known.index.max()}."
             )
         unscored = [index for index in config.pairs if not is_scored(known.loc[[index]]).item()]
         if unscored:
             raise ConfigError(
-                f"Pair {', '.join(map(str, unscored))} has no scores in {probe.run.path}: it is dropped, empty or "
+                f"Pair {', '.join(map(str, unscored))} has no scores in {probe.folder.path}: it is dropped, empty or "
                 "not finite (see the columns of its row). Name other pairs."
             )
         return list(dict.fromkeys(config.pairs))
@@ -240,7 +241,7 @@ def _indices(probe: ProbeResult, config: TokensConfig, labels: Sequence[str]) ->
     ]
     if not worst:
         raise ConfigError(
-            f"No pair's chosen log-prob falls under {', '.join(labels)} in {probe.run.path}. "
+            f"No pair's chosen log-prob falls under {', '.join(labels)} in {probe.folder.path}. "
             "Name the pairs that you want to see: --pairs 0 1."
         )
     return list(dict.fromkeys(worst))

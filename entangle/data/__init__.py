@@ -10,12 +10,12 @@ Texts are untrusted: they are only ever compared, hashed and tokenised.
 """
 
 from entangle.data.formats import FORMATS
+from entangle.data.given import Pairs, load_pairs, pairs_of
 from entangle.data.pairs import (
     COLUMNS,
     PairSet,
     PreferencePair,
     hash_pairs,
-    load_pairs,
     read_pairs,
     split_prompt,
 )
@@ -27,12 +27,14 @@ __all__ = [
     "DataError",
     "FORMATS",
     "PairSet",
+    "Pairs",
     "PreferencePair",
     "TokenizedPair",
     "TokenizedPairs",
     "collate",
     "hash_pairs",
     "load_pairs",
+    "pairs_of",
     "read_pairs",
     "split_prompt",
     "tokenize_pair",

@@ -55,19 +55,6 @@ class PairSet:
     notes: tuple[str, ...] = ()
 
 
-def load_pairs(
-    dataset_name: str | Path | Dataset | DatasetDict | Sequence[Mapping[str, Any]], **options: Any
-) -> list[PreferencePair]:
-    """The pairs alone; see `read_pairs` for its options.
-
-    Examples:
-        >>> rows = [{"question": "2 + 2 =", "chosen": " 4", "rejected": " 5", "kind": "sum"}]
-        >>> load_pairs(rows, columns={"prompt": "question"})[0].extra
-        {'kind': 'sum'}
-    """
-    return read_pairs(dataset_name, **options).pairs
-
-
 def read_pairs(
     dataset_name: str | Path | Dataset | DatasetDict | Sequence[Mapping[str, Any]],
     *,

@@ -1,24 +1,19 @@
-"""The set's block, gathered while the pairs are measured: group sums of scores, kept beside the run's shards."""
+"""Group sums of scores for the set's block, gathered while pairs are measured: in memory, or beside a run's shards."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from entangle.analysis.jackknife import Estimate, assign_groups
-from entangle.analysis.sets import GramSums, SetGeometry, SetMove, by_kind
+from entangle.analysis.jackknife import assign_groups
 from entangle.data import TokenizedPair
-from entangle.measure.modules import describe_modules
 from entangle.measure.plan import is_scorable
 from entangle.runs.folder import RunFolder
 from entangle.scores import Metric
@@ -75,7 +70,47 @@ class Grouping:
 
 
 class SetSums:
-    """Group sums of one process, filled pass by pass and kept on disk shard by shard.
+    """Group sums of scores in memory, filled pass by pass.
+
+    Args:
+        parameters: the probed parameters by name.
+        grouping: of the pairs.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], grouping: Grouping) -> None:
+        self.grouping = grouping
+        self._sums = GroupSums(parameters, len(grouping.kinds))
+        self._is_given_up = False
+
+    def give_up(self) -> None:
+        """A pass broke off and left a part of itself in the sums: from here on there are none."""
+        self._is_given_up = True
+
+    def of_pass(self, pairs: Sequence[TokenizedPair]) -> PassSums | None:
+        """Where the pairs of a pass go (see `GroupSums.of_pass`); None once sums have been given up."""
+        return None if self._is_given_up else _of_pass(self._sums, self.grouping, pairs)
+
+    @classmethod
+    def over(
+        cls, parameters: Mapping[str, nn.Parameter], pairs: Sequence[TokenizedPair], column: str | None
+    ) -> SetSums | None:
+        """Sums over these pairs; None where there are no two prompts or memory allows no groups.
+
+        Args:
+            parameters: the probed parameters by name.
+            pairs: all pairs.
+            column: of the pairs' own columns, to tell kinds apart by.
+        """
+        grouping = grouping_of(parameters, pairs, column)
+        return None if grouping is None else cls(parameters, grouping)
+
+    def joined(self, metric: Metric | None = None) -> dict[str, SumGram] | None:
+        """Products by module; None if sums were given up."""
+        return None if self._is_given_up else self._sums.module_grams(metric)
+
+
+class RunSums:
+    """Group sums of one process of a run, filled pass by pass and kept on disk shard by shard.
 
     A shard counts as summed once it is in the file, so a run that is killed sums again what wasn't kept.
 
@@ -118,8 +153,7 @@ class SetSums:
         """Where the pairs of a pass go (see `GroupSums.of_pass`); None once sums have been given up."""
         if self._is_paused or self.is_given_up:
             return None
-        groups = torch.tensor([self.grouping.groups[pair.index] for pair in pairs])
-        return self._sums.of_pass(groups, [pair.prompt_hash for pair in pairs])
+        return _of_pass(self._sums, self.grouping, pairs)
 
     @property
     def kept(self) -> set[int]:
@@ -146,14 +180,14 @@ class SetSums:
         self._took = self._saved_at - started
 
     @classmethod
-    def of_run(
+    def over(
         cls,
         run: RunFolder,
         parameters: Mapping[str, nn.Parameter],
         pairs: Sequence[TokenizedPair],
         column: str | None,
         process: int = 0,
-    ) -> SetSums | None:
+    ) -> RunSums | None:
         """Sums for a run over these pairs; None where there are no two prompts or memory allows no groups.
 
         Args:
@@ -163,11 +197,8 @@ class SetSums:
             column: of the pairs' own columns, to tell kinds apart by.
             process: number of this process.
         """
-        groups = affordable_groups(parameters)
-        prompts = {pair.prompt_hash for pair in pairs if is_scorable(pair)}
-        if not groups or len(prompts) < 2:
-            return None
-        return cls(run, parameters, Grouping.make(pairs, groups, column), process)
+        grouping = grouping_of(parameters, pairs, column)
+        return None if grouping is None else cls(run, parameters, grouping, process)
 
     def joined(self, metric: Metric | None = None) -> dict[str, SumGram] | None:
         """Products by module of what all processes summed, for the main process when all are done; None if given up."""
@@ -183,6 +214,26 @@ class SetSums:
         shutil.rmtree(self._run.path / FOLDER, ignore_errors=True)
 
 
+def _of_pass(sums: GroupSums, grouping: Grouping, pairs: Sequence[TokenizedPair]) -> PassSums:
+    groups = torch.tensor([grouping.groups[pair.index] for pair in pairs])
+    return sums.of_pass(groups, [pair.prompt_hash for pair in pairs])
+
+
+def grouping_of(
+    parameters: Mapping[str, nn.Parameter], pairs: Sequence[TokenizedPair], column: str | None
+) -> Grouping | None:
+    """Groups of these pairs that memory allows; None where it allows none or there are no two prompts.
+
+    Args:
+        parameters: the probed parameters by name.
+        pairs: all pairs.
+        column: of the pairs' own columns, to tell kinds apart by.
+    """
+    groups = affordable_groups(parameters)
+    prompts = {pair.prompt_hash for pair in pairs if is_scorable(pair)}
+    return Grouping.make(pairs, groups, column) if groups and len(prompts) >= 2 else None
+
+
 def affordable_groups(parameters: Mapping[str, nn.Parameter], limit: int = MEMORY) -> int:
     """How many groups the memory allows, a power of two up to `GROUPS`; 0 where it isn't even `FEWEST_GROUPS`."""
     groups = GROUPS
@@ -193,130 +244,3 @@ def affordable_groups(parameters: Mapping[str, nn.Parameter], limit: int = MEMOR
 
 def _files(run: RunFolder) -> list[Path]:
     return sorted((run.path / FOLDER).glob("[0-9]*.safetensors"))
-
-
-SET_DETAILS = ("sums", "layers", "kinds")
-"""Parts of set.json that the summary leaves out."""
-
-# --- what set.json holds ------------------------------------------------------------------------------------
-
-
-def set_content(
-    grams: Mapping[str, SumGram], grouping: Grouping, predictions: pd.DataFrame, metric: str
-) -> dict[str, Any]:
-    """The set's block, what each loss does to it, the block of kinds, and the block by layer, for set.json.
-
-    Args:
-        grams: products of group sums by module.
-        grouping: of the pairs.
-        predictions: rows of the run's predictions: incentives per pair and loss.
-        metric: name of the optimiser's metric.
-    """
-    total = _added(grams.values())
-    geometry = SetGeometry.from_sums(total, grouping.kinds)
-    content = {
-        "metric": metric,
-        "pairs": geometry.pairs,
-        "prompts": geometry.prompts,
-        "groups": len(grouping.kinds),
-        **block_of(geometry),
-        "losses": moves_of(geometry, predictions),
-        "epoch": block_of(geometry.epoch()) | {"losses": moves_of(geometry.epoch(), predictions)},
-        "layers": {
-            name: block_of(SetGeometry.from_sums(gram, grouping.kinds)) for name, gram in _by_layer(grams)
-        },
-        "sums": {
-            "kinds": grouping.kinds,
-            **{
-                name: getattr(total, name).tolist()
-                for name in ("products", "own", "pairs", "squares", "prompts")
-            },
-        },
-    }
-    if grouping.column:
-        content["kinds"] = {
-            "column": grouping.column,
-            "block": [
-                {"of": of, "by": by} | block_of(found) | {"losses": moves_of(found, predictions)}
-                for (of, by), found in by_kind(total, grouping.kinds).items()
-            ],
-        }
-    return content
-
-
-def geometry_of_content(content: Mapping[str, Any]) -> SetGeometry:
-    """The set's geometry from set.json: other losses are judged without the model."""
-    sums = content["sums"]
-    numbers = {
-        name: torch.tensor(sums[name], dtype=torch.float64 if name in ("products", "own") else torch.int64)
-        for name in ("products", "own", "pairs", "squares", "prompts")
-    }
-    return SetGeometry.from_sums(GramSums(**numbers), tuple(sums["kinds"]))
-
-
-def block_of(geometry: SetGeometry) -> dict[str, Any]:
-    """U_ww, U_wl, U_ll, cosine, norm ratio and band with intervals, and the own terms."""
-    lower, upper = geometry.band
-    own = geometry.own
-    return {
-        "sq_chosen": asdict(geometry.sq_chosen),
-        "inner": asdict(geometry.inner),
-        "sq_rejected": asdict(geometry.sq_rejected),
-        "own": {"sq_chosen": float(own[0, 0]), "inner": float(own[0, 1]), "sq_rejected": float(own[1, 1])},
-        "cosine": asdict(geometry.cosine),
-        "may_be_parallel": geometry.may_be_parallel,
-        "norm_ratio": asdict(geometry.norm_ratio),
-        "band": [asdict(lower), asdict(upper)],
-    }
-
-
-def moves_of(geometry: SetGeometry, predictions: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """By loss: what its mean incentives do to the mean log-probs, and the drift."""
-    found = {}
-    for loss, rows in predictions.groupby("loss", sort=False):
-        chosen, rejected = rows["incentive_chosen"], rows["incentive_rejected"]
-        move = geometry.move(float(chosen.mean()), float(rejected.mean()))
-        spread = max(float(chosen.std(ddof=0)), float(rejected.std(ddof=0)))
-        is_exact = spread <= 1e-6 * max(abs(float(chosen.mean())), abs(float(rejected.mean())))
-        found[str(loss)] = move_content(move) | {
-            "incentive_chosen": float(chosen.mean()),
-            "incentive_rejected": float(rejected.mean()),
-            "is_exact": is_exact,
-        }
-    return found
-
-
-def move_content(move: SetMove) -> dict[str, Any]:
-    """A move as plain values."""
-    numbers = {name: asdict(getattr(move, name)) for name in ("chosen", "rejected", "margin", "drift")}
-    return numbers | {"regime": str(move.regime), "is_certain": move.is_certain}
-
-
-def estimate_of(content: Mapping[str, Any]) -> Estimate:
-    """An estimate from its plain values, in which null stands for what isn't finite."""
-    low, high = content["low"], content["high"]
-    return Estimate(
-        value=float("nan") if content["value"] is None else content["value"],
-        low=float("-inf") if low is None else low,
-        high=float("inf") if high is None else high,
-        has_meaning=content["has_meaning"],
-        pairs_needed=content["pairs_needed"],
-    )
-
-
-def _added(grams: Any) -> SumGram:
-    first, *rest = grams
-    products, own = first.products.clone(), first.own.clone()
-    for gram in rest:
-        products += gram.products
-        own += gram.own
-    return replace(first, products=products, own=own)
-
-
-def _by_layer(grams: Mapping[str, SumGram]) -> list[tuple[str, SumGram]]:
-    """Products by layer; what is outside the layers under its kind."""
-    names = describe_modules(list(grams))
-    parts: dict[str, list[SumGram]] = defaultdict(list)
-    for name, layer, kind in zip(names["module"], names["layer"], names["kind"], strict=True):
-        parts[str(kind) if pd.isna(layer) else str(layer)].append(grams[name])
-    return [(name, _added(found)) for name, found in parts.items()]

@@ -32,10 +32,12 @@ from entangle.models.reference import (
     Columns,
     Itself,
     NoReference,
+    RefAdapter,
     Reference,
     SecondModel,
     adapter_off,
 )
+from entangle.models.state import undisturbed
 
 __all__ = [
     "AdamState",
@@ -48,6 +50,7 @@ __all__ = [
     "NoReference",
     "Origin",
     "Policy",
+    "RefAdapter",
     "Reference",
     "SecondModel",
     "adam_state_of",
@@ -67,5 +70,6 @@ __all__ = [
     "optimizer_file",
     "pad_id",
     "settle_reference",
+    "undisturbed",
     "vocabulary_of",
 ]

@@ -1,16 +1,16 @@
 """The policy, its adapter, its reference and its probed parameters, loaded and checked.
 
-A `Policy` is ready to be measured: in eval mode, gradients wanted for exactly the probed parameters, its
-reference named and provable. Weights are read from safetensors only; nothing of a model is executed unless
-`trust_remote_code` says so.
+A `Policy` is ready to be measured: its probed parameters chosen, its reference named and provable. Weights are read
+from safetensors only; nothing of a model is executed unless `trust_remote_code` says so.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from entangle.analysis.geometry import RESOLUTION, logp_resolution
-from entangle.config import ModelOptions
+from entangle.config import EMBEDDED, ModelOptions
 from entangle.data import PreferencePair, TokenizedPair, TokenizedPairs, collate, tokenize_pairs
-from entangle.errors import ModelError
+from entangle.errors import ConfigError, ModelError
 from entangle.models.identity import commit_of, describe, identity_of
 from entangle.models.loading import (
     Loading,
@@ -40,7 +40,7 @@ from entangle.models.loading import (
     vocabulary_of,
 )
 from entangle.models.notes import is_zero_lora, notes_on
-from entangle.models.origin import find_origin
+from entangle.models.origin import Origin, find_origin
 from entangle.models.parameters import choose_parameters
 from entangle.models.reference import (
     AdapterOff,
@@ -53,6 +53,7 @@ from entangle.models.reference import (
     make_reference,
 )
 from entangle.models.start import Start, find_start
+from entangle.models.state import lent, wanting_as_before
 from entangle.scores.logps import causal_lm, evaluating, input_device, row_logps
 from entangle.scores.rows import RowBatch
 
@@ -62,7 +63,8 @@ class Policy:
     """A model that is ready to be probed.
 
     Args:
-        model: in eval mode, with `requires_grad` set on the probed parameters and on no others.
+        model: from `load_policy`, in eval mode, with `requires_grad` set on the probed parameters and on no others;
+            from `Policy.of`, as its owner has it, and within `ready` likewise.
         tokenizer: its tokenizer.
         parameters: the probed parameters, named as in `model.named_parameters()`.
         trained: names of the parameters that a training run would update: the adapter's, or all without one.
@@ -83,6 +85,83 @@ class Policy:
     description: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     base_echo: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        reference: str | PreTrainedModel | PeftModel = "auto",
+        parameters: str | None = None,
+    ) -> Policy:
+        """A policy from a model in memory, which stays as it is: its mode and `requires_grad` are left alone.
+
+        What measures it puts it into eval mode, asks for gradients of the probed parameters, and gives it back as it
+        was (`ready`), so that a model may be probed in the middle of its training. Scores have the precision of its
+        weights. The description and the notes are of the model as it stands; after further training make another.
+
+        Args:
+            model: a causal language model of transformers, or a PEFT model on one; without wrappers (DDP, compile).
+            tokenizer: its tokenizer.
+            reference: `auto`: a PEFT model with its adapter off (or its adapter `ref`, which TRL keeps), for any other
+                model the pairs' own columns, else the model itself; further `adapter_off`, `columns`, `self`, `none`,
+                or a second model.
+            parameters: the probed ones: `lora`, `full`, or a regular expression over names; None: those that want a
+                gradient, and where none does those of the adapter, or without one all.
+
+        Raises:
+            ModelError: the model is wrapped or of another kind, the reference can't be had, or nothing is selected.
+        """
+        _check_bare(model, "model")
+        second = None
+        if not isinstance(reference, str):
+            _check_bare(reference, "reference")
+            second, reference = reference, "auto"
+        has_adapter = isinstance(model, PeftModel)
+        check_reference_options(reference, second is not None, has_adapter)
+        source = make_reference(reference, model, second)
+        if isinstance(source, AdapterOff):
+            _check_base_untouched(source.model)
+        base = causal_lm(model)
+        assert isinstance(base, PreTrainedModel)
+        check_vocabulary(tokenizer, base, type(base).__name__)
+        with wanting_as_before(model):
+            if isinstance(model, PeftModel) and not any(p.requires_grad for p in model.parameters()):
+                # loaded for inference: its adapter is what could be trained
+                model.set_adapter(cast(str, model.active_adapter))
+            trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+            chosen = choose_parameters(model, parameters)
+        if parameters is None and trained:
+            chosen = {name: p for name, p in chosen.items() if name in trained}
+        precision = str(coarsest_dtype(model)).removeprefix("torch.")
+        loading = Loading(dtype=precision, score_dtype=precision)
+        name = base.config.name_or_path or type(base).__name__
+        names = {
+            "model_name_or_path": name,
+            "model_revision": commit_of(base),
+            "adapter_name_or_path": None,
+            "ref_model_name_or_path": None if second is None else type(causal_lm(second)).__name__,
+            "reference": source.name,
+        }
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            parameters=chosen,
+            reference=source,
+            trained=trained,
+            description=describe(base, model, chosen, names, loading),
+            notes=notes_on(model, loading, Origin(name)),
+        )
+
+    @contextmanager
+    def ready(self) -> Iterator[Policy]:
+        """Within: the model is in eval mode and exactly the probed parameters want a gradient.
+
+        Afterwards mode, `requires_grad`, `.grad` and random state are as before, so a training goes on bit for bit.
+        """
+        with lent(self.model, self.parameters.values()):
+            yield self
 
     @property
     def device(self) -> torch.device:
@@ -150,21 +229,42 @@ def settle_reference(policy: Policy, pairs: Sequence[PreferencePair]) -> Policy:
     return replace(policy, reference=reference, description=description, notes=notes)
 
 
-def load_policy(options: ModelOptions, *, seed: int | None = None, device: str | None = None) -> Policy:
+def load_policy(
+    model: str | os.PathLike[str] | ModelOptions = EMBEDDED,
+    *,
+    seed: int | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> Policy:
     """Load a policy, with its adapter and its reference, and choose what is probed.
 
     Args:
-        options: which model, adapter, reference and parameters; what each means stands there. The scores of a bfloat16
-            model in float32 are those of the function that its weights stand for: the rounding inside its own forward
-            and backward pass is left out.
+        model: the model or adapter by hub id or folder (`embedded`: the one that ships with the package), or all
+            options in one. The scores of a bfloat16 model in float32 are those of the function that its weights stand
+            for: the rounding inside its own forward and backward pass is left out.
         seed: of a fresh LoRA's A (42 if None). Its B is 0, so the policy equals its reference and the gradient in A is
             0.
-        device: where to load, for a caller that has several; `options.device` comes first.
+        device: where to load, for a caller that has several; that of `ModelOptions` comes first.
+        options: further fields of `entangle.config.ModelOptions`, where what each means stands: adapter_name_or_path,
+            reference, parameters, dtype, use_peft, ...
 
     Raises:
+        ConfigError: an option isn't known, or its value makes no sense.
         ModelError: something can't be found, loaded or fitted together.
     """
-    options = options.located
+    _check_known(options)
+    given = model if isinstance(model, ModelOptions) else ModelOptions(os.fspath(model))
+    return _load(replace(given, **options).located, seed, device)
+
+
+def _check_known(options: Mapping[str, Any]) -> None:
+    known = [option.name for option in fields(ModelOptions)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(f"load_policy has no option {unknown[0]!r}. Known: {', '.join(known)}.")
+
+
+def _load(options: ModelOptions, seed: int | None, device: str | None) -> Policy:
     adapter, second_name = options.adapter_name_or_path, options.ref_model_name_or_path
     loading = Loading(
         options.dtype,
@@ -226,6 +326,29 @@ def load_policy(options: ModelOptions, *, seed: int | None = None, device: str |
         notes=(*filter(None, [start.note]), *notes_on(model, loading, origin)),
         base_echo=echo,
     )
+
+
+def _check_bare(model: Any, role: str) -> None:
+    """Refuse what isn't a model of transformers or PEFT itself."""
+    if not isinstance(model, PreTrainedModel | PeftModel):
+        raise ModelError(
+            f"Expected as {role} a PreTrainedModel or a PeftModel; got {type(model).__name__}. Take a model out of its "
+            "wrapper first: accelerator.unwrap_model(model)."
+        )
+
+
+_MOVING = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of LoRA's initialisations that take something off the base's own weights."""
+
+
+def _check_base_untouched(model: PeftModel) -> None:
+    """Refuse the base with its adapter off as the reference where putting the adapter on has changed the base."""
+    start = getattr(model.active_peft_config, "init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(_MOVING):
+        raise ModelError(
+            f"The adapter was initialised by {start}, which changes the base's own weights, so the model with its "
+            "adapter off isn't what the training began from. Give that as the reference: reference=MODEL."
+        )
 
 
 def max_positions(model: nn.Module) -> int | None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from peft import PeftModel
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from entangle.data import TokenizedPair
 from entangle.errors import ModelError
+from entangle.models.state import wanting_as_before
 from entangle.scores.logps import row_logps
 from entangle.scores.rows import RowBatch
 
@@ -47,6 +48,28 @@ class AdapterOff(Reference):
         """Log-probs with the adapter switched off."""
         with adapter_off(self.model):
             return row_logps(self.model, batch)
+
+
+START = "ref"
+"""PEFT's adapter that TRL keeps where training goes on from an adapter that was there before: a copy of the start."""
+
+
+@dataclass(frozen=True)
+class RefAdapter(Reference):
+    """The adapter `ref` beside the trained one: what TRL's training began from."""
+
+    model: PeftModel
+    name: ClassVar[str] = "adapter_ref"
+
+    def logps(self, batch: RowBatch, pairs: Sequence[TokenizedPair] = ()) -> Tensor:
+        """Log-probs with the adapter `ref` in the place of the trained one."""
+        active = cast(str, self.model.active_adapter)
+        with wanting_as_before(self.model):
+            self.model.set_adapter(START)
+            try:
+                return row_logps(self.model, batch)
+            finally:
+                self.model.set_adapter(active)
 
 
 @dataclass(frozen=True)
@@ -127,13 +150,8 @@ def adapter_off(model: PeftModel) -> Iterator[None]:
     PEFT marks every adapter parameter trainable when it switches the adapter on again; which ones want a
     gradient is restored here.
     """
-    wanted = {p: p.requires_grad for p in model.parameters()}
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for parameter, needed in wanted.items():
-            parameter.requires_grad_(needed)
+    with wanting_as_before(model), model.disable_adapter():
+        yield
 
 
 def check_reference_options(reference: str, has_second: bool, has_adapter: bool) -> None:
@@ -156,6 +174,8 @@ def make_reference(reference: str, model: nn.Module, second: nn.Module | None) -
     """The reference of this name (see `entangle.config.ModelOptions`) for a policy."""
     if second is not None:
         return SecondModel(second)
+    if isinstance(model, PeftModel) and reference == "auto" and START in model.peft_config:
+        return RefAdapter(model)
     if reference in ("auto", "adapter_off") and isinstance(model, PeftModel):
         return AdapterOff(model)
     if reference in ("auto", "columns"):

@@ -15,7 +15,7 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,7 @@ class RunFolder:
         with self._reading(f"{folder}/*.parquet"):
             if not all("index" in shard for shard in shards):
                 raise Damaged("a shard lacks the column index")
-        return pd.concat(shards, ignore_index=True).sort_values("index", ignore_index=True, kind="stable")
+        return joined(shards)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pd.DataFrame:
         """Read a table of the folder by file name, or some of its columns.
@@ -186,7 +186,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file; a number that isn't finite becomes null. The summary finishes the run."""
-        text = json.dumps(_finite(_plain(content)), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(as_json(content), indent=2, ensure_ascii=False) + "\n"
         if name == "summary.json":
             written = checksums_of(self.path) | {name: digest(text.encode("utf-8"))}
             self._write_text(CHECKSUMS, json.dumps(written, indent=2) + "\n")
@@ -278,6 +278,16 @@ class RunFolder:
                 f"Can't write the run folder {self.path}: {error.strerror or error}. What was finished is kept; "
                 "free some space or choose another --output_dir, and run the same command again to resume."
             ) from error
+
+
+def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What reading `content` back from a JSON file of a run would give: a number that isn't finite is None."""
+    return _finite(_plain(content))
+
+
+def joined(shards: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of a table's shards in dataset order."""
+    return pd.concat(shards, ignore_index=True).sort_values("index", ignore_index=True, kind="stable")
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -35,6 +35,11 @@ def notes_console(console: Console | None = None, *, is_shown: bool = True) -> C
     return console or Console(stderr=True, force_jupyter=False)
 
 
+def say(console: Console, sentence: str) -> None:
+    """Print something that the reader of the numbers should know."""
+    console.print(f"Note: {sentence}", markup=False)
+
+
 @contextmanager
 def progress_bar(console: Console, unit: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar with the time left, counted from what this process does itself."""

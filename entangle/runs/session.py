@@ -25,7 +25,7 @@ from rich.console import Console
 
 from entangle.config import RunOptions
 from entangle.runs.folder import RunFolder
-from entangle.runs.progress import Interrupted, deferred_interrupt, notes_console, progress_bar
+from entangle.runs.progress import Interrupted, deferred_interrupt, notes_console, progress_bar, say
 
 Advance = Callable[[int], None]
 """Told of every pass: how many things it finished."""
@@ -89,7 +89,7 @@ class Session:
 
     def note(self, sentence: str) -> None:
         """Say something that the reader of the numbers should know."""
-        self.console.print(f"Note: {sentence}", markup=False)
+        say(self.console, sentence)
 
     def begin(self, identity: Mapping[str, Any]) -> bool:
         """Make the run folder, or resume the same run in it.

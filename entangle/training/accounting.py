@@ -11,10 +11,11 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 from entangle.analysis.ledger import Products, account, products
+from entangle.models import undisturbed
 from entangle.scores import row_logps
 from entangle.training.live import BatchRecorder, MicroBatch, pair_key
 from entangle.training.optimizer_steps import check_optimizer, read_step
-from entangle.training.probing import ProbeSet, undisturbed
+from entangle.training.probing import ProbeSet
 from entangle.training.trainer import TrainingError
 
 SCORE_BYTES = 2**30

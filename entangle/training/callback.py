@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
@@ -17,7 +17,7 @@ from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from entangle.analysis.regimes import Regime
 from entangle.config.foreign import losses_of_trl, names_in_trl
-from entangle.data import PreferencePair, TokenizedPair
+from entangle.data import Pairs, PreferencePair, TokenizedPair, load_pairs
 from entangle.runs.shards import StepShards
 from entangle.training.accounting import LedgerRecorder
 from entangle.training.live import BatchRecorder
@@ -54,7 +54,9 @@ class EntanglementCallback(TrainerCallback):
     callback says so once and measures nothing: probe the checkpoints with `entangle sweep`.
 
     Args:
-        pairs: the probe set; an integer n: n pairs of the run's own training set, evenly spread; None: no probe set.
+        pairs: the probe set, as `entangle.data.pairs_of` takes it (a path, a `datasets.Dataset`, a list of dicts, or
+            pairs), or tokenised pairs; an integer n: n pairs of the run's own training set, evenly spread; None: no
+            probe set.
         every: optimiser steps between two probes.
         live: whether to read the batches' geometry. Needs layers with rules throughout, as LoRA has.
         ledger: whether to keep the ledger of the probe set. Needs torch's AdamW, Adam or SGD.
@@ -70,7 +72,7 @@ class EntanglementCallback(TrainerCallback):
 
     def __init__(
         self,
-        pairs: Sequence[PreferencePair | TokenizedPair] | int | None = None,
+        pairs: Pairs | Sequence[TokenizedPair] | int | None = None,
         *,
         every: int = 50,
         live: bool = False,
@@ -81,11 +83,12 @@ class EntanglementCallback(TrainerCallback):
         max_both_down: float = 0.5,
         batch_size: int | None = None,
     ) -> None:
-        if not (pairs or live) or (ledger and not pairs):
+        watched = tokenized_or_pairs(pairs)
+        if not (watched or live) or (ledger and not watched):
             raise TrainingError(
                 "EntanglementCallback needs something to watch: pairs=..., live=True or both; the ledger needs pairs."
             )
-        self.pairs = pairs
+        self.pairs = watched
         self.every = every
         self.live = live
         self.ledger = ledger
@@ -265,6 +268,19 @@ class EntanglementCallback(TrainerCallback):
             was_due = self._trainer.control.should_log
             Trainer.log(self._trainer, metrics)
             self._trainer.control.should_log = was_due  # the step's own row is still to come
+
+
+def tokenized_or_pairs(
+    pairs: Pairs | Sequence[TokenizedPair] | int | None,
+) -> Sequence[PreferencePair | TokenizedPair] | int | None:
+    """Whatever stands for a probe set as pairs, or the number of pairs that the training set is to lend."""
+    if pairs is None or isinstance(pairs, int):
+        return pairs
+    if not isinstance(pairs, str | Path) and not len(pairs):
+        return None
+    if isinstance(pairs, Sequence) and any(isinstance(pair, TokenizedPair) for pair in pairs):
+        return cast(Sequence[PreferencePair | TokenizedPair], pairs)
+    return load_pairs(cast(Pairs, pairs))
 
 
 def alert(title: str, text: str, trackers: Sequence[str]) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
@@ -18,34 +16,23 @@ from entangle.data import PreferencePair, TokenizedPair, tokenize_pair
 from entangle.measure.passes import Measurement, rows_of_shard
 from entangle.measure.plan import Plan, is_scorable, longest
 from entangle.measure.rows import number_columns
-from entangle.models import AdapterOff, Columns, NoReference, Policy, Reference, SecondModel
-from entangle.scores import Engine, make_engine, row_logps
+from entangle.models import (
+    AdapterOff,
+    Columns,
+    NoReference,
+    Policy,
+    RefAdapter,
+    Reference,
+    SecondModel,
+    undisturbed,
+)
+from entangle.models.reference import START
+from entangle.scores import Engine, make_engine
 from entangle.scores.rows import RowBatch
 from losses import PreferenceLoss
 
 PUSH_COLUMNS = ("incentive_chosen", "incentive_rejected", "change_chosen", "change_rejected", "regime")
 """What a step's rows take from `predict_losses`."""
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within: the model may be run and differentiated, but not into `.grad`; afterwards all is as before.
-
-    Random state is restored. The forward is the model's own, without the autocast that accelerate wraps around it
-    for training: what is measured is the function that the stored weights define, in their own precision. Modes,
-    `requires_grad` and weights are the engines' to restore.
-    """
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    own: dict[str, Any] = model.__dict__
-    wrapped = own.get("forward")
-    with torch.random.fork_rng(devices=list(devices)):
-        try:
-            if "_original_forward" in own:
-                own["forward"] = own["_original_forward"]
-            yield
-        finally:
-            if "_original_forward" in own:
-                own["forward"] = wrapped
 
 
 class ProbeSet:
@@ -161,30 +148,9 @@ class ProbeSet:
         return gather_object(rows) if self._is_shared else rows
 
 
-class _RefAdapter(Reference):
-    """PEFT's adapter `ref`: TRL keeps one where training goes on from an adapter that was there before."""
-
-    name = "adapter_ref"
-
-    def __init__(self, model: PeftModel) -> None:
-        self._model = model
-
-    def logps(self, batch: RowBatch, pairs: Sequence[TokenizedPair] = ()) -> torch.Tensor:
-        """Log-probs with the adapter `ref` in the place of the trained one."""
-        from trl.trainer.utils import use_adapter
-
-        wanted = {p: p.requires_grad for p in self._model.parameters()}
-        try:
-            with use_adapter(self._model, adapter_name="ref"):
-                return row_logps(self._model, batch)
-        finally:
-            for parameter, needed in wanted.items():
-                parameter.requires_grad_(needed)
-
-
 def _reference_of(model: nn.Module, ref_model: nn.Module | None) -> Reference:
     if ref_model is not None:
         return SecondModel(ref_model)
     if isinstance(model, PeftModel):
-        return _RefAdapter(model) if "ref" in model.peft_config else AdapterOff(model)
+        return RefAdapter(model) if START in model.peft_config else AdapterOff(model)
     return NoReference()

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,16 +29,14 @@ from entangle.commands.whatif.choice import allowed_losses, base_of, build_all, 
 from entangle.commands.whatif.grid import apply_grid
 from entangle.commands.whatif.scored import ScoredPairs
 from entangle.commands.whatif.set import ScoredSet
-from entangle.config import ProbeConfig, WhatIfConfig, read_yaml
+from entangle.commands.whatif.source import Probed, read_probe
+from entangle.config import WhatIfConfig
 from entangle.errors import RunError
-from entangle.measure.sets import geometry_of_content
+from entangle.measure.set_content import geometry_of_content
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
 from entangle.tables.whatif import whatif_tables
 from losses import PreferenceLoss
-
-if TYPE_CHECKING:
-    from entangle.commands.probe import ProbeResult
 
 PROVENANCE = (
     "model_name_or_path",
@@ -75,13 +73,18 @@ class WhatIf(Shown):
     summary: dict[str, Any]
     texts: pd.DataFrame | None = None
 
+    @property
+    def recommendation(self) -> str:
+        """What to do, in a few sentences."""
+        return self.summary["recommendation"]
+
     def renderable(self, rows: int = 12):
         """The tables and the recommendation as a rich object."""
         return whatif_tables(self.settings, self.critical, self.summary, self.texts, rows)
 
 
 def what_if(
-    run: ProbeResult | RunFolder | str | Path | pd.DataFrame,
+    probe: Probed | RunFolder | str | Path | pd.DataFrame,
     losses: Sequence[Any] = (),
     grid: Sequence[str] = (),
     *,
@@ -94,7 +97,7 @@ def what_if(
     """Judge losses, grids of hyper-parameters and knobs on the rows of a finished probe.
 
     Args:
-        run: a probe's result, its run folder, the folder's path, or rows of pairs with its columns.
+        probe: a probe's result, its run folder, the folder's path, or rows of pairs with its columns.
         losses: what `losses.build` takes; none means every loss of the catalogue that the rows can judge.
         grid: `loss.field=1,2,3`, or `field=1,2,3` for every judged loss that has the field.
         base: the loss that the knobs start from; DPO, or without a reference CPO with no NLL term.
@@ -107,7 +110,7 @@ def what_if(
         RunError: the run isn't there, isn't finished, or has no scored pair.
         ConfigError: a loss, a grid or a knob isn't known, or the rows can't judge a loss named here.
     """
-    source = _read(run)
+    source = read_probe(probe)
     rows = source.pairs[is_scored(source.pairs)].reset_index(drop=True)
     if rows.empty:
         raise RunError(
@@ -147,9 +150,9 @@ def what_if(
         "best": _best(settings),
         "grid": list(grid),
     }
-    if source.set is not None:
-        whole = ScoredSet(geometry_of_content(source.set), scored)
-        summary["set"] = {name: source.set[name] for name in SET_BLOCK} | {
+    if source.set_content is not None:
+        whole = ScoredSet(geometry_of_content(source.set_content), scored)
+        summary["set"] = {name: source.set_content[name] for name in SET_BLOCK} | {
             "losses": whole.content(judged),
             "changes": [whole.smallest_change(knob, start) for knob in turned],
         }
@@ -214,30 +217,6 @@ def _shares_of(settings: pd.DataFrame, label: str) -> dict[str, dict[str, float]
 
 SET_BLOCK = ("pairs", "prompts", "groups", "cosine", "may_be_parallel", "norm_ratio", "band")
 """What a result repeats of the probe's set.json."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is read of a run."""
-
-    pairs: pd.DataFrame
-    loss_batch_size: int
-    provenance: dict[str, Any]
-    texts: pd.DataFrame | None
-    set: dict[str, Any] | None
-
-
-def _read(run: ProbeResult | RunFolder | str | Path | pd.DataFrame) -> _Source:
-    if isinstance(run, pd.DataFrame):
-        return _Source(run, ProbeConfig.loss_batch_size, {}, None, None)
-    folder: Any = getattr(run, "run", run)  # a ProbeResult, whose module isn't imported here
-    folder = RunFolder.open(folder.path if isinstance(folder, RunFolder) else folder, ProbeConfig.VERB)
-    has_provenance = (folder.path / "provenance.json").is_file()
-    provenance = folder.read_json("provenance.json") if has_provenance else {}
-    pairs = folder.pairs()
-    options = ProbeConfig(**read_yaml(folder.path / "config.yaml", ProbeConfig).values)
-    whole = folder.read_json("set.json") if (folder.path / "set.json").is_file() else None
-    return _Source(pairs, options.loss_batch_size, provenance, folder.table("texts.parquet"), whole)
 
 
 def run_whatif(config: WhatIfConfig) -> tuple[WhatIf, RunFolder]:

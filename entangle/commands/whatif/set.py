@@ -13,7 +13,7 @@ from entangle.analysis.hyperparameters import Knob
 from entangle.analysis.regimes import Regime
 from entangle.analysis.sets import SetGeometry, SetMove
 from entangle.commands.whatif.scored import ScoredPairs
-from entangle.measure.sets import move_content
+from entangle.measure.set_content import move_content
 from losses import PreferenceLoss
 
 STEPS = 48
@@ -41,7 +41,7 @@ class ScoredSet:
         return self.geometry.move(float(incentives.chosen.mean()), float(incentives.rejected.mean()))
 
     def content(self, losses: Sequence[PreferenceLoss]) -> dict[str, dict[str, Any]]:
-        """By label: the drift, its interval, the regime (see `entangle.measure.sets.moves_of`)."""
+        """By label: the drift, its interval, the regime (see `entangle.measure.set_content.moves_of`)."""
         found = {}
         for loss in losses:
             incentives = self.pairs.incentives(loss)
