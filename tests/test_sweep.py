@@ -234,7 +234,7 @@ def test_the_runs_own_file_will_do(lora: Path, base: Path, pairs: str, tmp_path:
     }  # fmt: skip
     (tmp_path / "dpo.yaml").write_text(yaml.safe_dump(content))
     read, ignored = parse(SweepConfig, ["--config", str(tmp_path / "dpo.yaml")], prog="x")
-    assert read.run_path == lora / "sweep" and "learning_rate" in ignored
+    assert read.run_path == lora / "sweep" and "learning_rate" in " ".join(ignored)
     probe = read.probe_of(lora / "checkpoint-4")
     assert (probe.model_name_or_path, probe.adapter_name_or_path) == (str(base), str(lora / "checkpoint-4"))
     assert not probe.use_peft and probe.losses == ({"name": "dpo", "beta": 0.1},)

@@ -47,7 +47,9 @@ def expected(
         own[g] += part * p @ part.T
         squares[g] += len(members) ** 2
     pairs = torch.tensor([groups.count(g) for g in range(count)])
-    return SumGram(torch.einsum("gdt,t,het->gdhe", sums, p, sums), own, pairs, squares)
+    of_groups = [{q for q, h in zip(prompts, groups, strict=True) if h == g} for g in range(count)]
+    products = torch.einsum("gdt,t,het->gdhe", sums, p, sums)
+    return SumGram(products, own, pairs, squares, torch.tensor(list(map(len, of_groups))))
 
 
 def assert_same(found: SumGram, wanted: SumGram, tolerance: float = 1e-10) -> None:
