@@ -337,3 +337,16 @@ def test_of_a_mean_it_is_the_textbook() -> None:
     strata = Jackknife(torch.ones(9, dtype=torch.int64), tuple("xxxyyyyyy"))
     assert strata.quantile(torch.tensor([1.0, 0.0])) == pytest.approx(stats.t.ppf(0.975, 2))
     assert strata.quantile(torch.tensor([1.0, 1.0])) == pytest.approx(stats.t.ppf(0.975, 4 / (1 / 2 + 1 / 5)))
+
+
+def test_pairs_that_a_ratio_needs_follow_its_half_width() -> None:
+    """Where the denominator is well known Fieller's interval is symmetric, and the rule is N (half-width / target)^2."""
+    common = torch.randn(16, generator=torch.Generator().manual_seed(0)).double()
+    values = torch.stack([3 + 0.1 * common, 2 + 0.08 * common + 0.01 * common.flip(0)], 1)
+    jackknife = Jackknife(torch.ones(16, dtype=torch.int64))
+    top, bottom = values.mean(0).tolist()
+    found = jackknife.ratio(
+        top, bottom, (values.sum(0) - values) / 15, target=1e-3, rules_out=lambda low, high: False
+    )
+    half = (found.high - found.low) / 2
+    assert found.pairs_needed == pytest.approx(16 * (half / 1e-3) ** 2, rel=0.02)
