@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +17,14 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from entangle.analysis.curves import curve, onset, pair_onsets, with_changes
+from entangle.analysis.geometry import SIDES
 from entangle.cli import main
-from entangle.commands.across import run_across
+from entangle.commands.across import AcrossResult, run_across
 from entangle.commands.sweep import run_sweep
 from entangle.config import AcrossConfig, ModelOptions, ReportConfig, SweepConfig, parse
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, RunError
+from entangle.measure.across import KeptDirections
 from entangle.measure.inputs import load_pairs_of
 from entangle.models import load_policy
 from entangle.report.command import run_report
@@ -125,8 +130,8 @@ def row_logps_with_graph(model: torch.nn.Module, batch: RowBatch) -> torch.Tenso
 
 
 def test_the_set_as_one_pair_by_hand(lora: Path, pairs: str, tmp_path: Path):
-    """Mean products of different pairs' scores at a checkpoint, from autograd; measured once, and shown everywhere."""
-    options = config(lora, pairs, across=True, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
+    """Mean products of different pairs' scores at a checkpoint, from autograd; shown everywhere."""
+    options = config(lora, pairs, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
     result = run_sweep(options)
     for _, row in result.curve.iterrows():
         policy = load_policy(ModelOptions(lora / f"checkpoint-{int(row['step'])}"))
@@ -137,26 +142,94 @@ def test_the_set_as_one_pair_by_hand(lora: Path, pairs: str, tmp_path: Path):
         ww, wl, ll = (block[others].mean().item() for block in (gram[:n, :n], gram[:n, n:], gram[n:, n:]))
         expected = [np.nan] * 3  # unbiased means of squares may be negative: no direction in common
         if ww > 0 and ll > 0:
-            expected = [max(0.0, wl / ww), ll / wl if wl > 0 else np.inf, wl / (ww * ll) ** 0.5]
+            cosine = wl / (ww * ll) ** 0.5
+            expected = [max(0.0, wl / ww), ll / wl if wl > 0 else np.inf, np.clip(cosine, -1, 1)]
         found = row[["set_low", "set_high", "set_cosine"]].to_numpy(float)
         np.testing.assert_allclose(found, expected, rtol=1e-3)
+        gain = ww - 2 * wl + ll
+        np.testing.assert_allclose(
+            row["set_drift"], (ww - ll) / (2 * gain) if gain > 0 else np.nan, rtol=1e-3
+        )
+        assert not row["set_drift"] < row["set_drift_low"] and not row["set_drift"] > row["set_drift_high"]
+        assert (
+            not row["set_cosine"] < row["set_cosine_low"] and not row["set_cosine"] > row["set_cosine_high"]
+        )
     assert 0 < result.curve["set_cosine"].notna().sum() and (result.curve["set_rho"] == 1).all()
+    assert result.curve["set_drift"].notna().any()
+    assert "All pairs as one, by mean scores (dpo" in result.table() and "others on" not in result.table()
+    run_report(ReportConfig(runs=(str(tmp_path / "sweep"),), output=str(tmp_path / "page.html")))
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "All pairs as one, by mean scores (dpo" in page and "others on" not in page
+
+
+def test_what_the_pairs_do_to_each_other_is_measured_once(lora: Path, pairs: str, tmp_path: Path):
+    options = config(lora, pairs, across=True, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
+    result = run_sweep(options)
+    for step, row in result.curve.set_index("step").iterrows():
+        found = AcrossResult.load(tmp_path / "sweep" / f"checkpoint-{step}").summary["losses"]["dpo"]
+        for side in SIDES:
+            assert (
+                row[f"set_{side}"]
+                == found[side]["others"]
+                == pytest.approx(found[side]["pull"] + found[side]["push"])
+            )
+            assert row[f"set_{side}_error"] == found[side]["others_error"] > 0
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "sweep").rglob("across.json")}
     again = run_sweep(options)
     assert len(times) == 3 and all(file.stat().st_mtime_ns == time for file, time in times.items())
     pd.testing.assert_frame_equal(again.curve, result.curve)
-    assert "All pairs as one, by mean scores (dpo" in again.table()
+    assert "others on chosen" in again.table()
     run_report(ReportConfig(runs=(str(tmp_path / "sweep"),), output=str(tmp_path / "page.html")))
-    assert "All pairs as one, by mean scores (dpo" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "set_cosine" not in run_sweep(replace(options, across=False)).curve
+    assert "others on chosen" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    without = run_sweep(replace(options, across=False)).curve
+    assert not {"set_chosen", "set_rejected"} & set(without) and "set_cosine" in without
     run_across(
         AcrossConfig(run=str(tmp_path / "sweep" / "checkpoint-8"), losses=("simpo",), limit=3, plots=False)
     )
     pd.testing.assert_frame_equal(run_sweep(options).curve, result.curve)  # measured again: that was of fewer
 
 
+def test_interrupt_while_measuring_across_resumes_the_sweep(
+    lora: Path, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stopped between the two passes at the first checkpoint: the command named is the sweep's, and finishes it."""
+    options = config(
+        lora, pairs, across=True, metrics=("sgd",), plots=False, output_dir=str(tmp_path / "sweep")
+    )
+    expected = run_sweep(replace(options, output_dir=str(tmp_path / "whole"))).curve
+
+    keep = KeptDirections.keep
+
+    def press(sums: KeptDirections, shard: int, is_last: bool) -> None:
+        keep(sums, shard, is_last)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptDirections, "keep", press)
+        with pytest.raises(Interrupted, match="at checkpoint 1 of 3.* entangle sweep"):
+            run_sweep(options)
+    assert (tmp_path / "sweep" / "checkpoint-4" / "across").is_dir()
+    pd.testing.assert_frame_equal(run_sweep(options).curve, expected)
+    assert not list((tmp_path / "sweep").rglob("checkpoint-*/across"))
+
+
+def test_a_probe_that_could_not_measure_its_set_leaves_a_gap(lora: Path, pairs: str, tmp_path: Path):
+    options = config(lora, pairs, metrics=("sgd",), plots=False, output_dir=str(tmp_path / "sweep"))
+    whole = run_sweep(options)
+    file = tmp_path / "sweep" / "checkpoint-8" / "summary.json"
+    summary = json.loads(file.read_text())
+    del summary["set"]
+    file.write_text(json.dumps(summary))
+    (file.parent / "checksums.json").unlink()
+    result = run_sweep(options)
+    assert result.curve["set_rho"].isna().tolist() == [False, True, False]
+    same = result.curve["step"] != 8
+    pd.testing.assert_frame_equal(result.curve[same], whole.curve[same])
+    assert "All pairs as one" in result.table()
+
+
 def test_a_loss_that_pushes_nothing_down_has_an_infinite_ratio(lora: Path, pairs: str, tmp_path: Path):
-    options = config(lora, pairs, across=True, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
+    options = config(lora, pairs, metrics=("sgd",), output_dir=str(tmp_path / "sweep"))
     result = run_sweep(replace(options, losses=("sft",)))
     assert np.isinf(result.curve["set_rho"]).all() and " inf " in result.table()
 

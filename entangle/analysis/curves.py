@@ -10,7 +10,8 @@ Two pairs at two steps: both log-probs of pair 0 fall, those of pair 1 part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,35 @@ def _point(pairs: pd.DataFrame) -> dict[str, Any]:
         point |= {str(regime): (pairs["regime"] == regime).mean() for regime in REGIMES}
         point |= {f"predicted_{side}": pairs[f"change_{side}"].mean() for side in SIDES}
     return point
+
+
+def set_point(content: Mapping[str, Any], loss: str) -> dict[str, float]:
+    """What the set of pairs does at one step, as columns beside those of `curve`.
+
+    Columns: set_cosine of the mean scores; set_low and set_high, the incentive ratios between which the set is ideal;
+    set_rho, the loss's own; set_drift, nats of both log-probs per nat of margin; cosine and drift with their intervals
+    as *_low and *_high. NaN where the mean scores have no common direction, or no margin is gained.
+
+    Args:
+        content: a probe's `summary["set"]`, in which null stands for what isn't finite.
+        loss: the loss's label.
+    """
+    move, (lower, upper) = content["losses"][loss], content["band"]
+    chosen, rejected = move["incentive_chosen"], move["incentive_rejected"]
+    estimates = {"set_cosine": content["cosine"], "set_drift": move["drift"]}
+    has_direction = content["cosine"]["value"] is not None
+    return {
+        "set_low": _number(lower["value"], math.nan) if has_direction else math.nan,
+        "set_high": _number(upper["value"], math.inf) if has_direction else math.nan,
+        "set_rho": chosen / rejected if rejected else math.copysign(math.inf, chosen),
+        **{name: _number(found["value"], math.nan) for name, found in estimates.items()},
+        **{f"{name}_low": _number(found["low"], -math.inf) for name, found in estimates.items()},
+        **{f"{name}_high": _number(found["high"], math.inf) for name, found in estimates.items()},
+    }
+
+
+def _number(value: float | None, missing: float) -> float:
+    return missing if value is None else value
 
 
 def onset(points: pd.DataFrame) -> int | None:

@@ -45,12 +45,12 @@ def ratio_text(value: float | None) -> str:
 
 
 def cosine_text(value: float) -> str:
-    """A cosine of mean scores, whose estimate from few pairs can come out above 1: that isn't printed as a fact.
+    """A cosine of mean scores, whose estimate from few pairs can come out as 1 or above: that isn't printed as a fact.
 
     >>> cosine_text(0.93812), cosine_text(1.04)
     ('0.938', 'about 1')
     """
-    return f"{value:.3f}" if abs(value) <= 1 else f"about {1 if value > 0 else -1}"
+    return f"{value:.3f}" if abs(value) < 1 else f"about {1 if value > 0 else -1}"
 
 
 def epoch_sentence(summary: Mapping[str, Any]) -> str:

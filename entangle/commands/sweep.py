@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console, RenderableType
 
-from entangle.analysis.curves import curve, onset, pair_onsets, with_changes
+from entangle.analysis.curves import curve, onset, pair_onsets, set_point, with_changes
 from entangle.analysis.geometry import GEOMETRY_COLUMNS, SIDES
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.regimes import REGIMES
@@ -53,10 +53,10 @@ class SweepResult(Shown):
         steps: one row per checkpoint and scored pair: the probe's numbers, the first loss's prediction, and the
             changes of both log-probs since the start. What depends on the metric is SGD's, and as *_adamw AdamW's
             where it was asked for and a checkpoint has its state.
-        curve: one row per checkpoint (see `analysis.curves.curve`), with *_adamw likewise; with `--across` also the
-            set as one pair: set_cosine, set_low and set_high (its band), set_rho (the first loss's), and set_chosen and
-            set_rejected with *_error (what the other pairs do to the mean log-probs over an epoch of these pairs under
-            that loss, to first order: nats per unit of learning rate / batch size).
+        curve: one row per checkpoint (see `analysis.curves.curve`), with *_adamw likewise; where the probes have
+            measured the set, also what it does under the first loss (see `analysis.curves.set_point`); with `--across`
+            also set_chosen and set_rejected with *_error (what the other pairs do to the mean log-probs over an epoch
+            of these pairs under that loss, to first order: nats per unit of learning rate / batch size).
         summary: onset and start.
     """
 
@@ -86,7 +86,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
         Interrupted: Ctrl-C; what was finished is kept.
     """
     session = Session.start(config, console)
-    folder, console, processes = session.run, session.console, session.processes
+    folder, console = session.run, session.console
     checkpoints = find_checkpoints(config.run)
     data = hash_pairs(load_pairs_of(config))
     session.claim({"data": data})
@@ -100,25 +100,32 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
                 at = f"Checkpoint {number} of {len(checkpoints)}, {metric.upper()}: {checkpoint}"
                 console.print(at, markup=False)
                 try:
-                    run_probe(probe, console)
+                    with _stopping(session, number, len(checkpoints)):
+                        run_probe(probe, console)
                 except ModelError as error:
                     if metric == "sgd":
                         raise
                     session.note(f"left out. {error}")
                     continue
-                except Interrupted as stop:
-                    raise Interrupted(
-                        f"Stopped at checkpoint {number} of {len(checkpoints)}; what is finished is kept. Go on with: "
-                        f"{folder.resume_command}"
-                    ) from stop
             done[step] = ProbeResult.load(probe.run_path)
-            if config.across and metric == "sgd":
-                if processes.is_main_process and not has_set(done[step]):
+            if config.across and metric == "sgd" and not is_measured_across(done[step]):
+                with _stopping(session, number, len(checkpoints)):
                     run_across(AcrossConfig(run=str(probe.run_path), plots=False), console)
-                processes.wait_for_everyone()
     result = _collect(folder, probes, config.across)
     session.finish(lambda: _write(result, config))
     return result
+
+
+@contextmanager
+def _stopping(session: Session, number: int, checkpoints: int) -> Iterator[None]:
+    """Say at which checkpoint Ctrl-C has stopped a part of the sweep, and how to resume the whole."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(
+            f"Stopped at checkpoint {number} of {checkpoints}; what is finished is kept. Resume with: "
+            f"{session.resume_command}"
+        ) from stop
 
 
 def find_checkpoints(run: str | Path) -> dict[int, Path]:
@@ -155,7 +162,7 @@ def is_probed(probe: ProbeConfig, checkpoint: Path, data: str) -> bool:
     return is_newer and run.read_json("identity.json").get("data") == data
 
 
-def has_set(probe: ProbeResult) -> bool:
+def is_measured_across(probe: ProbeResult) -> bool:
     """Whether all pairs of a probe are measured against each other, under all of its losses, and since it was made."""
     file, made = probe.folder.path / ACROSS, probe.folder.path / "summary.json"
     if not file.is_file() or file.stat().st_mtime < made.stat().st_mtime:
@@ -188,10 +195,16 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], ac
         )
         steps = steps.merge(_suffixed(other, ["step", "index"], PREDICTED), on=["step", "index"], how="left")
         points = points.merge(_suffixed(curve(other), ["step"], CURVE_OF_METRIC), on="step", how="left")
+    sets = [
+        {"step": step} | set_point(probe.summary["set"], loss)
+        for step, probe in probes.items()
+        if "set" in probe.summary
+    ]
+    if sets:
+        points = points.merge(pd.DataFrame(sets), on="step", how="left")
     if across:
-        points = points.merge(
-            pd.DataFrame([_set(step, probe, loss) for step, probe in probes.items()]), on="step"
-        )
+        others = [{"step": step} | _others(probe, loss) for step, probe in probes.items()]
+        points = points.merge(pd.DataFrame(others), on="step")
     summary = {
         "loss": loss,
         "start": f"reference ({provenance['reference']})" if has_reference else f"checkpoint-{min(probes)}",
@@ -203,19 +216,12 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], ac
     return SweepResult(folder, steps, points, summary)
 
 
-def _set(step: int, probe: ProbeResult, loss: str) -> dict[str, Any]:
-    """The set as one pair at a checkpoint, and what its pairs do to each other under a loss."""
-    measured = probe.folder.read_json(ACROSS)
-    block, own = measured["set"], measured["losses"][loss]
-    low, high = block["band"]  # JSON has neither NaN nor infinity: null
-    has_band = block["cosine"] is not None
+def _others(probe: ProbeResult, loss: str) -> dict[str, float]:
+    """What the pairs of a checkpoint's probe do to each other under a loss."""
+    own = probe.folder.read_json(ACROSS)["losses"][loss]
     return {
-        "step": step, "set_cosine": block["cosine"] if has_band else np.nan, "set_low": low if has_band else np.nan,
-        "set_high": np.nan if not has_band else np.inf if high is None else high, 
-        "set_rho": np.inf if own["rho"] is None else own["rho"],
-        **{f"set_{side}": own[side]["others"] for side in SIDES},
-        **{f"set_{side}_error": own[side]["others_error"] for side in SIDES},
-    }  # fmt: skip
+        f"set_{side}{ending}": own[side][f"others{ending}"] for side in SIDES for ending in ("", "_error")
+    }
 
 
 def _rows(step: int, probe: ProbeResult, loss: str) -> pd.DataFrame:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
-from entangle.config.base import Options, check_at_least
+from entangle.config.base import RecordedOptions, Replaced, check_at_least
 from entangle.config.kinds import Losses, RunName
 
 
 @dataclass(frozen=True)
-class AcrossConfig(Options):
+class AcrossConfig(RecordedOptions):
     """What the other pairs of a data set do to each pair: entanglement across the pairs of a finished probe."""
+
+    VERB: ClassVar[str] = "across"
+    UNRECORDED: ClassVar[tuple[str, ...]] = ("run", "plots")
 
     run: tyro.conf.Positional[RunName] = ""
     """Run folder of a finished probe."""
@@ -30,3 +35,18 @@ class AcrossConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, {"limit": 2, "epoch_pairs": 2, "batch_size": 1})
+
+    @property
+    def run_path(self) -> Path:
+        """Where the measurement keeps what it has while it isn't finished: RUN/across."""
+        return Path(self.run) / "across"
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The probe's run folder."""
+        return (self.run,)
+
+    @property
+    def replaces(self) -> Replaced:
+        """A measurement with other options or losses, which is begun anew."""
+        return "another"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ DEFAULT_LOSSES: tuple[str, ...] = (
 
 EMBEDDED = "embedded"
 """Name of the policy and of the pair set that ship with the package."""
+
+Replaced = Literal["nothing", "another", "any"]
+"""Of runs that are in a command's folder already: none is deleted, one of other options or inputs, or any."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,44 @@ class InputOptions(ModelOptions, DataOptions):
 
 
 @dataclass(frozen=True)
-class RunOptions(Options):
-    """Where a command's run folder is."""
+class RecordedOptions(Options, ABC):
+    """Options of a command that keeps what it finishes in a folder, beside a record of these options."""
 
     VERB: ClassVar[str] = ""
-    UNRECORDED: ClassVar[tuple[str, ...]] = ("output_dir", "overwrite")
+    UNRECORDED: ClassVar[tuple[str, ...]] = ()
     """Options that don't decide the numbers: where they go and how the command behaves."""
+
+    @property
+    @abstractmethod
+    def run_path(self) -> Path:
+        """The folder."""
+
+    @property
+    @abstractmethod
+    def place(self) -> tuple[str, ...]:
+        """Words of the command line that name the folder."""
+
+    @property
+    @abstractmethod
+    def replaces(self) -> Replaced:
+        """What is deleted if it is in the folder when the command begins."""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What decides the numbers: every option but `UNRECORDED`."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.UNRECORDED}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The value of each option that isn't given."""
+        return {field.name: field.default for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class RunOptions(RecordedOptions):
+    """Where a command's run folder is."""
+
+    UNRECORDED: ClassVar[tuple[str, ...]] = ("output_dir", "overwrite")
 
     output_dir: str | None = None
     """Run folder; by default runs/<command>-<hash of these options>."""
@@ -158,14 +194,14 @@ class RunOptions(Options):
         return Path(self.output_dir or f"runs/{self.VERB}-{hash_options(given)}")
 
     @property
-    def recorded(self) -> dict[str, Any]:
-        """What decides the numbers: every option but `UNRECORDED`."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.UNRECORDED}
+    def place(self) -> tuple[str, ...]:
+        """`--output_dir` and the run folder."""
+        return ("--output_dir", str(self.run_path))
 
     @property
-    def defaults(self) -> dict[str, Any]:
-        """The value of each option that isn't given."""
-        return {field.name: field.default for field in dataclasses.fields(self)}
+    def replaces(self) -> Replaced:
+        """Any run if `overwrite`, else nothing."""
+        return "any" if self.overwrite else "nothing"
 
 
 def hash_options(content: Any) -> str:

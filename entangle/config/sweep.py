@@ -35,8 +35,8 @@ class SweepConfig(ProbeConfig):
     metrics: tuple[Literal["sgd", "adamw"], ...] = ("sgd", "adamw")
     """Optimizers whose step is predicted: AdamW's at checkpoints that hold an optimizer.pt of Adam's."""
     across: bool = False
-    """Measure at every checkpoint, too, what the other pairs do to each pair, and so whether the set is entangled (see
-    entangle across). Two more passes over the pairs."""
+    """Measure at every checkpoint, too, what the other pairs do to each pair over an epoch (see entangle across). Two
+    more passes over the pairs."""
     plots: bool = True
     """Draw the figure (needs entangle[plots])."""
 

@@ -20,17 +20,25 @@ class Plan:
     Args:
         shards: the pairs, shard by shard, sorted by length.
         batch_size: pairs of a pass; None: as many as make `TOKENS_PER_PASS` padded tokens.
+        most: more pairs than these, or than one, aren't in a pass whatever they are; None: no such bound.
     """
 
     shards: tuple[tuple[TokenizedPair, ...], ...]
     batch_size: int | None
+    most: int | None = None
 
     @classmethod
-    def make(cls, pairs: Sequence[TokenizedPair], shard_size: int, batch_size: int | None) -> Plan:
+    def make(
+        cls,
+        pairs: Sequence[TokenizedPair],
+        shard_size: int,
+        batch_size: int | None,
+        most: int | None = None,
+    ) -> Plan:
         """Sort by length, so that a pass holds little padding, and cut."""
         ordered = sorted(pairs, key=lambda pair: (longest(pair), len(pair.prompt_ids), pair.index))
         starts = range(0, len(ordered), shard_size)
-        return cls(tuple(tuple(ordered[start : start + shard_size]) for start in starts), batch_size)
+        return cls(tuple(tuple(ordered[start : start + shard_size]) for start in starts), batch_size, most)
 
     @property
     def sizes(self) -> list[int]:
@@ -47,6 +55,7 @@ class Plan:
         batch: list[TokenizedPair] = []
         for pair in filter(is_scorable, self.shards[shard]):
             limit = self.batch_size or max(1, TOKENS_PER_PASS // (2 * longest(pair)))
+            limit = limit if self.most is None else min(limit, max(1, self.most))
             if len(batch) >= limit:  # pairs grow longer, so the newest one decides
                 yield batch
                 batch = []

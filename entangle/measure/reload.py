@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from accelerate import PartialState
+
 from entangle.config import ProbeConfig, read_yaml
 from entangle.data import TokenizedPair, hash_pairs
 from entangle.errors import ConfigError, RunError
@@ -25,9 +27,15 @@ def options_of(run: RunFolder) -> ProbeConfig:
 
 
 def load_again(
-    run: RunFolder, options: ProbeConfig, indices: Sequence[int]
+    run: RunFolder, options: ProbeConfig, indices: Sequence[int], processes: PartialState | None = None
 ) -> tuple[Policy, list[TokenizedPair]]:
     """The policy and the named pairs.
+
+    Args:
+        run: the finished probe.
+        options: its own.
+        indices: of the pairs.
+        processes: this one among others, each of which takes an accelerator of its own.
 
     Raises:
         RunError: model, adapter, tokenizer or data is another one than when the run was made.
@@ -36,7 +44,7 @@ def load_again(
     data = hash_pairs(pairs)
     recorded: dict[str, Any] = run.read_json("identity.json")
     _check_same(run, {"data": recorded.get("data")}, {"data": data})
-    policy = load_policy_of(options)
+    policy = load_policy_of(options, processes)
     _check_same(run, recorded, dict(policy.identity) | {"data": data})
     by_index = {pair.index: pair for pair in pairs}
     return policy, policy.tokenize([by_index[index] for index in indices], options.max_length).tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from entangle.analysis.jackknife import assign_groups
 from entangle.data import TokenizedPair
 from entangle.measure.plan import is_scorable
 from entangle.runs.folder import RunFolder
+from entangle.runs.pace import Pace
 from entangle.scores import Metric
 from entangle.scores.summing import PassSums
 from entangle.scores.sums import GroupSums, SumGram, memory
@@ -131,7 +131,7 @@ class RunSums:
             if self._file.is_file()
             else GroupSums(parameters, len(grouping.kinds))
         )
-        self._saved_at, self._took = time.monotonic(), 0.0
+        self._pace = Pace()
         self._mark = run.path / FOLDER / GIVEN_UP
         self._is_paused = False
 
@@ -171,13 +171,11 @@ class RunSums:
         self._sums.shards.add(shard)
         if self.is_given_up:
             return
-        if not is_last and time.monotonic() - self._saved_at < 10 * self._took:
+        if not (is_last or self._pace.is_due):
             return
-        started = time.monotonic()
         self._file.parent.mkdir(exist_ok=True)
-        self._sums.save(self._file)
-        self._saved_at = time.monotonic()
-        self._took = self._saved_at - started
+        with self._pace.saving():
+            self._sums.save(self._file)
 
     @classmethod
     def over(

@@ -25,7 +25,7 @@ import yaml
 
 from entangle.config.files import load_mapping
 from entangle.config.places import require_run
-from entangle.errors import RunError
+from entangle.errors import RunError, UserError
 from entangle.runs.atomic import replacing
 from entangle.runs.integrity import (
     CHECKSUMS,
@@ -39,7 +39,7 @@ from entangle.runs.integrity import (
 )
 
 if TYPE_CHECKING:
-    from entangle.config import RunOptions
+    from entangle.config import RecordedOptions, Replaced
 
 MADE_BY = "# entangle "
 """Beginning of a config.yaml, followed by the command that the run is of."""
@@ -75,13 +75,15 @@ class RunFolder:
             )
         return run
 
-    def begin(self, config: RunOptions, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def begin(
+        self, config: RecordedOptions, identity: Mapping[str, Any], *, replaces: Replaced = "nothing"
+    ) -> None:
         """Make the folder, or resume the same run in it.
 
         Args:
             config: the options.
             identity: hashes of model, adapter, tokenizer and data; a resumed run must have the same.
-            overwrite: delete a run that is already there.
+            replaces: which run is deleted if it is already there.
 
         Raises:
             RunError: the folder holds another run or foreign files, or can't be written.
@@ -91,16 +93,26 @@ class RunFolder:
                 f"Expected a folder at {self.path}, or nothing; it is a file. Choose another --output_dir."
             )
         with self._writing():
-            if overwrite and (self.path / "config.yaml").is_file():
+            if (self.path / "config.yaml").is_file() and (
+                replaces == "any" or (replaces == "another" and not self._is_same(config, identity))
+            ):
                 shutil.rmtree(self.path)
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and not all(map(_is_left_behind, self.path.iterdir())):
                 self._check_same_run(config, identity)
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.write_json("identity.json", identity)
                 self.write_yaml("config.yaml", config.recorded, head=f"{MADE_BY}{config.VERB}\n")
 
-    def _check_same_run(self, config: RunOptions, identity: Mapping[str, Any]) -> None:
+    def _is_same(self, config: RecordedOptions, identity: Mapping[str, Any]) -> bool:
+        """Whether the folder holds this run, and says so legibly."""
+        try:
+            self._check_same_run(config, identity)
+        except UserError:
+            return False
+        return True
+
+    def _check_same_run(self, config: RecordedOptions, identity: Mapping[str, Any]) -> None:
         advice = "Choose another --output_dir, or give --overwrite to replace it."
         if not (self.path / "config.yaml").is_file() or not (self.path / "identity.json").is_file():
             raise RunError(f"{self.path} isn't empty and holds no run of entangle. {advice}")
@@ -112,7 +124,7 @@ class RunFolder:
                 pairs = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
                 raise RunError(f"{self.path} holds another run ({name} {pairs}). {advice}")
 
-    def changed_options(self, config: RunOptions) -> dict[str, tuple[Any, Any]]:
+    def changed_options(self, config: RecordedOptions) -> dict[str, tuple[Any, Any]]:
         """Options with another value than the run was started with, as (there, now).
 
         An option that the run's record lacks was added to the command since; the run had its default.
@@ -135,10 +147,16 @@ class RunFolder:
     @property
     def resume_command(self) -> str:
         """What to type to go on with the run."""
-        config = str(self.path / "config.yaml")
-        return shlex.join(
-            ["entangle", self.verb or "VERB", "--config", config, "--output_dir", str(self.path)]
-        )
+        return self.command_from_record(self.verb or "VERB", ("--output_dir", str(self.path)))
+
+    def command_from_record(self, verb: str, place: Sequence[str]) -> str:
+        """What to type to give a command the options that are recorded here.
+
+        Args:
+            verb: the command.
+            place: the words that name its folder.
+        """
+        return shlex.join(["entangle", verb, "--config", str(self.path / "config.yaml"), *place])
 
     @property
     def is_complete(self) -> bool:
@@ -288,6 +306,11 @@ def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
 def joined(shards: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The rows of a table's shards in dataset order."""
     return pd.concat(shards, ignore_index=True).sort_values("index", ignore_index=True, kind="stable")
+
+
+def _is_left_behind(entry: Path) -> bool:
+    """Whether a file is all that there is of a run that was killed before its options were recorded."""
+    return entry.name == "identity.json" or (entry.name.startswith(".") and entry.name.endswith(".tmp"))
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

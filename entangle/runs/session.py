@@ -3,7 +3,8 @@
     session = Session.start(config, console)
     ...                                             load what the options name
     if session.begin(identity):                     False: the run is finished already
-        session.compute("pairs", sizes, rows_of)    shards: shared among processes, resumed, stopped by Ctrl-C
+        session.sum_up("pairs", sizes, add, sums)   shards: shared among processes, resumed, stopped by Ctrl-C
+        session.compute("pairs", sizes, rows_of)    the same, each into tables of its own
         session.finish(close)                       the main process writes what closes a run, its summary last
 
 Under `accelerate launch` or `torchrun` every process makes a session, and all must call the same methods in the same
@@ -23,7 +24,7 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 
-from entangle.config import RunOptions
+from entangle.config import RecordedOptions
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import Interrupted, deferred_interrupt, notes_console, progress_bar, say
 
@@ -35,7 +36,7 @@ ShardTables = Callable[[int, Advance], Mapping[str, pd.DataFrame]]
 
 
 class Further(Protocol):
-    """Results of shards that lie beside their tables."""
+    """Results of shards that lie beside their tables, or are all that there is of them."""
 
     @property
     def kept(self) -> Set[int]:
@@ -43,7 +44,7 @@ class Further(Protocol):
         ...
 
     def keep(self, shard: int, is_last: bool) -> None:
-        """Take note of a shard before its tables are written: at once, if it is the last or a stop was asked for."""
+        """Take note of a shard, before its tables are written; at once, if it is the last or a stop was asked for."""
         ...
 
 
@@ -58,14 +59,16 @@ class Session:
         processes: this process among the others.
     """
 
-    config: RunOptions
+    config: RecordedOptions
     run: RunFolder
     console: Console
     processes: PartialState
     _started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, config: RunOptions, console: Console | None = None, *, on_cpu: bool = False) -> Session:
+    def start(
+        cls, config: RecordedOptions, console: Console | None = None, *, on_cpu: bool = False
+    ) -> Session:
         """Join the other processes, if there are any, before anything is loaded.
 
         Args:
@@ -86,6 +89,11 @@ class Session:
     def seconds(self) -> float:
         """Since the run began (or went on)."""
         return time.monotonic() - self._started
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return self.run.command_from_record(self.config.VERB, self.config.place)
 
     def note(self, sentence: str) -> None:
         """Say something that the reader of the numbers should know."""
@@ -119,9 +127,9 @@ class Session:
         Raises:
             RunError: the folder holds another run or foreign files, or can't be written.
         """
-        overwrite = self.config.overwrite and self.is_main
+        replaces = self.config.replaces if self.is_main else "nothing"
         with self.processes.main_process_first():
-            self.run.begin(self.config, identity, overwrite=overwrite)
+            self.run.begin(self.config, identity, replaces=replaces)
 
     def compute(
         self,
@@ -147,34 +155,67 @@ class Session:
         Raises:
             Interrupted: Ctrl-C; the shard at hand is finished.
         """
-        unit = unit or folder
-        done = set(self.run.shards_of(folder))
-        if further is not None:
-            done &= further.kept
+
+        def finished() -> set[int]:
+            there = set(self.run.shards_of(folder))
+            return there if further is None else there & further.kept
+
+        def make(number: int, is_last: Callable[[], bool], advance: Advance) -> None:
+            tables = dict(tables_of(number, advance))
+            last = tables.pop(folder)
+            if further is not None:
+                further.keep(number, is_last())
+            for name, rows in tables.items():
+                self.run.write_shard(name, number, rows)
+            self.run.write_shard(folder, number, last)
+
+        self._take_turns(sizes, make, finished, unit or folder)
+
+    def sum_up(
+        self, unit: str, sizes: Sequence[int], add: Callable[[int, Advance], None], sums: Further
+    ) -> None:
+        """Add every shard of this process that isn't there yet to `sums`; return when all processes have theirs.
+
+        Args:
+            unit: what the things in a shard are called.
+            sizes: things in each shard (for the progress bar).
+            add: adds a shard, by its number, and advances the bar.
+            sums: what it is added to. A shard that it hasn't kept counts as unfinished.
+
+        Raises:
+            Interrupted: Ctrl-C; the shard at hand is finished.
+        """
+
+        def make(number: int, is_last: Callable[[], bool], advance: Advance) -> None:
+            add(number, advance)
+            sums.keep(number, is_last())
+
+        self._take_turns(sizes, make, lambda: set(sums.kept), unit)
+
+    def _take_turns(
+        self,
+        sizes: Sequence[int],
+        make: Callable[[int, Callable[[], bool], Advance], None],
+        finished: Callable[[], Set[int]],
+        unit: str,
+    ) -> None:
+        """Make the shards of this process one by one; `make` is told whether one may be the last for now."""
+        done = finished()
         own = range(self.processes.process_index, len(sizes), self.processes.num_processes)
+        left = [number for number in own if number not in done]
         total = sum(sizes[number] for number in own)
-        finished = sum(sizes[number] for number in own if number in done)
+        there = total - sum(sizes[number] for number in left)
         if done:
             self.console.print(
-                f"Resuming {self.run.path}: {finished} of {total} {unit} are there.", markup=False
+                f"Resuming {self.run.path}: {there} of {total} {unit} are there.", markup=False
             )
-        with (
-            progress_bar(self.console, unit, total, finished) as advance,
-            deferred_interrupt() as interrupted,
-        ):
-            left = [number for number in own if number not in done]
+        with progress_bar(self.console, unit, total, there) as advance, deferred_interrupt() as interrupted:
             for number in left:
-                tables = dict(tables_of(number, advance))
-                last = tables.pop(folder)
-                if further is not None:
-                    further.keep(number, number == left[-1] or interrupted())
-                for name, rows in tables.items():
-                    self.run.write_shard(name, number, rows)
-                self.run.write_shard(folder, number, last)
+                make(number, lambda number=number: number == left[-1] or interrupted(), advance)
                 if interrupted():
                     raise Interrupted(
-                        f"Stopped; {len(self.run.shards_of(folder))} of {len(sizes)} shards are in {self.run.path}. "
-                        f"Resume with: {self.run.resume_command}"
+                        f"Stopped; {len(finished())} of {len(sizes)} shards are in {self.run.path}. "
+                        f"Resume with: {self.resume_command}"
                     )
         self.processes.wait_for_everyone()
 

@@ -6,7 +6,7 @@ Start with `make_engine(model, parameters)`, parameters by name; then, for a `Ro
 - `engine.gram(batch)`: all dot products of the batch's scores, `(rows, rows)`;
 - `engine.products(batch, direction)`: first-order change of every log-prob along a step, `(rows,)`;
 - `score_gram(engine, batches)`: the Gram matrix of more rows than fit one batch;
-- `gram_products(engine, batches, weights)`: that matrix times given weights, without the matrix;
+- `Directions`, `HeldScores`: that matrix times given weights, without the matrix;
 - `with fast_gemm():` around any of it: a faster float32 matrix product on some CPUs.
 """
 
@@ -19,9 +19,10 @@ from torch import nn
 
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.base import Engine, Metric, PairScores, UncoveredParameter
+from entangle.scores.directions import Directions, HeldScores
 from entangle.scores.factored import FactoredEngine
 from entangle.scores.gemm import fast_gemm
-from entangle.scores.gram import gram_products, score_gram
+from entangle.scores.gram import score_gram
 from entangle.scores.logps import row_logps, token_logps
 from entangle.scores.rules import RULES, Call, register_rule
 
@@ -29,13 +30,14 @@ __all__ = [
     "RULES",
     "AutogradEngine",
     "Call",
+    "Directions",
     "Engine",
     "FactoredEngine",
+    "HeldScores",
     "Metric",
     "PairScores",
     "UncoveredParameter",
     "fast_gemm",
-    "gram_products",
     "make_engine",
     "register_rule",
     "row_logps",

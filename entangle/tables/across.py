@@ -9,11 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from entangle.analysis.across import PARTS
 from entangle.analysis.findings import epoch_sentence, ratio_text, set_sentence
 from entangle.analysis.statistics import Z
 from entangle.tables.base import percent, plain_table
-
-PARTS = ("own", "partner", "pull", "push")
 
 
 def across_tables(summary: Mapping[str, Any]) -> RenderableType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from entangle.analysis.findings import cosine_text, onset_sentence
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.statistics import Z
 from entangle.tables.base import plain_table
+from entangle.tables.sets import span as interval_text
 
 
 def sweep_tables(points: pd.DataFrame, summary: Mapping[str, Any]) -> RenderableType:
@@ -67,36 +70,47 @@ SET_TITLE = "All pairs as one, by mean scores ({loss})"
 
 def set_caption(points: pd.DataFrame) -> str:
     """What the table of the set's course shows."""
-    beyond = ""
-    if (points["set_cosine"].abs() > 1).any():
-        beyond = " A cosine of about 1: its estimate lies beyond 1, from too few pairs to know it closer."
+    others = ""
+    if "set_chosen" in points:
+        others = (
+            " Others: what all other pairs do to the mean log-prob over an epoch of these pairs, nats per learning "
+            f"rate / batch size, ± {Z:.2f} standard errors."
+        )
     return (
-        "Outside the band the mean log-probs move together: both fall if rho is below it. Others: what all other pairs "
-        "do to the mean log-prob over an epoch of these pairs, nats per learning rate / batch size, "
-        f"± {Z:.2f} standard errors.{beyond}"
+        "Outside the band the mean log-probs move together: both fall if rho is below it. Drift: nats by which both "
+        f"move per nat of margin, with its 95 % interval; between -1/2 and 1/2 they part.{others}"
     )
 
 
 def set_rows(points: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the set's course: cosine of mean scores, its band, and what the others do to the means."""
-    heads = ["step", "cosine", "ideal for rho between", "rho", "others on chosen", "others on rejected"]
+    """Heads and rows of the set's course: cosine of mean scores, its band, drift, and what the others do to the means.
+
+    Args:
+        points: rows of a sweep's curve with the set's columns.
+    """
+    heads = ["step", "cosine", "ideal for rho between", "rho", "drift", "95 % interval"]
+    others = SIDES if "set_chosen" in points else ()
+    heads += [f"others on {side}" for side in others]
     rows = []
     for row in points.to_dict("records"):
-        low, high = row["set_low"], row["set_high"]
-        band = f"{low:.3g} and {high:.3g}" if low < high else "none"
-        rows.append(
-            [
-                str(row["step"]),
-                "" if low != low else cosine_text(row["set_cosine"]),
-                "" if low != low else band,
-                f"{row['set_rho']:.3g}",
-                *(
-                    f"{row[f'set_{side}']:+.0f} ± {Z * row[f'set_{side}_error']:.0f}"
-                    for side in ("chosen", "rejected")
-                ),
-            ]
-        )
+        cells = _set_cells(row) if row["set_rho"] == row["set_rho"] else [""] * 5
+        beside = (f"{row[f'set_{side}']:+.0f} ± {Z * row[f'set_{side}_error']:.0f}" for side in others)
+        rows.append([str(row["step"]), *cells, *beside])
     return heads, rows
+
+
+def _set_cells(row: Mapping[Any, Any]) -> list[str]:
+    low, high, drift = row["set_low"], row["set_high"], row["set_drift"]
+    ends = {"low": row["set_drift_low"], "high": row["set_drift_high"]}
+    ends = {name: end if math.isfinite(end) else None for name, end in ends.items()}
+    band = f"{low:.3g} and {high:.3g}" if low < high else "none"
+    return [
+        "" if low != low else cosine_text(row["set_cosine"]),
+        "" if low != low else band,
+        f"{row['set_rho']:.3g}",
+        "" if drift != drift else f"{drift:+.2g}",
+        interval_text(ends),
+    ]
 
 
 def _regimes(row: Mapping[Any, Any], suffix: str) -> str:

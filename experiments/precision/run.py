@@ -58,7 +58,7 @@ def run(config: ProbeConfig, way: Way) -> tuple[ProbeResult, float]:
     with tempfile.TemporaryDirectory() as scratch, way.context():
         changed = replace(config, **way.options, output_dir=f"{scratch}/run", save_text=False)
         result = run_probe(changed, Console(quiet=True))
-        return result, result.run.read_json("provenance.json")["resolution"]
+        return result, result.folder.read_json("provenance.json")["resolution"]
 
 
 def compare(

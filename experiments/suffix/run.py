@@ -69,8 +69,8 @@ def heat_map(suffix: str, result: CompareResult) -> None:
     )  # fmt: skip
     done = run_probe(probe, CONSOLE)
     index = int(done.pairs["index"].min())
-    run_tokens(TokensConfig(run=str(done.run.path), pairs=(index,), matrix=True))
-    shutil.copy(done.run.path / "tokens" / f"{index}.png", RESULTS / f"tokens-{suffix}.png")
+    run_tokens(TokensConfig(run=str(done.folder.path), pairs=(index,), matrix=True))
+    shutil.copy(done.folder.path / "tokens" / f"{index}.png", RESULTS / f"tokens-{suffix}.png")
 
 
 def main() -> None:

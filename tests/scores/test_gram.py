@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from entangle.scores import AutogradEngine, Engine, FactoredEngine, gram_products, score_gram
-from entangle.scores.gram import directions_at_a_time
+from entangle.scores import AutogradEngine, Directions, Engine, FactoredEngine, HeldScores, Metric, score_gram
+from entangle.scores.directions import directions_at_a_time
 from entangle.scores.rows import RowBatch
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 
@@ -43,13 +43,28 @@ def test_equals_one_batch(engine: type[Engine], memory: int, weighted: bool) -> 
     torch.testing.assert_close(gram, expected[order][:, order], rtol=0, atol=1e-9)
 
 
+def products(
+    engine: Engine, batches: list[RowBatch], weights: torch.Tensor, metric: Metric | None, memory: int
+) -> torch.Tensor:
+    """In two passes, the sums of every other batch apart, as by two processes."""
+    held, sums = HeldScores(engine, memory), (Directions(), Directions())
+    parts = weights.split([len(batch.input_ids) for batch in batches], 1)
+    for number, (batch, part) in enumerate(zip(batches, parts, strict=True)):
+        sums[number % 2].add(held.of(number, batch), part)
+    total = Directions()
+    for each in sums:
+        total.merge(each)
+    total = total.under(metric)
+    return torch.cat([total.products(held.of(number, batch)) for number, batch in enumerate(batches)])
+
+
 @pytest.mark.parametrize("engine", [AutogradEngine, FactoredEngine])
 @pytest.mark.parametrize("memory", [0, 2 * 2 * 1000 * 8, 2**30])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_products_are_the_gram_matrix_times_the_weights(
     engine: type[Engine], memory: int, weighted: bool
 ) -> None:
-    """However many directions and scores are held at a time, and in whatever metric."""
+    """However many scores are held, whoever sums them, and in whatever metric."""
     model = with_lora(tiny_model("llama"), target_modules=["q_proj", "down_proj"])
     parameters = trainable(model)
     batches, _ = pairs_apart(random_batch(prompts=4))
@@ -57,7 +72,7 @@ def test_products_are_the_gram_matrix_times_the_weights(
     made = engine(model, parameters)
     weights = torch.randn(3, 8, dtype=torch.float64)
     expected = score_gram(made, batches, metric=metric) @ weights.T
-    found = gram_products(made, batches, weights, metric=metric, memory=memory)
+    found = products(made, batches, weights, metric, memory)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
@@ -65,16 +80,11 @@ def test_products_cost_two_passes_or_one() -> None:
     model = tiny_model("gpt2").requires_grad_(True)
     parameters = {"transformer.wpe.weight": model.transformer.wpe.weight}
     theta = 64 * 16 * 8
-    for memory, lots, runs in (
-        (2**30, 1, 4),
-        (0, 3, 3 * 8),
-        (2 * theta, 2, 2 * 8 - 3),
-    ):  # the last keeps one batch
-        engine, told = Counting(model, parameters), []
-        batches = pairs_apart(random_batch(prompts=4))[0]
-        gram_products(engine, batches, torch.eye(3, 8).double(), memory=memory, advance=told.append)
-        assert engine.runs == runs and sum(told) == 2 * 8 * lots
-        assert -(-3 // directions_at_a_time(engine, memory)) == lots
+    for memory, runs in ((2**30, 4), (0, 8), (2 * theta, 7)):  # the last keeps one batch
+        engine = Counting(model, parameters)
+        products(engine, pairs_apart(random_batch(prompts=4))[0], torch.eye(3, 8).double(), None, memory)
+        assert engine.runs == runs
+    assert [directions_at_a_time(engine, memory) for memory in (0, theta, 2 * theta + 1)] == [1, 1, 2]
 
 
 def test_a_single_batch_is_a_set_too() -> None:

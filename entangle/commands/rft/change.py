@@ -66,7 +66,7 @@ def run_change(config: RftConfig) -> RewardChange:
     identities = {
         name: side.run.read_json("identity.json") for name, side in (("before", before), ("after", after))
     }
-    run.begin(config, identities, overwrite=config.overwrite)
+    run.begin(config, identities, replaces=config.replaces)
     summary = summarise_changes(changes)
     run.write_table("changes.parquet", changes)
     if config.plots:
