@@ -41,7 +41,7 @@ from entangle.commands.probe import ProbeResult
 from entangle.config import AcrossConfig, build_losses
 from entangle.data import TokenizedPair
 from entangle.errors import ConfigError, RunError
-from entangle.measure.plan import Plan, longest
+from entangle.measure.plan import Plan, extremes, longest
 from entangle.measure.reload import load_again, options_of
 from entangle.models import load_adam_state
 from entangle.runs.progress import notes_console, progress_bar
@@ -102,6 +102,7 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
         state = load_adam_state(options.optimizer_state, policy.model, policy.trained)
         metric = state.metric(policy.parameters)
     engine = make_engine(policy.model, policy.parameters, options.engine)
+    engine.check(policy.collate(extremes(pairs)))
     most = directions_at_a_time(engine) // 4  # a pass writes its rows' scores out
     passes = list(_passes(pairs, config.batch_size, max(1, most)))
     order = pd.Index(numbers["index"]).get_indexer(

@@ -25,7 +25,7 @@ from entangle.measure.estimate import estimate
 from entangle.measure.inputs import load_policy_of, read_pairs_of
 from entangle.measure.modules import summarise_modules
 from entangle.measure.passes import Measurement, column_functions, rows_of_shard
-from entangle.measure.plan import Plan, is_scorable, longest
+from entangle.measure.plan import Plan, extremes, is_scorable, longest
 from entangle.measure.rows import ROW_COLUMNS, texts_of
 from entangle.measure.sets import SET_DETAILS, SetSums, set_content
 from entangle.measure.verification import summarise_verification, verify_losses
@@ -136,6 +136,7 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     plan = Plan.make(tokenized, config.shard_size, config.batch_size)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     if plan.first_pass:
+        engine.check(policy.collate(extremes(tokenized)))
         check_reference(policy, policy.collate(plan.first_pass[:1]))
     sums = SetSums.of_run(
         session.run, policy.parameters, tokenized, config.group_by, session.processes.process_index
