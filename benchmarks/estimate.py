@@ -164,9 +164,9 @@ def used(config: ProbeConfig) -> Found:
     seconds: list[float] = []
     passes = Session.compute
 
-    def timed(*arguments: Any) -> None:
+    def timed(*arguments: Any, **options: Any) -> None:
         started = time.process_time()
-        passes(*arguments)
+        passes(*arguments, **options)
         seconds.append(time.process_time() - started)
 
     before = forget_peak()

@@ -60,7 +60,13 @@ def row_bytes(engine: Engine) -> int:
 
 
 def cross(a: Mapping[str, Tensor], b: Mapping[str, Tensor], metric: Metric | None = None) -> Tensor:
-    """<a_i, P b_j> over all parameters, `(rows of a, rows of b)` float64."""
+    """<a_i, P b_j> over all parameters, `(rows of a, rows of b)` float64.
+
+    Args:
+        a: scores by parameter, `(rows, *)`.
+        b: scores or directions by parameter, `(rows, *)`.
+        metric: the diagonal metric P, None for P = 1.
+    """
     return torch.stack([
         dots(a[name] if metric is None else a[name] * metric[name].ravel().to(a[name]), b[name]).cpu()
         for name in a
