@@ -340,7 +340,7 @@ def test_of_a_mean_it_is_the_textbook() -> None:
 
 
 def test_pairs_that_a_ratio_needs_follow_its_half_width() -> None:
-    """With a well known denominator Fieller's interval is symmetric, and the rule N (half-width / target)^2."""
+    """Where the denominator is well known Fieller's interval is symmetric; then N (half-width / target)^2."""
     common = torch.randn(16, generator=torch.Generator().manual_seed(0)).double()
     values = torch.stack([3 + 0.1 * common, 2 + 0.08 * common + 0.01 * common.flip(0)], 1)
     jackknife = Jackknife(torch.ones(16, dtype=torch.int64))

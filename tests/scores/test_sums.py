@@ -30,11 +30,8 @@ def expected(
         weights = torch.block_diag(torch.ones(1, n), torch.ones(1, n)).double()
     written = {k: v for k, v in AutogradEngine(model, trainable(model)).scores(batch).items() if modules in k}
     theta = torch.cat([value.double() for value in written.values()], 1)
-    p = (
-        torch.cat([torch.ones_like(theta[0]) if metric is None else metric[k].ravel() for k in written])
-        if (metric)
-        else torch.ones_like(theta[0])
-    )
+    ones = {k: torch.ones_like(value[0]) for k, value in written.items()}
+    p = torch.cat([ones[k].double() if metric is None else metric[k].ravel() for k in written])
 
     def total(pairs: list[int]) -> Tensor:
         rows = [*pairs, *(i + n for i in pairs)]
@@ -42,20 +39,21 @@ def expected(
 
     sums = torch.stack([total([i for i in range(n) if groups[i] == g]) for g in range(count)])
     own, squares = torch.zeros(count, len(weights), len(weights)).double(), torch.zeros(count).long()
+    held = torch.zeros_like(squares)
     for prompt, g in {(q, g) for q, g in zip(prompts, groups, strict=True) if g >= 0}:
         part = total(members := [i for i in range(n) if prompts[i] == prompt])
         own[g] += part * p @ part.T
         squares[g] += len(members) ** 2
+        held[g] += 1
     pairs = torch.tensor([groups.count(g) for g in range(count)])
-    of_groups = [{q for q, h in zip(prompts, groups, strict=True) if h == g} for g in range(count)]
-    products = torch.einsum("gdt,t,het->gdhe", sums, p, sums)
-    return SumGram(products, own, pairs, squares, torch.tensor(list(map(len, of_groups))))
+    return SumGram(torch.einsum("gdt,t,het->gdhe", sums, p, sums), own, pairs, squares, held)
 
 
 def assert_same(found: SumGram, wanted: SumGram, tolerance: float = 1e-10) -> None:
     scale = float(wanted.products.abs().max())
     torch.testing.assert_close(found.products, wanted.products, rtol=0, atol=tolerance * scale)
     torch.testing.assert_close(found.own, wanted.own, rtol=0, atol=tolerance * scale)
+    assert found.prompts.tolist() == wanted.prompts.tolist()
     assert found.pairs.tolist() == wanted.pairs.tolist() and found.squares.tolist() == wanted.squares.tolist()
 
 
