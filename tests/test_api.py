@@ -236,6 +236,29 @@ def test_a_model_in_training_comes_back_as_it_was(inputs, make, parameters):
     assert_unchanged(model, before)
 
 
+def test_whatever_is_drawn_or_raised_within_ready_leaves_the_model_as_it_was():
+    model = lora()
+    before = state_of(model)
+    policy = en.Policy.of(model, tiny.gpt2_tokenizer(), parameters="lora_A")
+    with pytest.raises(KeyError), policy.ready() as ready:
+        assert not model.training and ready is policy
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == set(policy.parameters)
+        torch.rand(1)
+        raise KeyError
+    assert_unchanged(model, before)
+
+
+def test_dropout_has_no_part_in_the_numbers(inputs):
+    model, asked = lora(), {"losses": ["dpo"], "verify": 3, "console": QUIET}
+    policy = en.Policy.of(model, tiny.gpt2_tokenizer())
+    training = en.probe(policy, inputs["data"], **asked)
+    model.eval()
+    resting = en.probe(policy, inputs["data"], **asked)
+    assert_same(training, resting)
+    pd.testing.assert_frame_equal(training.steps, resting.steps)
+    assert training.summary["verification"]["dpo"]["error_ratio"] == pytest.approx(4, abs=0.2)
+
+
 def test_a_training_goes_on_bit_for_bit(inputs):
     def train(probed: bool) -> list[torch.Tensor]:
         torch.manual_seed(5)

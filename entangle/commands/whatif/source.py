@@ -60,9 +60,10 @@ class ProbedRows:
             RunError: there is none at `path`, or a file of it is damaged.
         """
         run = RunFolder.open(path, ProbeConfig.VERB)
+        pairs = run.pairs()
         options = ProbeConfig(**read_yaml(run.path / "config.yaml", ProbeConfig).values)
         return cls(
-            pairs=run.pairs(),
+            pairs=pairs,
             loss_batch_size=options.loss_batch_size,
             provenance=_json(run, "provenance.json") or {},
             texts=run.table("texts.parquet"),
