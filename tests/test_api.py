@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -236,6 +237,30 @@ def test_a_model_in_training_comes_back_as_it_was(inputs, make, parameters):
     assert_unchanged(model, before)
 
 
+def test_whatever_is_drawn_or_raised_within_ready_leaves_the_model_as_it_was():
+    model = lora()
+    before = state_of(model)
+    policy = en.Policy.of(model, tiny.gpt2_tokenizer(), parameters="lora_A")
+    with pytest.raises(KeyError), policy.ready() as ready:
+        assert not model.training and ready is policy
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == set(policy.parameters)
+        torch.rand(1)
+        raise KeyError
+    assert_unchanged(model, before)
+
+
+def test_dropout_has_no_part_in_the_numbers(inputs):
+    model, asked = lora(), {"losses": ["dpo"], "verify": 3, "console": QUIET}
+    policy = en.Policy.of(model, tiny.gpt2_tokenizer())
+    training = en.probe(policy, inputs["data"], **asked)
+    model.eval()
+    resting = en.probe(policy, inputs["data"], **asked)
+    assert_same(training, resting)
+    assert training.steps is not None and resting.steps is not None
+    pd.testing.assert_frame_equal(training.steps, resting.steps)
+    assert training.summary["verification"]["dpo"]["error_ratio"] == pytest.approx(4, abs=0.2)
+
+
 def test_a_training_goes_on_bit_for_bit(inputs):
     def train(probed: bool) -> list[torch.Tensor]:
         torch.manual_seed(5)
@@ -280,7 +305,7 @@ def test_the_optimiser_in_memory_is_the_metric(inputs, tmp_path):
     policy = en.Policy.of(model, tiny.gpt2_tokenizer())
     found = en.probe(policy, inputs["data"], ["dpo"], optimizer=optimizer, console=QUIET)
     assert_same(found, en.probe(policy, inputs["data"], ["dpo"], optimizer=tmp_path, console=QUIET))
-    assert found.provenance["metric"] == found.set_content["metric"] == "adamw"
+    assert found.provenance["metric"] == found.set.content["metric"] == "adamw"
     plain_metric = en.probe(policy, inputs["data"], ["dpo"], console=QUIET)
     assert (found.pairs["sq_chosen"] > 10 * plain_metric.pairs["sq_chosen"]).all()
     with pytest.raises(ConfigError, match="Drop one"):
@@ -288,7 +313,7 @@ def test_the_optimiser_in_memory_is_the_metric(inputs, tmp_path):
 
 
 def test_references_of_a_model_in_memory(inputs):
-    def reference_logps(model, reference="auto") -> np.ndarray:
+    def reference_logps(model, reference: Any = "auto") -> np.ndarray:
         policy = en.Policy.of(model, tiny.gpt2_tokenizer(), reference=reference)
         found = en.probe(policy, inputs["data"], ["simpo"], console=QUIET)
         return found.pairs[["ref_logps_chosen", "ref_logps_rejected"]].to_numpy()

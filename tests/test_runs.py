@@ -23,6 +23,7 @@ from entangle.commands.train import TrainResult
 from entangle.commands.whatif import WhatIf
 from entangle.config import ProbeConfig, RunOptions, TrainConfig, parse
 from entangle.errors import RunError
+from entangle.measure.measured_set import MeasuredSet
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
 
@@ -88,13 +89,13 @@ def test_a_run_of_another_command_is_refused_by_name(tmp_path: Path):
 
 
 RESULTS = (
-    AcrossResult, CompareResult, FilterResult, JointResult, ProbeResult, RewardChange, RftResult, SweepResult,
-    TokenResult, TrainResult, WhatIf,
+    AcrossResult, CompareResult, FilterResult, JointResult, MeasuredSet, ProbeResult, RewardChange, RftResult,
+    SweepResult, TokenResult, TrainResult, WhatIf,
 )  # fmt: skip
 
 
 def test_every_result_shows_itself():
-    """What a command gives back is drawn in a notebook as it is in the terminal."""
+    """What a command or a function gives back is drawn in a notebook as it is in the terminal."""
     here = {
         value
         for module in list(sys.modules.values())

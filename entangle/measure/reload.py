@@ -16,14 +16,22 @@ from entangle.models import Policy
 from entangle.runs.folder import RunFolder
 
 
-def options_of(run: RunFolder) -> ProbeConfig:
-    """The options of the run, less its reference, which isn't needed again: the incentives are in its rows."""
+def recorded_options(run: RunFolder) -> ProbeConfig:
+    """The options of the run, as they were given.
+
+    Raises:
+        RunError: its config.yaml isn't a probe's.
+    """
     file = run.path / "config.yaml"
     try:
-        options = ProbeConfig(**read_yaml(file, ProbeConfig).values)
+        return ProbeConfig(**read_yaml(file, ProbeConfig).values)
     except (ConfigError, TypeError) as error:
         raise RunError(f"Expected the options of a probe in {file}: {error}") from error
-    return replace(options, reference="none", ref_model_name_or_path=None)
+
+
+def options_of(run: RunFolder) -> ProbeConfig:
+    """The options of the run, less its reference, which isn't needed again: the incentives are in its rows."""
+    return replace(recorded_options(run), reference="none", ref_model_name_or_path=None)
 
 
 def load_again(

@@ -12,12 +12,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 from trl import DPOTrainer
 
 from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.analysis.regimes import predict
-from entangle.data import PreferencePair
+from entangle.data import PreferencePair, load_pairs
 from entangle.errors import RunError
 from entangle.models import AdapterOff
 from entangle.runs.shards import StepShards
@@ -38,6 +39,17 @@ HELD_OUT = [
 
 def everything(**options: Any) -> EntanglementCallback:
     return EntanglementCallback(5, **{"every": 2, "live": True, "ledger": True} | options)
+
+
+def test_the_probe_set_may_be_given_in_any_form(tmp_path: Path) -> None:
+    rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in HELD_OUT]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = load_pairs(rows)
+    forms = (pairs, rows, tmp_path / "rows.jsonl", Dataset.from_list(rows))
+    assert all(EntanglementCallback(form).pairs == pairs for form in forms)
+    assert EntanglementCallback(3).pairs == 3 and EntanglementCallback(live=True).pairs is None
+    with pytest.raises(TrainingError, match="something to watch"):
+        EntanglementCallback([])
 
 
 def dropping_out() -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from entangle.config import ProbeConfig, read_yaml
+from entangle.config import ProbeConfig
+from entangle.measure.reload import recorded_options
 from entangle.runs.folder import RunFolder
 
 
@@ -60,10 +61,10 @@ class ProbedRows:
             RunError: there is none at `path`, or a file of it is damaged.
         """
         run = RunFolder.open(path, ProbeConfig.VERB)
-        options = ProbeConfig(**read_yaml(run.path / "config.yaml", ProbeConfig).values)
+        pairs = run.pairs()
         return cls(
-            pairs=run.pairs(),
-            loss_batch_size=options.loss_batch_size,
+            pairs=pairs,
+            loss_batch_size=recorded_options(run).loss_batch_size,
             provenance=_json(run, "provenance.json") or {},
             texts=run.table("texts.parquet"),
             set_content=_json(run, "set.json"),
