@@ -17,6 +17,7 @@ from entangle.scores.logps import (
     Rows,
     causal_lm,
     evaluating,
+    forward,
     gather_positions,
     head_at,
     input_device,
@@ -119,7 +120,7 @@ class Reading:
 def response_logits(model: nn.Module, rows: Rows) -> Tensor:
     """Logits at the positions that predict a scored token, `(rows, S, V)`, in float32 at least. Differentiable."""
     with head_at(model, rows.index):
-        logits = model(**model_inputs(model, rows)).logits
+        logits = forward(model, model_inputs(model, rows)).logits
     if logits.shape[1] != rows.index.shape[1]:  # the head was out of reach: it ran at every position
         logits = gather_positions(logits, rows.index)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

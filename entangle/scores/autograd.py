@@ -16,7 +16,7 @@ from entangle.scores.base import (
     stack_geometry,
     studying,
 )
-from entangle.scores.logps import Rows, input_device, row_logps, scored_logps
+from entangle.scores.logps import Rows, row_logps, rows_for, scored_logps
 from entangle.scores.reduce import dots
 from entangle.scores.rows import RowBatch
 from entangle.scores.summing import PassSums
@@ -124,7 +124,8 @@ class AutogradEngine(Engine):
         return grams
 
     def _rows(self, batch: RowBatch) -> Rows:
-        return Rows.from_batch(batch.to(input_device(self.model)))
+        self._check_once(batch)
+        return rows_for(self.model, batch)
 
     def _scores(self, batch: RowBatch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         rows = self._rows(batch)

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry
 from entangle.errors import UserError
-from entangle.scores.logps import evaluating
+from entangle.scores.logps import evaluating, plain_experts, rows_for
+from entangle.scores.model_check import check_causal, check_rows_apart
 from entangle.scores.rows import RowBatch
 from entangle.scores.summing import PassSums
 
@@ -86,6 +87,34 @@ class Engine(ABC):
         self.model = model
         self.parameters = dict(parameters)
         self.notes: list[str] = []
+        self._is_model_checked = False
+
+    def check(self, batch: RowBatch) -> None:
+        """Refuse a model whose log-probs aren't those of single rows, each token given the ones before it.
+
+        The first batch is checked without being asked for. Called with the longest rows of a job (and some short
+        ones) before it begins, it finds what shows on long rows only, and finds it before anything is computed.
+        Costs forward passes over the longest and the shortest row.
+
+        Args:
+            batch: rows as they will come.
+
+        Raises:
+            UserError: the model can't be run on such rows, isn't causal, or mixes the rows of a batch.
+        """
+        rows = rows_for(self.model, batch)
+        with torch.no_grad(), evaluating(self.model):
+            check_causal(self.model, rows, self.resolution)
+            self.notes += check_rows_apart(self.model, rows, self.resolution)
+        self._is_model_checked = True
+
+    def take_as_checked(self) -> None:
+        """Leave `check` out: another engine has checked the same model."""
+        self._is_model_checked = True
+
+    def _check_once(self, batch: RowBatch) -> None:
+        if not self._is_model_checked:
+            self.check(batch)
 
     def pairs(
         self,
@@ -227,7 +256,7 @@ def studying(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[
             parameter.requires_grad_(False)
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), plain_experts(model), torch.enable_grad():
             yield
     finally:
         for parameter, needed in before.items():

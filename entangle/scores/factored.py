@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from entangle.analysis.geometry import RESOLUTION
@@ -22,14 +23,20 @@ from entangle.scores.base import (
 )
 from entangle.scores.check import disagreeing, logps_agree, sample_rows
 from entangle.scores.ghost import Kernels
-from entangle.scores.logps import Rows, input_device, scored_logps
+from entangle.scores.logps import Rows, evaluating, rows_for, scored_logps
 from entangle.scores.lora import check_adapters, foldable, folded, lora_sites
 from entangle.scores.prefix import Split, record_split, split_for
 from entangle.scores.reduce import gram_block, pair_block
+from entangle.scores.rotary import alike, length_factors
 from entangle.scores.rows import RowBatch
-from entangle.scores.sites import Recorder, find_sites
+from entangle.scores.sites import Recorder, RuleFailed, Site, find_sites
 from entangle.scores.summing import PassSums, Sink
 from entangle.scores.terms import Score, module_name
+
+ONE_BY_ONE = (
+    "where rows of a pair lie on both sides of a length at which rotary factors change, rows are evaluated one at a "
+    "time (engine autograd), at a forward and a backward pass per response"
+)
 
 
 class FactoredEngine(Engine):
@@ -62,13 +69,11 @@ class FactoredEngine(Engine):
         self._share_prompts = share_prompts
         self._are_rules_checked = self._is_sharing_checked = False
         self._dtypes: set[torch.dtype] = set()
-        self._folded = foldable(model)
-        adapted, left = lora_sites(model, self._folded, self.parameters)
-        sites, uncovered = find_sites(model, left) if left else ([], set())
-        self._sites = adapted + sites
+        self._alone = AutogradEngine(model, parameters)
         self._fallback: AutogradEngine | None = None
-        if uncovered:
-            self._give_up(uncovered, "have no fast rule")
+        self._folded: list[LoraLinear] = []
+        self._sites: list[Site] = []
+        self._tap(foldable(model))
 
     @property
     def covered(self) -> set[str]:
@@ -84,6 +89,8 @@ class FactoredEngine(Engine):
         self, batch: RowBatch, metric: Metric | None, sums: PassSums | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Engine.blocks`."""
+        if self._one_by_one(batch):
+            return self._alone.blocks(batch, metric, sums)
         n = len(batch.prompt_length)
         blocks: dict[str, Tensor] = {}
         kernels = Kernels()
@@ -108,6 +115,8 @@ class FactoredEngine(Engine):
 
     def gram(self, batch: RowBatch, *, metric: Metric | None = None) -> Tensor:
         """See `Engine.gram`."""
+        if self._one_by_one(batch):
+            return self._alone.gram(batch, metric=metric)
         sums: dict[torch.device, Tensor] = {}
 
         def take(name: str, score: Score) -> None:
@@ -123,6 +132,8 @@ class FactoredEngine(Engine):
 
     def products(self, batch: RowBatch, direction: Mapping[str, Tensor]) -> Tensor:
         """See `Engine.products`."""
+        if self._one_by_one(batch):
+            return self._alone.products(batch, direction)
         sums: dict[torch.device, Tensor] = {}
 
         def take(name: str, score: Score) -> None:
@@ -140,6 +151,8 @@ class FactoredEngine(Engine):
 
     def scores(self, batch: RowBatch) -> dict[str, Tensor]:
         """See `Engine.scores`."""
+        if self._one_by_one(batch):
+            return self._alone.scores(batch)
         rows = len(batch.input_ids)
         written: dict[str, Tensor] = {}
 
@@ -150,6 +163,45 @@ class FactoredEngine(Engine):
         written |= self._fallback.scores(batch) if self._fallback else {}
         unused = {name: p for name, p in self.parameters.items() if name not in written}
         return written | {name: torch.zeros(rows, p.numel()).to(p) for name, p in unused.items()}
+
+    def check(self, batch: RowBatch) -> None:
+        """See `Engine.check`; also compares the rules on the shortest rows, and shared prompts on the longest."""
+        super().check(batch)
+        self._alone.take_as_checked()
+        check_adapters(self.model, self.parameters, self._folded)
+        n, rows = len(batch.prompt_length), rows_for(self.model, batch)
+        members = torch.arange(batch.group_size, device=rows.lengths.device) * n
+        tokens = rows.lengths.view(batch.group_size, n).amax(0)
+        usable = rows.valid.any(1).view(batch.group_size, n).all(0)
+        if not bool(usable.any()) or self._one_by_one(batch):
+            return
+        shortest = int(torch.where(usable, tokens, tokens.max() + 1).argmin())
+        longest = rows[members + int(torch.where(usable, tokens, 0).argmax())]
+        if not self._are_rules_checked:
+            self._check_rules(rows[members + shortest], batch.group_size)
+        if self._split(longest, batch.group_size) is not None and not self._is_sharing_checked:
+            self._check_sharing(longest, batch.group_size)
+
+    def _one_by_one(self, batch: RowBatch) -> bool:
+        """Whether rows of this batch can't share a forward pass: their rotary factors differ (see `rotary`)."""
+        if not length_factors(self.model):
+            return False
+        rows = rows_for(self.model, batch)
+        apart = len(alike(self.model, rows.lengths)) > 1
+        if apart and ONE_BY_ONE not in self.notes:
+            self.notes.append(ONE_BY_ONE)
+        return apart
+
+    def _tap(self, layers: list[LoraLinear]) -> None:
+        """Find the sites with these layers folded; what no rule covers goes by the fallback."""
+        self._folded = layers
+        given_up = set(self._fallback.parameters) if self._fallback else set()
+        wanted = {name: p for name, p in self.parameters.items() if name not in given_up}
+        adapted, left = lora_sites(self.model, layers, wanted)
+        sites, uncovered = find_sites(self.model, left) if left else ([], set())
+        self._sites = adapted + sites
+        if uncovered:
+            self._give_up(uncovered, "have no fast rule")
 
     def _give_up(self, names: Iterable[str], reason: str) -> None:
         """Leave parameters to the fallback, or refuse them."""
@@ -168,6 +220,7 @@ class FactoredEngine(Engine):
         self._fallback = AutogradEngine(
             self.model, {name: self.parameters[name] for name in sorted(given_up)}
         )
+        self._fallback.take_as_checked()
         self.notes.append(
             f"{len(set(names))} of {len(self.parameters)} parameters {reason} and cost one backward pass per "
             f"response: {few}"
@@ -184,7 +237,10 @@ class FactoredEngine(Engine):
         `know` is told these log-probs before there are any scores.
         """
         check_adapters(self.model, self.parameters, self._folded)
-        rows = Rows.from_batch(batch.to(input_device(self.model)))
+        if not self._is_model_checked:
+            super().check(batch)
+            self._alone.take_as_checked()
+        rows = rows_for(self.model, batch)
         if not self._are_rules_checked:
             self._check_rules(rows, batch.group_size)
         if self._split(rows, batch.group_size) is not None and not self._is_sharing_checked:
@@ -218,12 +274,49 @@ class FactoredEngine(Engine):
         sample = sample_rows(rows, group_size)
         if sample is None or not self._sites:
             return
-        norms, _ = self._norms(sample, None, group_size)
+        self._check_folding(sample)
+        norms, _ = self._norms_by_rules(sample, group_size)
         covered = {name: self.parameters[name] for name in self.covered}
         oracle = AutogradEngine(self.model, covered).squared_norms(sample[:1])
         if wrong := disagreeing(norms, oracle, self.resolution):
             self._give_up(wrong, "aren't reproduced by their rule")
         self._are_rules_checked = True
+
+    def _check_folding(self, sample: Rows) -> None:
+        """Leave layers unfolded where folding changes log-probs: their weights are read past the module."""
+
+        def keeps(layers: list[LoraLinear]) -> bool:
+            with folded(layers):
+                found = scored_logps(self.model, sample).sum(1, dtype=torch.float64)
+            return logps_agree(found, plain, self.resolution)
+
+        if not self._folded:
+            return
+        with torch.no_grad(), evaluating(self.model):
+            plain = scored_logps(self.model, sample).sum(1, dtype=torch.float64)
+            if keeps(self._folded):
+                return
+            names = {module: name.rpartition(".")[2] for name, module in self.model.named_modules()}
+            alike_named = [
+                [m for m in self._folded if names[m] == kind] for kind in {names[m] for m in self._folded}
+            ]
+            kept = [layer for layers in alike_named if keeps(layers) for layer in layers]
+            kept = kept if keeps(kept) else []
+        few = ", ".join(sorted({names[m] for m in self._folded if m not in kept})[:5])
+        self._tap([layer for layer in self._folded if layer in kept])
+        self.notes.append(
+            f"LoRA isn't folded into {few}: the model reads that weight past its layer, where the adapter has no say"
+        )
+
+    def _norms_by_rules(self, sample: Rows, group_size: int) -> tuple[dict[str, float], Tensor]:
+        """`_norms` of whole rows; parameters whose rule fails are given up until none does."""
+        while True:
+            try:
+                return self._norms(sample, None, group_size)
+            except RuleFailed as failure:
+                layers = {site for site in self._sites if type(site.module) is type(failure.site.module)}
+                names = {name for site in layers for name in site.parameters.values()}
+                self._give_up(names, f"of {type(failure.site.module).__name__} can't go by their rule")
 
     def _check_sharing(self, rows: Rows, group_size: int) -> None:
         """Compare shared prompts with whole rows on a few of them; stop sharing if they disagree."""

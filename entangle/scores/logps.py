@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from entangle.errors import UserError
+from entangle.scores.rotary import alike, forget_lengths, length_factors
 from entangle.scores.rows import RowBatch
 
 
@@ -43,8 +44,13 @@ class Rows:
     columns: Tensor
 
     @classmethod
-    def from_batch(cls, batch: RowBatch) -> Rows:
-        """Compact rows of a batch padded on either side."""
+    def from_batch(cls, batch: RowBatch, *, whole: bool = False) -> Rows:
+        """Compact rows of a batch padded on either side.
+
+        Args:
+            batch: the rows.
+            whole: keep every token of a row, also those after the last position that predicts a scored one.
+        """
         real = batch.attention_mask.bool()
         order = real.int().argsort(dim=1, descending=True, stable=True)  # real tokens first, in their order
         ids = torch.where(real, batch.input_ids, 0).gather(1, order)
@@ -54,7 +60,7 @@ class Rows:
         predicts = predicts[:, : max(int(counts.max()), 1)]
         valid = torch.arange(predicts.shape[1], device=ids.device) < counts[:, None]
         index = torch.where(valid, predicts, 0)
-        lengths = index.amax(1) + 1
+        lengths = real.sum(1).clamp(min=1) if whole else index.amax(1) + 1
         return cls(
             input_ids=fill_after(ids, lengths),
             lengths=lengths,
@@ -100,7 +106,7 @@ def token_logps(model: nn.Module, batch: RowBatch) -> Tensor:
         model: a causal language model.
         batch: rows `(rows, T)`, padded on either side.
     """
-    rows = Rows.from_batch(batch.to(input_device(model)))
+    rows = rows_for(model, batch)
     values = scored_logps(model, rows)
     grid = values.new_zeros(batch.scored.shape)
     return grid.scatter_add(1, rows.columns.to(values.device), values).to(batch.input_ids.device)
@@ -118,15 +124,38 @@ def row_logps(model: nn.Module, batch: RowBatch) -> Tensor:
         return token_logps(model, batch).sum(1, dtype=torch.float64)
 
 
+def rows_for(model: nn.Module, batch: RowBatch) -> Rows:
+    """The rows of a batch as this model has to see them, where it takes its token ids.
+
+    Args:
+        model: a causal language model.
+        batch: rows `(rows, T)`, padded on either side.
+    """
+    return Rows.from_batch(batch.to(input_device(model)), whole=bool(length_factors(model)))
+
+
 def scored_logps(model: nn.Module, rows: Rows) -> Tensor:
     """Log-probs of the scored tokens, `(rows, S)`; 0 where not `valid`. Differentiable.
+
+    One forward pass, or one for every group of rows with the same rotary factors (see `rotary`).
 
     Args:
         model: a causal language model.
         rows: a batch without padding, S scored tokens at most.
     """
+    groups = alike(model, rows.lengths)
+    if len(groups) == 1:
+        return _logps_together(model, rows)
+    parts = [_logps_together(model, rows[group]) for group in groups]
+    width = rows.index.shape[1]
+    padded = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+    return padded[torch.cat(groups).argsort().to(padded.device)]
+
+
+def _logps_together(model: nn.Module, rows: Rows) -> Tensor:
+    """`scored_logps` in one forward pass."""
     with head_at(model, rows.index):
-        logits = model(**model_inputs(model, rows)).logits
+        logits = forward(model, model_inputs(model, rows)).logits
     if logits.shape[1] != rows.index.shape[1]:  # the head was out of reach: it ran at every position
         logits = gather_positions(logits, rows.index)
     return target_logps(logits, rows.targets, rows.valid)
@@ -176,6 +205,42 @@ def model_inputs(model: nn.Module, rows: Rows) -> dict[str, Any]:
     """
     inputs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
     return known_inputs(model, inputs)
+
+
+def forward(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """A forward pass whose numbers depend on its inputs alone, in any precision.
+
+    Grouped matrix products of experts exist in float32 and half precision only; a float64 model's experts are
+    evaluated one by one.
+
+    Args:
+        model: the model; it is only given what it takes.
+        inputs: keyword arguments.
+    """
+    forget_lengths(model)
+    with plain_experts(model):
+        return model(**known_inputs(model, inputs))
+
+
+@contextmanager
+def plain_experts(model: nn.Module) -> Iterator[None]:
+    """Within: a float64 model with experts evaluates them one by one.
+
+    Args:
+        model: the model.
+    """
+    configs = {}
+    if any(p.dtype == torch.float64 for p in model.parameters()):
+        configs = {id(own): own for m in model.modules() if (own := getattr(m, "config", None)) is not None}
+    chosen = [(own, getattr(own, "_experts_implementation", None)) for own in configs.values()]
+    before = [(own, name) for own, name in chosen if name not in (None, "eager")]
+    try:
+        for own, _ in before:
+            own._experts_implementation = "eager"
+        yield
+    finally:
+        for own, name in before:
+            own._experts_implementation = name
 
 
 def known_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

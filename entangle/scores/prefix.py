@@ -24,11 +24,12 @@ from entangle.scores.logps import (
     Rows,
     causal_lm,
     fill_after,
+    forward,
     gather_positions,
     head_at,
-    known_inputs,
     target_logps,
 )
+from entangle.scores.rotary import alike
 from entangle.scores.sites import Recorder
 
 MIN_SHARE = 0.2
@@ -143,6 +144,8 @@ def split_for(model: nn.Module, rows: Rows, group_size: int, *, min_share: float
     if split.is_padded and slots > attention_window(model):
         # windows count slots of the cache, not positions, so padding inside it would move their edge
         split = Split.from_rows(rows, group_size, equal=True)
+    if len(alike(model, torch.cat([rows.lengths, split.prefix_lengths]))) > 1:
+        return None  # a prompt alone would have other rotary factors than with its responses
     return split if split.tokens_saved > 0 and split.tokens_saved >= min_share else None
 
 
@@ -176,9 +179,8 @@ def record_split(model: nn.Module, split: Split, recorder: Recorder) -> Tensor:
     for layer in range(len(leaves) // 2):
         cache.update(leaves[2 * layer], leaves[2 * layer + 1], layer)
     with recorder.recording(n * group_size), head_at(model, split.rest.index):
-        logits = model(
-            **known_inputs(model, split.response_inputs()), past_key_values=cache, use_cache=True
-        ).logits
+        inputs = split.response_inputs() | {"past_key_values": cache, "use_cache": True}
+        logits = forward(model, inputs).logits
     if logits.shape[1] != split.rest.index.shape[1]:
         logits = gather_positions(logits, split.rest.index)
     logps = target_logps(logits, split.rest.targets, split.rest.valid).sum(1, dtype=torch.float64)
@@ -226,7 +228,7 @@ def prefix_pass(model: nn.Module, split: Split) -> list[Tensor]:
     count = causal_lm(model).config.get_text_config().num_hidden_layers  # pyright: ignore
     cache = _PrefixCache(count)
     try:
-        model(**known_inputs(model, split.prefix_inputs()), past_key_values=cache, use_cache=True)
+        forward(model, split.prefix_inputs() | {"past_key_values": cache, "use_cache": True})
     except _Done:
         pass
     states = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]

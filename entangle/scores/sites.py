@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
+from entangle.errors import UserError
 from entangle.scores.rules import Call, Rule, find_rule, output_tensors
 from entangle.scores.terms import Score, Term
 
@@ -29,6 +30,22 @@ class Site:
     module: nn.Module
     rule: Rule
     parameters: Mapping[str, str]
+
+
+class RuleFailed(UserError):
+    """A rule can't be applied to a call of its module.
+
+    Args:
+        site: where.
+        error: what was raised.
+    """
+
+    def __init__(self, site: Site, error: Exception) -> None:
+        self.site = site
+        super().__init__(
+            f"The fast rule for {type(site.module).__name__} can't be applied here ({type(error).__name__}: "
+            f"{str(error)[:200]}). Use --engine autograd: a forward and a backward pass per response."
+        )
 
 
 def find_sites(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tuple[list[Site], set[str]]:
@@ -187,7 +204,20 @@ class Recorder:
         return arrived
 
     def _enter(self, site: Site, tap: Tap) -> None:
-        """Turn what has arrived at a tap into terms: one member's if a pass is, else every member's."""
+        """Turn what has arrived at a tap into terms.
+
+        Raises:
+            RuleFailed: the rule can't.
+        """
+        try:
+            self._add_terms(site, tap)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a rule, and what it runs again, may fail in any way
+            raise RuleFailed(site, error) from error
+
+    def _add_terms(self, site: Site, tap: Tap) -> None:
+        """Terms of what has arrived at a tap: one member's if a pass is, else every member's."""
         with torch.no_grad(), torch.autocast(tap.device, enabled=False):  # dot products keep their digits
             for k, call in tap.take_calls():
                 for local, term in site.rule(site.module, call).items():

@@ -29,10 +29,10 @@ from entangle.errors import UserError
 from entangle.scores.base import stack_geometry, studying, unstack_geometry
 from entangle.scores.logps import (
     Rows,
+    forward,
     gather_positions,
     head_at,
-    input_device,
-    known_inputs,
+    rows_for,
     scored_logps,
     target_logps,
 )
@@ -171,7 +171,7 @@ def token_products(
             f"token_products takes one pair, a chosen and a rejected row with scored tokens; got "
             f"{len(batch.input_ids)} rows, group_size {batch.group_size}, scored tokens {batch.lengths.tolist()}."
         )
-    rows = Rows.from_batch(batch.to(input_device(model)))
+    rows = rows_for(model, batch)
     split = split_for(model, rows, 2) if share_prompt else None
     notes: list[str] = []
     with studying(model, parameters), sdpa_kernel(SDPBackend.MATH):
@@ -200,7 +200,7 @@ def token_matrix(
         batch: the rows.
         memory: bytes of scores to hold at a time; at least one parameter's are held.
     """
-    rows = Rows.from_batch(batch.to(input_device(model)))
+    rows = rows_for(model, batch)
     with studying(model, parameters):
         values = [value for i in range(len(rows)) for value in scored_logps(model, rows[i : i + 1])[0]]
         gram = torch.zeros(len(values), len(values), dtype=torch.float64)
@@ -406,9 +406,9 @@ def _after_prompt(model: nn.Module, split: Split, row: int, states: Sequence[Ten
     cache = DynamicCache()
     for layer in range(len(states) // 2):
         cache.update(states[2 * layer], states[2 * layer + 1], layer)
-    inputs = known_inputs(model, one.response_inputs())
+    inputs = one.response_inputs() | {"past_key_values": cache, "use_cache": True}
     with head_at(model, rest.index):
-        logits = model(**inputs, past_key_values=cache, use_cache=True).logits
+        logits = forward(model, inputs).logits
     if logits.shape[1] != rest.index.shape[1]:
         logits = gather_positions(logits, rest.index)
     return target_logps(logits, rest.targets, rest.valid)
