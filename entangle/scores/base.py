@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry
 from entangle.errors import UserError
-from entangle.scores.logps import evaluating, plain_experts, rows_for
+from entangle.scores.logps import Rows, evaluating, plain_experts, rows_for
 from entangle.scores.model_check import check_causal, check_rows_apart
 from entangle.scores.rows import RowBatch
 from entangle.scores.summing import PassSums
@@ -102,19 +102,24 @@ class Engine(ABC):
         Raises:
             UserError: the model can't be run on such rows, isn't causal, or mixes the rows of a batch.
         """
-        rows = rows_for(self.model, batch)
-        with torch.no_grad(), evaluating(self.model):
-            check_causal(self.model, rows, self.resolution)
-            self.notes += check_rows_apart(self.model, rows, self.resolution)
-        self._is_model_checked = True
+        self._check_model(batch)
 
-    def take_as_checked(self) -> None:
-        """Leave `check` out: another engine has checked the same model."""
+    def _check_model(self, batch: RowBatch) -> None:
+        """The checks that concern the model alone."""
+        rows = rows_for(self.model, batch)
+        whole = Rows.from_batch(batch.to(rows.input_ids.device), whole=True)
+        with torch.no_grad(), evaluating(self.model):
+            check_causal(self.model, whole, self.resolution)
+            self.notes += check_rows_apart(self.model, rows, self.resolution)
         self._is_model_checked = True
 
     def _check_once(self, batch: RowBatch) -> None:
         if not self._is_model_checked:
-            self.check(batch)
+            self._check_model(batch)
+
+    def take_as_checked(self) -> None:
+        """Leave the checks of the model out: another engine has made them."""
+        self._is_model_checked = True
 
     def pairs(
         self,

@@ -70,6 +70,7 @@ class FactoredEngine(Engine):
         self._are_rules_checked = self._is_sharing_checked = False
         self._dtypes: set[torch.dtype] = set()
         self._alone = AutogradEngine(model, parameters)
+        self._alone.take_as_checked()
         self._fallback: AutogradEngine | None = None
         self._folded: list[LoraLinear] = []
         self._sites: list[Site] = []
@@ -166,8 +167,7 @@ class FactoredEngine(Engine):
 
     def check(self, batch: RowBatch) -> None:
         """See `Engine.check`; also compares the rules on the shortest rows, and shared prompts on the longest."""
-        super().check(batch)
-        self._alone.take_as_checked()
+        self._check_model(batch)
         check_adapters(self.model, self.parameters, self._folded)
         n, rows = len(batch.prompt_length), rows_for(self.model, batch)
         members = torch.arange(batch.group_size, device=rows.lengths.device) * n
@@ -186,6 +186,7 @@ class FactoredEngine(Engine):
         """Whether rows of this batch can't share a forward pass: their rotary factors differ (see `rotary`)."""
         if not length_factors(self.model):
             return False
+        self._check_once(batch)
         rows = rows_for(self.model, batch)
         apart = len(alike(self.model, rows.lengths)) > 1
         if apart and ONE_BY_ONE not in self.notes:
@@ -237,9 +238,7 @@ class FactoredEngine(Engine):
         `know` is told these log-probs before there are any scores.
         """
         check_adapters(self.model, self.parameters, self._folded)
-        if not self._is_model_checked:
-            super().check(batch)
-            self._alone.take_as_checked()
+        self._check_once(batch)
         rows = rows_for(self.model, batch)
         if not self._are_rules_checked:
             self._check_rules(rows, batch.group_size)

@@ -22,43 +22,40 @@ from entangle.scores.logps import (
     model_inputs,
     scored_logps,
 )
-from entangle.scores.rotary import length_factors
+from entangle.scores.rotary import alike, length_factors
 
 
 def check_causal(model: nn.Module, rows: Rows, resolution: float) -> None:
-    """Change the second half of the longest row, and see whether logits in the first half change.
+    """Change the end of the longest row, then leave it out: logits before the end must stay the same.
 
-    One forward pass over two rows; the head runs at four positions.
+    The end is the last token, and the second half. Three forward passes over the row and two over a part of it,
+    without gradients; the head runs at eight positions.
 
     Args:
         model: the model, in eval mode.
-        rows: a batch without padding.
+        rows: a batch without padding, every token of its rows (engines leave out the last, which predicts nothing).
         resolution: relative error of dot products in this precision.
 
     Raises:
-        UserError: they do, or the model can't be run on token ids at all.
+        UserError: they don't, or the model can't be run on token ids at all.
     """
     longest = int(rows.lengths.argmax())
-    length = int(rows.lengths[longest])
-    middle = length // 2
-    if middle < 1:
+    ids = rows.input_ids[longest, : int(rows.lengths[longest])]
+    ends = sorted({len(ids) // 2, len(ids) - 1} - {0})
+    if not ends:
         return
-    ids = rows.input_ids[longest, :length]
     other = torch.where(ids == ids.min(), ids.max(), ids.min())
-    changed = torch.cat([ids[:middle], other[middle:]])
-    early = torch.tensor(sorted({0, middle // 2, max(middle - 2, 0), middle - 1}), device=ids.device)
-    nowhere = torch.zeros(2, len(early), dtype=torch.long, device=ids.device)
-    both = Rows(
-        torch.stack([ids, changed]), rows.lengths.new_full((2,), length), early.expand(2, -1),
-        nowhere, nowhere.bool(), nowhere,
-    )  # fmt: skip
-    with head_at(model, both.index):
-        logits = _logits(model, both)
-    before, after = (
-        gather_positions(logits, both.index) if logits.shape[1] != len(early) else logits
-    ).double()
-    difference, scale = float((before - after).abs().max()), float(before.abs().max())
-    if difference > max(1e-4, 10 * logp_resolution(resolution)) * max(scale, 1.0):
+    seen = torch.tensor(sorted({p for end in ends for p in (0, end // 2, end - 2, end - 1) if p >= 0}))
+    seen = seen.to(ids.device)
+    before, difference = _logits_at(model, ids, seen), 0.0
+    for end in ends:
+        early = seen < end
+        found = [_logits_at(model, torch.cat([ids[:end], other[end:]]), seen)[early]]
+        if len(alike(model, torch.tensor([len(ids), end]))) == 1:
+            found += [_logits_at(model, ids[:end], seen[early])]
+        difference = max([difference, *(float((before[early] - logits).abs().max()) for logits in found)])
+    scale = max(float(before.abs().max()), 1.0)
+    if difference > max(1e-4, 10 * logp_resolution(resolution)) * scale:
         raise UserError(
             f"{type(causal_lm(model)).__name__} isn't causal: a later token changes the logits of earlier ones (by up "
             f"to {difference:.2g}), so its log-prob of a response isn't that of a language model, and no preference "
@@ -110,14 +107,22 @@ def check_rows_apart(model: nn.Module, rows: Rows, resolution: float) -> list[st
     )
 
 
-def _logits(model: nn.Module, rows: Rows) -> Tensor:
-    """Logits of a plain forward pass.
+def _logits_at(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits of a plain forward pass over one row, `(positions, V)` float64.
+
+    Args:
+        model: the model.
+        ids: `(T,)`, token ids.
+        positions: `(S,)`.
 
     Raises:
         UserError: there are none.
     """
+    index, nothing = positions[None], torch.zeros_like(positions[None])
+    rows = Rows(ids[None], nothing.new_full((1,), len(ids)), index, nothing, nothing.bool(), nothing)
     try:
-        return forward(model, model_inputs(model, rows)).logits
+        with head_at(model, index):
+            logits = forward(model, model_inputs(model, rows)).logits
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever it is, no engine can do without this pass
@@ -126,3 +131,4 @@ def _logits(model: nn.Module, rows: Rows) -> Tensor:
             f"({type(error).__name__}: {str(error)[:200]}). Check that it runs in transformers with this adapter and "
             "precision: an adapter on a layer that returns several values (a router) can't run at all."
         ) from error
+    return (logits if logits.shape[1] == index.shape[1] else gather_positions(logits, index))[0].double()

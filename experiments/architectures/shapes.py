@@ -63,10 +63,10 @@ _SIZES: dict[str, Any] = {
     ),
     **dict.fromkeys(
         ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length", "rel_extent",
-         "model_max_length", "max_target_positions", "max_source_positions"), 64,
+         "model_max_length", "max_target_positions", "max_source_positions", "index_topk"), 64,
     ),
     **dict.fromkeys(
-        ("chunk_size", "mamba_chunk_size", "index_topk", "block_multiple_of", "block_size", "time_step_rank",
+        ("chunk_size", "mamba_chunk_size", "block_multiple_of", "block_size", "time_step_rank",
          "mamba_dt_rank", "local_attn_chunk_length", "lsh_attn_chunk_length", "ffn_round_up_to_multiple_of",
          "pronunciation_embed_dim", "shape_embed_dim"), 8,
     ),
@@ -89,6 +89,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2, "num_experts": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
     "mimo_v2_flash": {"head_dim": 16, "v_head_dim": 8},
@@ -102,7 +103,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(kind: str) -> PretrainedConfig:
+def tiny_config(kind: str, **options: Any) -> PretrainedConfig:
     """A config of this model type, everything in it as small as it goes."""
     cls = CONFIG_MAPPING[kind]
     own = _SHAPES.get(kind, {})
@@ -122,7 +123,7 @@ def tiny_config(kind: str) -> PretrainedConfig:
         if isinstance(kinds, list) and name in known:
             settings[name] = spread(kinds)
             settings |= {n: len(settings[name]) for n in ("num_hidden_layers",) if n in settings}
-    return cls(**(settings | own))
+    return cls(**(settings | own | options))
 
 
 def spread(kinds: list[Any]) -> list[Any]:
@@ -131,9 +132,9 @@ def spread(kinds: list[Any]) -> list[Any]:
     return first if len(first) > 1 else first * LAYERS
 
 
-def tiny_model(kind: str, seed: int = 0) -> nn.Module:
+def tiny_model(kind: str, seed: int = 0, **options: Any) -> nn.Module:
     """A random float64 model of this type; weights are drawn wide, so that every part has a say."""
-    config = tiny_config(kind)
+    config = tiny_config(kind, **options)
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if size > LARGEST:
