@@ -33,7 +33,7 @@ from entangle.config import AcrossConfig, build_losses
 from entangle.config.hashing import hash_file
 from entangle.errors import ConfigError, RunError
 from entangle.measure.across import CrossProducts, Weights
-from entangle.measure.plan import Plan
+from entangle.measure.plan import Plan, extremes
 from entangle.measure.reload import load_again, options_of
 from entangle.models import load_adam_state
 from entangle.runs.session import Session
@@ -106,6 +106,7 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
         state = load_adam_state(options.optimizer_state, policy.model, policy.trained)
         metric = state.metric(policy.parameters)
     engine = make_engine(policy.model, policy.parameters, options.engine)
+    engine.check(policy.collate(extremes(pairs)))
     incentives = {label: _incentives(probe, label, numbers) for label in labels}
     products = CrossProducts(
         session=session,

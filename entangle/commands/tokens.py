@@ -28,10 +28,12 @@ from entangle.commands.probe import ProbeResult
 from entangle.config import TokensConfig, build_losses
 from entangle.data import TokenizedPair
 from entangle.errors import ConfigError, RunError
+from entangle.measure.plan import extremes
 from entangle.measure.reload import load_again, options_of
 from entangle.measure.verification import KeepFloat64
 from entangle.models import Policy
 from entangle.runs.progress import notes_console
+from entangle.scores import make_engine
 from entangle.scores.check import logps_agree
 from entangle.scores.tokens import TokenProducts, token_products
 from entangle.tables.base import Shown
@@ -94,6 +96,7 @@ def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenRes
     policy, pairs = load_again(probe.folder, options, indices)
     if config.dtype is not None:
         nn.Module.to(policy.model, DTYPES[config.dtype])
+    make_engine(policy.model, policy.parameters, "autograd").check(policy.collate(extremes(pairs)))
     found, matrices, notes = [], {}, []
     for pair in pairs:
         products = _products(policy, pair, probe, config)

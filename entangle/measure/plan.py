@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from entangle.data import TokenizedPair
@@ -62,6 +62,12 @@ class Plan:
             batch.append(pair)
         if batch:
             yield batch
+
+
+def extremes(pairs: Iterable[TokenizedPair]) -> list[TokenizedPair]:
+    """The shortest and the longest pair that can be scored, with which an engine checks the model; none without any."""
+    scorable = sorted(filter(is_scorable, pairs), key=longest)
+    return [scorable[0], scorable[-1]] if len(scorable) > 1 else scorable
 
 
 def longest(pair: TokenizedPair) -> int:

@@ -54,7 +54,7 @@ def check_causal(model: nn.Module, rows: Rows, resolution: float) -> None:
         if len(alike(model, torch.tensor([len(ids), end]))) == 1:
             found += [_logits_at(model, ids[:end], seen[early])]
         difference = max([difference, *(float((before[early] - logits).abs().max()) for logits in found)])
-    scale = max(float(before.abs().max()), 1.0)
+    scale = float(before.abs().max())
     if difference > max(1e-4, 10 * logp_resolution(resolution)) * scale:
         raise UserError(
             f"{type(causal_lm(model)).__name__} isn't causal: a later token changes the logits of earlier ones (by up "

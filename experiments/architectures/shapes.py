@@ -28,7 +28,8 @@ _SIZES: dict[str, Any] = {
     ),
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_dim", "embedding_size", "word_embed_proj_dim",
-         "attention_hidden_size", "lru_width", "backbone_hidden_size", "input_embedding_size", "output_embedding_size"), 16,
+         "attention_hidden_size", "lru_width", "backbone_hidden_size", "input_embedding_size", "output_embedding_size"),
+        16,
     ),
     **dict.fromkeys(
         ("intermediate_size", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_dim", "ffn_hidden_size", "d_inner", "dff",
@@ -80,49 +81,80 @@ _SIZES: dict[str, Any] = {
 """Options by name, for every config that has them."""
 
 _SHAPES: dict[str, dict[str, Any]] = {
-    "codegen": {"n_head": 4, "rotary_dim": 4},
-    "cpmant": {"position_bias_num_buckets": 8, "position_bias_max_distance": 64},
-    "deepseek_v2": {"topk_method": "greedy"},
+    "codegen": {"num_attention_heads": 4, "rotary_dim": 4},
+    "cpmant": {"prompt_types": 32, "segment_types": 32},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 1, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_d_head": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2, "num_experts": 4},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 8, "n_groups": 1},
     "mimo_v2_flash": {"head_dim": 16, "v_head_dim": 8},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {"n_groups": 1, "mamba_num_heads": 4, "expand": 2},
-    "reformer": {"is_decoder": True, "axial_pos_embds": False, "num_attention_heads": 2, "attn_layers": ["local", "local"]},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_embds": False,
+        "num_attention_heads": 2,
+        "attn_layers": ["local", "local"],
+    },
     "xmod": {"default_language": "en_XX"},
-    "zamba2": {"attention_head_dim": 16, "attention_hidden_size": 32, "mamba_headdim": 8},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "num_hidden_layers": 5,
+        "attention_hidden_size": 32,
+        "attention_head_dim": 16,
+        "n_mamba_heads": 2,
+    },
+    "zamba2": {
+        "attention_hidden_size": 32,
+        "attention_head_dim": 16,
+        "mamba_headdim": 8,
+        "n_mamba_heads": 4,
+        "mamba_ngroups": 1,
+        "num_mem_blocks": 1,
+        "hybrid_layer_ids": [1],
+        "layers_block_type": ["mamba", "hybrid"],
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 
 
 def tiny_config(kind: str, **options: Any) -> PretrainedConfig:
-    """A config of this model type, everything in it as small as it goes."""
+    """A config of this model type, everything in it as small as it goes; `options` come last."""
     cls = CONFIG_MAPPING[kind]
     own = _SHAPES.get(kind, {})
     try:
         default = cls()
     except Exception:  # some have no default
         default = None
-    known = set(vars(default)) if default is not None else set()
-    known |= set(inspect.signature(cls.__init__).parameters) | set(getattr(cls, "__dataclass_fields__", ()))
+    kept = vars(default) if default is not None else {}
+    known = {*kept, *inspect.signature(cls.__init__).parameters, *getattr(cls, "__dataclass_fields__", ())}
     settings = {
         name: value
         for name, value in _SIZES.items()
-        if (name in known or name in cls.attribute_map) and getattr(default, name, 0) is not None
+        if (name in known or name in cls.attribute_map)
+        and kept.get(cls.attribute_map.get(name, name), 0) is not None
     }
     for name in ("layer_types", "mlp_layer_types", "layers_block_type"):
-        kinds = getattr(default, name, None)
-        if isinstance(kinds, list) and name in known:
+        if isinstance(kinds := kept.get(name), list):
             settings[name] = spread(kinds)
-            settings |= {n: len(settings[name]) for n in ("num_hidden_layers",) if n in settings}
+            settings |= {"num_hidden_layers": len(settings[name])} if "num_hidden_layers" in settings else {}
     return cls(**(settings | own | options))
 
 

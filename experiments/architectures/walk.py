@@ -2,21 +2,23 @@
 
     python experiments/architectures/walk.py [MODEL_TYPE ...]
 
-Of each, all parameters and a LoRA on all linear layers are probed; Gram matrices and log-probs of four rows are compared
-with gradients that this file takes itself: a row alone, no cache, no padding, plain `torch.autograd.grad`. Without
+Of each, all parameters and a LoRA on all linear layers are probed; Gram matrices and log-probs of four rows are
+compared with gradients that this file takes itself: a row alone, no cache, no padding, plain `torch.autograd.grad`. Without
 arguments the outcome of the whole walk is written to `docs/architectures.md`.
 """
 
 from __future__ import annotations
 
+import html
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import peft
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -79,7 +81,7 @@ def judge(model: nn.Module) -> Outcome:
         engine = make_engine(model, parameters)
         gram, logps = engine.gram(batch), engine.pairs(batch).logps
     except UserError as error:
-        return Outcome("refused", first_line(error))
+        return Outcome("refused", str(error).split(" (")[0].split(": ")[0])
     except Exception as error:
         return Outcome("wrong", f"{type(error).__name__}: {first_line(error)}")
     expected_gram, expected_logps = by_hand(model, parameters, batch)
@@ -90,7 +92,7 @@ def judge(model: nn.Module) -> Outcome:
         return Outcome("wrong", f"dot products off by {error:.1e}, log-probs by {off:.1e} nats", error)
     slow = set(parameters) - (engine.covered if isinstance(engine, FactoredEngine) else set())
     if slow:
-        return Outcome("fallback", f"{len(slow)} of {len(parameters)} parameters: {engine.notes[0]}", error)
+        return Outcome("fallback", f"{len(slow)} of {len(parameters)}, {slow_parts(slow)}", error)
     return Outcome("exact", "", error)
 
 
@@ -180,19 +182,94 @@ def with_lora(model: nn.Module, exclude: str | None = None) -> PeftModel:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message that says something, at most 160 characters."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
+    """The first line of a message that says something, at most 100 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if not line.endswith(":")), type(error).__name__)
+    return line if len(line) <= 100 else line[:100].rsplit(" ", 1)[0] + " ..."
+
+
+def slow_parts(names: Iterable[str]) -> str:
+    """Parameters that go by autograd, told by the last two parts of their names, four of them at most."""
+    parts = [[part for part in name.split(".") if not part.isdigit() and part != "default"] for name in names]
+    kinds = sorted({".".join([p for p in own if p not in ("weight", "base_layer")][-2:]) for own in parts})
+    return ", ".join(f"`{kind}`" for kind in kinds[:4]) + (", ..." if len(kinds) > 4 else "")
+
+
+def page(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
+    """The page of the documentation."""
+    built = {kind: found for kind, found in outcomes.items() if found["full"].verdict != "not built"}
+    rows = [
+        f"| `{kind}` | {ARCHITECTURES[kind]} | {cell(found['full'])} | {cell(found['lora'])} |"
+        for kind, found in built.items()
+    ]
+    out = [
+        f"- `{kind}`: {html.escape(found['full'].why)}"
+        for kind, found in outcomes.items()
+        if kind not in built
+    ]
+    versions = ", ".join(f"{m.__name__} {m.__version__}" for m in (transformers, peft, torch))
+    counts = {
+        probed: ", ".join(
+            f"{n} {verdict}"
+            for verdict in ("exact", "fallback", "refused", "wrong")
+            if (n := sum(found[probed].verdict == verdict for found in built.values()))
+        )
+        for probed in ("full", "lora")
+    }
+    return PAGE.format(
+        versions=versions, all=len(outcomes), built=len(built), full=counts["full"], lora=counts["lora"],
+        tolerance=f"{TOLERANCE:.0e}", rows="\n".join(rows), out="\n".join(out),
+    )  # fmt: skip
+
+
+def cell(outcome: Outcome) -> str:
+    """A verdict and why, as a cell of the table."""
+    return outcome.verdict + (f": {html.escape(outcome.why).replace('|', '/')}" if outcome.why else "")
+
+
+PAGE = """# Architectures
+
+Every model type that transformers registers for causal language modelling ({all}) was built from its config as small as
+it goes, with random float64 weights, and probed with all of its parameters and with a LoRA on all of its linear layers.
+Dot products and log-probs of four rows were compared with gradients that the script takes itself: one row at a time, no
+cache, no padding, plain `torch.autograd.grad`. {built} could be built so. Of these, with all parameters: {full}; with
+LoRA: {lora}. Written by `experiments/architectures/walk.py` with {versions}.
+
+- **exact**: all parameters go by a fast rule, and agree within {tolerance} (some models compute parts in float32).
+- **fallback**: agrees as well; the parameters named have no fast rule and cost a forward and a backward pass per
+  response, which a run says in its notes. `--engine autograd` takes that way for all parameters.
+- **refused**: the command ends before the passes and says why. Encoders that are loaded as causal models let later
+  tokens change earlier ones; with `is_decoder: true` in their config they don't, and are measured like any other.
+- **not built**: PEFT or transformers can't make or run this one.
+
+What such a walk can't show: rows are short, so whatever begins beyond some thousand tokens (the choice of keys in
+sparse attention) isn't reached. Every run therefore makes its checks again on its own model, with its longest rows.
+
+| model type | class | all parameters | LoRA |
+|---|---|---|---|
+{rows}
+
+## Not built
+
+Larger than a tiny model at the smallest shape tried, several modalities in one, or not to be run on token ids in
+float64:
+
+{out}
+"""
 
 
 def main() -> None:
-    """Walk, print, and write the table if everything was walked."""
+    """Walk, print, and write the page if everything was walked."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
-    kinds = sys.argv[1:] or list(ARCHITECTURES)
-    for kind in kinds:
-        for probed, outcome in walk(kind).items():
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    for kind in sys.argv[1:] or ARCHITECTURES:
+        outcomes[kind] = walk(kind)
+        for probed, outcome in outcomes[kind].items():
             error = "" if outcome.error is None else f"{outcome.error:.1e}"
             print(f"{kind:28} {probed:5} {outcome.verdict:10} {error:8} {outcome.why}", flush=True)
+    if len(sys.argv) == 1:
+        OUTPUT.write_text(page(outcomes))
 
 
 if __name__ == "__main__":

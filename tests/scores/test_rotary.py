@@ -36,9 +36,7 @@ def scaled_model(kind: str) -> nn.Module:
     """A tiny model with LoRA whose factors depend on length in this way."""
     reach = 64 if kind == "longrope" else ORIGINAL
     options = {"original_max_position_embeddings": ORIGINAL} if kind == "longrope" else {}
-    model = tiny_model(
-        MODELS[kind], rope_parameters=SCALING[kind], max_position_embeddings=reach, **options
-    )
+    model = tiny_model(MODELS[kind], rope_parameters=SCALING[kind], max_position_embeddings=reach, **options)
     return with_lora(model)
 
 

@@ -22,6 +22,7 @@ from entangle.config import JointConfig, build_losses
 from entangle.data import PreferencePair, hash_pairs
 from entangle.errors import ConfigError, DataError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
+from entangle.measure.plan import extremes
 from entangle.measure.prompts import (
     ANSWERS,
     PromptMeasurement,
@@ -86,6 +87,8 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     engine = make_engine(policy.model, policy.parameters, config.engine)
     done = policy.tokenize(list(chosen.values()), config.max_length)
     tokenized = dict(zip(chosen, done.tokens, strict=True))
+    if ends := extremes(done.tokens):
+        engine.check(policy.collate(ends))
     measurement = PromptMeasurement(config, policy, engine, reward_function, pairs=tokenized)
     shards, rollouts = shards_of(prompts, config.shard_size), {r.prompt.index: r for r in read}
     session.compute(

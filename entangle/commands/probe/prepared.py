@@ -12,7 +12,7 @@ from entangle.data import PreferencePair, TokenizedPair
 from entangle.diagnostics import resolve
 from entangle.errors import ConfigError
 from entangle.measure.passes import Measurement, Summing, column_functions
-from entangle.measure.plan import Plan, is_scorable, longest
+from entangle.measure.plan import Plan, extremes, is_scorable, longest
 from entangle.measure.rows import ROW_COLUMNS
 from entangle.models import AdamState, NoReference, Policy, check_positions, check_reference, settle_reference
 from entangle.scores import Metric, make_engine
@@ -93,7 +93,7 @@ class Prepared:
         return Plan.make(self.tokens, self.options.shard_size, self.options.batch_size)
 
     def measurement(self, plan: Plan, sums: Summing | None) -> Measurement:
-        """What the passes need; the reference is proved on the first pair.
+        """What the passes need; the model is checked on the longest, the reference proved on the first pair.
 
         Args:
             plan: of the pairs.
@@ -102,6 +102,7 @@ class Prepared:
         policy, options = self.policy, self.options
         engine = make_engine(policy.model, policy.parameters, options.engine)
         if plan.first_pass:
+            engine.check(policy.collate(extremes(self.tokens)))
             check_reference(policy, policy.collate(plan.first_pass[:1]))
         columns = column_functions(options.diagnostics)
         return Measurement(policy, engine, columns, options.modules, self.metric, sums)
