@@ -3,8 +3,8 @@
     python experiments/architectures/walk.py [MODEL_TYPE ...]
 
 Of each, all parameters and a LoRA on all linear layers are probed; Gram matrices and log-probs of four rows are
-compared with gradients that this file takes itself: a row alone, no cache, no padding, plain `torch.autograd.grad`. Without
-arguments the outcome of the whole walk is written to `docs/architectures.md`.
+compared with gradients that this file takes itself: a row alone, no cache, no padding, plain `torch.autograd.grad`.
+Without arguments the outcome of the whole walk is written to `docs/architectures.md`.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def page(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
         for kind, found in built.items()
     ]
     out = [
-        f"- `{kind}`: {html.escape(found['full'].why)}"
+        f"- `{kind}`: {html.escape(found['full'].why, quote=False)}"
         for kind, found in outcomes.items()
         if kind not in built
     ]
@@ -211,7 +211,7 @@ def page(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
     counts = {
         probed: ", ".join(
             f"{n} {verdict}"
-            for verdict in ("exact", "fallback", "refused", "wrong")
+            for verdict in ("exact", "fallback", "refused", "wrong", "not built")
             if (n := sum(found[probed].verdict == verdict for found in built.values()))
         )
         for probed in ("full", "lora")
@@ -224,7 +224,9 @@ def page(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
 
 def cell(outcome: Outcome) -> str:
     """A verdict and why, as a cell of the table."""
-    return outcome.verdict + (f": {html.escape(outcome.why).replace('|', '/')}" if outcome.why else "")
+    return outcome.verdict + (
+        f": {html.escape(outcome.why, quote=False).replace('|', '/')}" if outcome.why else ""
+    )
 
 
 PAGE = """# Architectures
@@ -232,8 +234,12 @@ PAGE = """# Architectures
 Every model type that transformers registers for causal language modelling ({all}) was built from its config as small as
 it goes, with random float64 weights, and probed with all of its parameters and with a LoRA on all of its linear layers.
 Dot products and log-probs of four rows were compared with gradients that the script takes itself: one row at a time, no
-cache, no padding, plain `torch.autograd.grad`. {built} could be built so. Of these, with all parameters: {full}; with
-LoRA: {lora}. Written by `experiments/architectures/walk.py` with {versions}.
+cache, no padding, plain `torch.autograd.grad`. {built} could be built so:
+
+- with all parameters {full};
+- with LoRA {lora}.
+
+Written by `experiments/architectures/walk.py` with {versions}.
 
 - **exact**: all parameters go by a fast rule, and agree within {tolerance} (some models compute parts in float32).
 - **fallback**: agrees as well; the parameters named have no fast rule and cost a forward and a backward pass per

@@ -60,7 +60,7 @@ def alone(model: nn.Module, batch: RowBatch) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", SCALING)
 def test_every_row_has_the_factors_of_its_own_length(kind: str, seed: int) -> None:
-    """Both engines and plain log-probs, in batches of short and long rows, on either side of the length, in any order."""
+    """Both engines and plain log-probs, in batches of rows on either side of the length, in any order."""
     model = scaled_model(kind)
     batch = random_batch(prompts=4, seed=seed)
     lengths = batch.attention_mask.sum(1)
