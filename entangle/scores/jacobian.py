@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entangle.scores.base import studying
+from entangle.scores.logps import forward
 
 STEPS = 12
 """Power iterations per position: a Jacobian with a gap between its largest singular values needs few."""
@@ -45,7 +46,7 @@ def jacobian_norm(
         studying(model, parameters),
         sdpa_kernel(SDPBackend.MATH),
     ):  # the fused kernels have no second derivative
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, -1]
+        logits = forward(model, {"input_ids": ids[None], "use_cache": False}).logits[0, -1]
         generator = torch.Generator().manual_seed(seed)
         u = torch.randn(logits.shape, generator=generator).to(logits)
         probe = torch.zeros_like(logits, requires_grad=True)

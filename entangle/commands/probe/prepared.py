@@ -93,7 +93,7 @@ class Prepared:
         return Plan.make(self.tokens, self.options.shard_size, self.options.batch_size)
 
     def measurement(self, plan: Plan, sums: Summing | None) -> Measurement:
-        """What the passes need; the reference is proved on the first pair.
+        """What the passes need; the model is checked on the longest, the reference proved on the first pair.
 
         Args:
             plan: of the pairs.
