@@ -50,7 +50,7 @@ def test_what_shows_on_long_rows_only() -> None:
 def test_rows_that_mix_are_refused(engine: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer that looks at the whole batch."""
     model = tiny_model("llama")
-    mlp = type(model.model.layers[0].mlp)
+    mlp = type(model.get_submodule("model.layers.0.mlp"))
     forward = mlp.forward
     monkeypatch.setattr(mlp, "forward", lambda self, x: forward(self, x - x.mean(0, keepdim=True)))
     with pytest.raises(UserError, match="LlamaForCausalLM mixes the rows of a batch"):
@@ -60,8 +60,7 @@ def test_rows_that_mix_are_refused(engine: type, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_experts_in_float64(name: str) -> None:
     """Grouped products exist up to float32; experts are evaluated one by one, and the model's own way comes back."""
-    options = {"experts_implementation": "grouped_mm"}
-    model, plain = tiny_model(name, **options), tiny_model(name)
+    model, plain = tiny_model(name, experts_implementation="grouped_mm"), tiny_model(name)
     batch = random_batch()
     with pytest.raises(RuntimeError, match="Double"):
         model(input_ids=batch.input_ids[:1])
@@ -69,7 +68,7 @@ def test_experts_in_float64(name: str) -> None:
     for engine in (FactoredEngine, AutogradEngine):
         assert relative_error(engine(model, trainable(model)).gram(batch), expected) < 1e-12
     torch.testing.assert_close(row_logps(model, batch), row_logps(plain, batch))
-    assert model.config._experts_implementation == "grouped_mm"
+    assert getattr(model.config, "_experts_implementation") == "grouped_mm"  # noqa: B009
 
 
 def test_a_rule_that_cannot_be_applied_is_given_up() -> None:

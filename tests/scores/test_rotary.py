@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ MODELS = {"longrope": "phi3", "dynamic": "llama"}
 def scaled_model(kind: str) -> nn.Module:
     """A tiny model with LoRA whose factors depend on length in this way."""
     reach = 64 if kind == "longrope" else ORIGINAL
-    options = {"original_max_position_embeddings": ORIGINAL} if kind == "longrope" else {}
+    options: dict[str, Any] = {"original_max_position_embeddings": ORIGINAL} if kind == "longrope" else {}
     model = tiny_model(MODELS[kind], rope_parameters=SCALING[kind], max_position_embeddings=reach, **options)
     return with_lora(model)
 
