@@ -1,7 +1,7 @@
 """What the pages take from the code: tables of options and of losses, so that each stands in one place.
 
 `{{ options probe }}` becomes the options of that command, `{{ commands }}` the list of commands, `{{ losses }}` the
-catalogue of losses, `{{ formats }}` the forms of data that are read.
+catalogue of losses, `{{ formats }}` the forms of data that are read, `{{ mitigations }}` the mitigations.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import html
 import inspect
 import re
 import textwrap
+import typing
 from typing import Any
 
 
@@ -22,6 +23,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     )
     markdown = re.sub(r"^\{\{ commands \}\}$", lambda _: commands_list(), markdown, flags=re.M)
     markdown = re.sub(r"^\{\{ formats \}\}$", lambda _: formats_table(), markdown, flags=re.M)
+    markdown = re.sub(r"^\{\{ mitigations \}\}$", lambda _: mitigations_table(), markdown, flags=re.M)
     return re.sub(r"^\{\{ losses \}\}$", lambda _: losses_table(), markdown, flags=re.M)
 
 
@@ -34,6 +36,19 @@ def formats_table() -> str:
         for form in FORMATS.values()
     ]
     return "\n".join(["| `--format` | taken | what is read as what |", "|---|---|---|", *rows])
+
+
+def mitigations_table() -> str:
+    """Every mitigation with its options, the first line of what its class says, and where it is from."""
+    from entangle.analysis.mitigations import MITIGATIONS
+
+    lines = ["| mitigation | what it does | from |", "|---|---|---|"]
+    for name, cls in MITIGATIONS.items():
+        options = ", ".join(f"`{field.name}`" for field in dataclasses.fields(cls))
+        title = inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+        cells = (f"`{name}`" + (f" ({options})" if options else ""), title, cls.source)
+        lines.append("| " + " | ".join(html.escape(c, quote=False).replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines)
 
 
 def losses_table() -> str:
@@ -60,7 +75,8 @@ def options_table(command: str) -> str:
 
     cls = COMMANDS[command].config
     rows = [
-        f"| `{field.name}` | {default(field)} | {meaning(cls, field.name)} |" for field in by_nearness(cls)
+        f"| `{field.name}` | {default(field)} | {meaning(cls, field.name)}{known(cls, field.name)} |"
+        for field in by_nearness(cls)
     ]
     return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
 
@@ -101,6 +117,22 @@ def meaning(cls: type, name: str) -> str:
         if name in own_names(base):
             return html.escape(docstrings(base)[name], quote=False).replace("|", r"\|")
     raise LookupError(name)
+
+
+def known(cls: type, name: str) -> str:
+    """The names that an option may take, where its kind lists some."""
+    from entangle.config.typed import types_of
+
+    for mark in marks(types_of(cls)[name]):
+        if listed := re.search(r"\{(.*)\}", getattr(mark, "metavar", "")):
+            return " Known: " + ", ".join(f"`{one}`" for one in listed[1].split(",")) + "."
+    return ""
+
+
+def marks(kind: Any) -> list[Any]:
+    """The metadata of an annotation, and of the kinds that it is a union of."""
+    inner = [mark for part in typing.get_args(kind) for mark in marks(part)]
+    return [*getattr(kind, "__metadata__", ()), *inner]
 
 
 def docstrings(cls: type) -> dict[str, str]:

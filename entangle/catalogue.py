@@ -11,7 +11,7 @@ from typing import Any
 from losses import CATALOGUE, PreferenceLoss, build
 
 FAMILIES = ("margin", "normalised", "anchored", "pointwise", "divergence", "batch", "tokens", "compose")
-"""The families (modules of `losses`) in the order of the tables."""
+"""The families (modules of `losses`) in the order of the tables; others follow, a user's own module too."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,11 @@ def loss_rows(
         >>> [row.name for row in loss_rows(family="divergence")]
         ['f_dpo_forward_kl', 'f_dpo_js', 'f_dpo_alpha', 'chipo']
     """
-    if family is not None and family not in FAMILIES:
-        raise ValueError(f"Unknown family {family!r}. Families: {', '.join(FAMILIES)}.")
-    rows = sorted(map(loss_row, CATALOGUE), key=lambda row: FAMILIES.index(row.family))
+    rows = list(map(loss_row, CATALOGUE))
+    families = list(dict.fromkeys([*FAMILIES, *(row.family for row in rows)]))
+    if family is not None and family not in families:
+        raise ValueError(f"Unknown family {family!r}. Families: {', '.join(families)}.")
+    rows.sort(key=lambda row: families.index(row.family))
     wanted = {
         "family": family,
         "needs_reference": needs_reference,
@@ -115,7 +117,7 @@ def explain(spec: str | Mapping[str, Any] | PreferenceLoss) -> str:
     facts = {
         "name": row.name,
         "settings": ", ".join(f"{name}={value}" for name, value in settings.items()) or "none",
-        "family": f"{row.family}: {family_description(row.family)}",
+        "family": f"{row.family}: {_description(type(loss).__module__)}".removesuffix(": "),
         "rho = d_w/d_l": row.ratio,
         "ideal iff": ideal_condition(loss),
         "reads": row.reads,
@@ -130,7 +132,7 @@ def explain(spec: str | Mapping[str, Any] | PreferenceLoss) -> str:
 
 def family_description(family: str) -> str:
     """The first line of the family's module docstring."""
-    return _first_line(sys.modules[f"losses.{family}"].__doc__)
+    return _description(f"losses.{family}")
 
 
 def markdown_table() -> str:
@@ -142,6 +144,10 @@ def markdown_table() -> str:
         escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join([*escaped, _paper_link(row)]) + " |")
     return "\n".join(lines) + "\n\n\\* form from memory, not confirmed against the paper or its code.\n"
+
+
+def _description(module: str) -> str:
+    return _first_line(sys.modules[module].__doc__)
 
 
 def _first_line(docstring: str | None) -> str:

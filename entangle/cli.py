@@ -30,7 +30,7 @@ class Command:
 
     Args:
         name: what is typed.
-        options: its class in `entangle.config`.
+        options: its class in the module of `entangle.config` that has the command's name.
         function: `module:function`, from the options and a console to a result.
         group: the heading that it is listed under.
         line: what it does.
@@ -47,7 +47,7 @@ class Command:
     @property
     def config(self) -> type:
         """The class of its options."""
-        return getattr(importlib.import_module("entangle.config"), self.options)
+        return getattr(importlib.import_module(f"entangle.config.{self.name}"), self.options)
 
     def run(self, config: Any, console: Any) -> Any:
         """Call its function, which is imported only now."""
@@ -112,7 +112,7 @@ COMMANDS = {
         ),
     )
 }  # fmt: skip
-"""Every command by its name, in the order of the help. A new one is its file and its line here."""
+"""Every command by its name, in the order of the help. A new one is its files (options, function) and its line here."""
 
 LONGEST = 4000
 """Characters of a line of an error that are shown, at most."""

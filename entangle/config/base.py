@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from entangle import embedded
 from entangle.config.hashing import sha256_of
-from entangle.config.kinds import DataName, DeviceMap, ModelName, Settings
+from entangle.config.kinds import DataName, DeviceMap, FormatName, ModelName, Settings
 from entangle.config.typed import with_types
 from entangle.errors import ConfigError
 
@@ -108,9 +108,8 @@ class DataOptions(Options):
     """Split that is read."""
     columns: Settings = ()
     """Column names where they differ, as ours=theirs: chosen=better rejected=worse."""
-    format: str = "auto"
-    """How rows are read: trl, axolotl, ms_swift, openai, sharegpt, alpaca, helpsteer, text_prompt, kto, ranked (see
-    docs/data.md); `auto` goes by the columns, and says which it took."""
+    format: FormatName = "auto"
+    """How rows are read (see docs/data.md); `auto` goes by the columns, and says which it took."""
     limit: int | None = None
     """Use only this many pairs: the first ones, or with --seed a random sample in dataset order."""
     seed: int | None = None

@@ -34,6 +34,28 @@ def known_losses() -> dict[str, str | None]:
 
 
 @cache
+def declared_names(what: str) -> tuple[str, ...]:
+    """Names of the diagnostics, formats, mitigations or rewards that the package has, in the order of their files.
+
+    Args:
+        what: diagnostic, format, mitigation or reward.
+    """
+    place = _folder("entangle") / _PLACES[what]
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place]
+    trees = [ast.parse(file.read_text("utf-8")) for file in files]
+    return tuple(name for tree in trees for node in tree.body for name in _names(node))
+
+
+_PLACES = {
+    "diagnostic": "diagnostics",
+    "format": "data/formats",
+    "mitigation": "analysis/mitigations.py",
+    "reward": "rewards/functions.py",
+}
+"""By what is named, the folder or the file that declares it."""
+
+
+@cache
 def trainer_fields() -> frozenset[str]:
     """Options of TRL's DPOConfig and SFTConfig, and of transformers' TrainingArguments below them."""
     trl = _folder("trl") / "trainer"
@@ -70,9 +92,20 @@ def _classes(file: Path) -> list[ast.ClassDef]:
     return [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)]
 
 
+def _names(node: ast.stmt) -> Iterator[str]:
+    """The name of a class that sets `name`, or of a function under a decorator that is given one."""
+    if isinstance(node, ast.ClassDef):
+        yield from (text for target, text in _texts(node) if target == "name")
+    elif isinstance(node, ast.FunctionDef):
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+                yield str(call.args[0].value)
+
+
 def _texts(cls: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Annotated names of a class body that are set to a text."""
+    """Names of a class body that are set to a text."""
     for node in cls.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant):
+        if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(node.value, ast.Constant):
             if isinstance(node.value.value, str):
-                yield ast.unparse(node.target), node.value.value
+                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                yield ast.unparse(target), node.value.value

@@ -8,12 +8,22 @@ from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from entangle.config.declared import declared_names
 from entangle.config.places import Place
 from entangle.config.specs import Spec, to_spec
 from entangle.config.typed import Kind, Unfit, shown
 from entangle.errors import ConfigError
 
-_SPEC = "NAME[:KEY=VALUE,...]|MODULE:NAME"
+
+def _spec(names: str = "NAME") -> str:
+    """How help shows a spec, with the names that are known where they are few."""
+    return f"{names}[:KEY=VALUE,...]|MODULE:NAME"
+
+
+def _among(what: str) -> str:
+    """The names that the package has, as help shows them: read from where they are declared."""
+    return f"{{{','.join(declared_names(what))}}}"
+
 
 
 def _one_spec(what: str) -> Kind:
@@ -62,24 +72,45 @@ def _one_word(value: Any) -> list[str]:
     return _words([value])
 
 
-_MANY = PrimitiveConstructorSpec(
-    nargs="*", metavar=f"{_SPEC} ...", instance_from_str=tuple, is_instance=_is_many, str_from_instance=_words
-)
-_ONE = PrimitiveConstructorSpec(
-    nargs=1, metavar=_SPEC, instance_from_str=_first, is_instance=_anything, str_from_instance=_one_word
-)
+def _many(shown: str) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"{shown} ...",
+        instance_from_str=tuple,
+        is_instance=_is_many,
+        str_from_instance=_words,
+    )
 
-Losses = Annotated[tuple[Any, ...], _MANY, _many_specs("loss", "losses")]
+
+def _one(shown: str) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=shown,
+        instance_from_str=_first,
+        is_instance=_anything,
+        str_from_instance=_one_word,
+    )
+
+
+Losses = Annotated[tuple[Any, ...], _many(_spec()), _many_specs("loss", "losses")]
 """Losses as specs."""
 
-Loss = Annotated[Any, _ONE, _one_spec("loss")]
+Loss = Annotated[Any, _one(_spec()), _one_spec("loss")]
 """One loss as a spec."""
 
-Mitigations = Annotated[tuple[Any, ...], _MANY, _many_specs("mitigation", "mitigations")]
+Mitigations = Annotated[
+    tuple[Any, ...], _many(_spec(_among("mitigation"))), _many_specs("mitigation", "mitigations")
+]
 """Mitigations as specs."""
 
-Reward = Annotated[Any, _ONE, _one_spec("reward")]
+Reward = Annotated[Any, _one(_spec(_among("reward"))), _one_spec("reward")]
 """One reward function as a spec."""
+
+FormatName = Annotated[str, _one(f"auto|{_among('format')}")]
+"""A format of preference data."""
+
+DiagnosticNames = Annotated[tuple[str, ...], _many(f"all|{_among('diagnostic')}")]
+"""Diagnostics by name."""
 
 
 def _settings(of_values: Callable[[Any], str]) -> Kind:
@@ -121,9 +152,7 @@ def _device_map(value: Any, name: str) -> Any:
 
 DeviceMap = Annotated[
     Any,
-    PrimitiveConstructorSpec(
-        nargs=1, metavar="auto", instance_from_str=_first, is_instance=_anything, str_from_instance=_one_word
-    ),
+    _one("auto"),
     Kind("auto, or a mapping from modules to devices", _device_map),
 ]
 """How transformers spreads a model over devices."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from entangle.config.base import DEFAULT_LOSSES, InputOptions, RunOptions, check_at_least
-from entangle.config.kinds import Losses
+from entangle.config.kinds import DiagnosticNames, Losses
 from entangle.errors import ConfigError
 
 
@@ -37,9 +37,8 @@ class ProbeConfig(RunOptions, InputOptions):
     """AdamW's second moments: a checkpoint folder with optimizer.pt (the policy's own), or that file."""
     fast_matmul: bool = False
     """Float32 matrix products by oneDNN on the CPU: up to twice as fast, refused where it would round."""
-    diagnostics: tuple[str, ...] = ()
-    """Diagnostics to write beside the geometry: ches, hidden_inner, edit_distance, length_ratio, overlap, reward_gap,
-    confidence, squeezing, or all. Squeezing costs four times the rest."""
+    diagnostics: DiagnosticNames = ()
+    """Diagnostics to write beside the geometry, or all. Squeezing costs four times the rest."""
     verify: int = 0
     """Check the predictions by real SGD steps on this many pairs."""
     save_text: bool = True

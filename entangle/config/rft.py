@@ -17,8 +17,8 @@ class AnswerOptions(Options):
     rollouts: DataName | None = None
     """File with answers drawn before (prompt, completions[, rewards], or a row per answer); else they are sampled."""
     reward: Reward | None = None
-    """rouge_l, chrf, length, format, reward_model, implicit, file, each with :key=value,..., or module:function.
-    Default: rouge_l against the column chosen; with --rollouts, the file's own rewards."""
+    """Reward function, as name, name:key=value,... or module:function. Default: rouge_l against the column chosen; with
+    --rollouts, the file's own rewards."""
     reward_range: tuple[float, float] | None = None
     """Smallest and largest possible reward, where the reward doesn't say itself."""
     num_generations: int = 16

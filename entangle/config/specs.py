@@ -94,7 +94,7 @@ def _as_text(value: Any) -> str:
 _EXAMPLES = {
     "loss": ("dpo:beta=0.05", ", or as module:Class of your own code"),
     "reward": ("length:most=20", ", or as module:function of your own code"),
-    "mitigation": ("sequential:order=random", ""),
+    "mitigation": ("sequential:order=random", ", or as module:Class of your own code"),
 }
 """By what is named: an example, and how code of the user's own is named where it may be."""
 
@@ -251,7 +251,7 @@ def _option(
 
 def _own_class(name: str, registry: Mapping[str, type[T]], base: type[T], what: str) -> type[T]:
     module = name.partition(":")[0]
-    if module in registry:  # dpo:beta
+    if module in registry and registry[module].__module__ != module:  # dpo:beta
         raise ConfigError(malformed(name, what))
     if ":" not in name:
         raise ConfigError(unknown_name(name, registry, what, by_trl_name(registry)))

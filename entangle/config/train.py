@@ -39,8 +39,7 @@ class TrainConfig(RunOptions, InputOptions):
     loss: Loss = "dpo"
     """Preference loss, as name or name:key=value,... (`entangle losses` lists them)."""
     mitigations: Mitigations = ()
-    """What is changed about the gradients or the pairs, each name or name:key=value,...: pairwise_normalised,
-    reward_calibration, token_masking, sequential, virtual_splitting, select."""
+    """What is changed about the gradients or the pairs, each name or name:key=value,..."""
     use_peft: bool = True
     """Train a fresh LoRA; a model that brings an adapter goes on training that one. `false`: train every weight."""
     train_share: float = 1.0

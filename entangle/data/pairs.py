@@ -25,7 +25,7 @@ from entangle.data.messages import (
 )
 from entangle.data.notes import notes_on_pairs
 from entangle.data.pair import PreferencePair, canonical
-from entangle.data.sources import TEXTS, Rows, columns_of, read_rows
+from entangle.data.sources import Rows, columns_of, read_rows
 from entangle.errors import DataError
 
 COLUMNS = (
@@ -88,7 +88,7 @@ def read_pairs(
     source = str(dataset_name) if isinstance(dataset_name, str | Path) else "the given data"
     renamed = dict(columns or {})
     _check_names(renamed)
-    rows = read_rows(dataset_name, split, config, texts={*TEXTS, *renamed.values()})
+    rows = read_rows(dataset_name, split, config, texts=renamed.values())
     if not len(rows):
         raise DataError(f"Expected at least one pair in {source}; it has no rows.")
     _check_there(rows, renamed, source)

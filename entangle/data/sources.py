@@ -22,15 +22,17 @@ from entangle.errors import DataError
 
 Rows = Dataset | Sequence[Mapping[str, Any]]
 
-TEXTS = ("prompt", "chosen", "rejected", *(name for form in FORMATS.values() for name in form.columns))
-"""Columns of a .csv file that are texts whatever stands in them: 007 isn't 7, and NA isn't missing."""
-
 _ROW = {"prompt", "chosen", "rejected", "completion"}
 _SPLIT_WORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
+
+
+def text_columns() -> set[str]:
+    """Columns of a .csv file that are texts whatever stands in them: 007 isn't 7, and NA isn't missing."""
+    return {"prompt", "chosen", "rejected", *(name for form in FORMATS.values() for name in form.columns)}
 
 
 def columns_of(rows: Rows) -> list[str]:
@@ -40,8 +42,8 @@ def columns_of(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def read_rows(data: Any, split: str, config: str | None, *, texts: Collection[str] = TEXTS) -> Rows:
-    """Rows of a hub id, a path, or data in memory; see `read_pairs`. In a .csv file the columns `texts` are texts.
+def read_rows(data: Any, split: str, config: str | None, *, texts: Collection[str] = ()) -> Rows:
+    """Rows of a hub id, a path, or data in memory; see `read_pairs`. In a .csv file the columns `texts` are texts too.
 
     Raises:
         DataError: the source isn't there or can't be read.
@@ -55,6 +57,7 @@ def read_rows(data: Any, split: str, config: str | None, *, texts: Collection[st
         if not is_local(data, (*DATA_SUFFIXES, *FOREIGN_SUFFIXES)):
             return _read_hub(str(data), split, config)
         path = Path(data).expanduser()
+        texts = {*text_columns(), *texts}
         return _read_folder(path, split, texts) if path.is_dir() else _read_file(path, texts)
     if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
         return data

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -263,7 +262,8 @@ def definition_key(column: str) -> str:
 
 def glossary(columns: Iterable[str]) -> dict[str, Entry]:
     """All definitions, with those of the diagnostics among `columns`: each is defined where it is computed."""
-    found = {column: _diagnostics()[column] for column in columns if column in _diagnostics()}
+    known = _diagnostics()
+    found = {column: known[column] for column in columns if column in known}
     return GLOSSARY | {
         f"column-{column}": Entry(
             column.replace("_", " "), of.formula, f"{of.description} {of.source}".strip()
@@ -272,7 +272,6 @@ def glossary(columns: Iterable[str]) -> dict[str, Entry]:
     }
 
 
-@cache
 def _diagnostics() -> dict[str, Diagnostic]:
     """The diagnostic of every column that one gives."""
     from entangle.diagnostics import DIAGNOSTICS  # here: it waits for the models' libraries

@@ -2,7 +2,8 @@
 
 A reward function is a frozen dataclass, its fields the options: `RougeL(reference="chosen")`, in YAML
 `{name: rouge_l, reference: chosen}`, on the command line `rouge_l:reference=chosen`. A function of the user's
-is named `module:function` and is called as TRL calls a reward function.
+is named `module:function` and is called as TRL calls a reward function; a class of the user's, derived from
+`RewardFunction`, goes by `module:Class`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from entangle.config.specs import construct, import_own, to_spec
 from entangle.data.pairs import Text
 from entangle.errors import ConfigError, UserError
 from entangle.rewards.statistics import Support
+
+
+REWARD_FUNCTIONS: dict[str, type[RewardFunction]] = {}
+"""Every reward function by name."""
 
 
 class RewardError(UserError):
@@ -51,13 +56,18 @@ class AnswerSet:
 
 
 class RewardFunction(ABC):
-    """Gives every answer a reward.
+    """Gives every answer a reward. A subclass with a `name` is known by it from its declaration on.
 
     A class attribute `name` is its name in options; `support` is what is known of its rewards.
     """
 
     name: ClassVar[str]
     support: ClassVar[Support] = Support()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in cls.__dict__:
+            REWARD_FUNCTIONS[cls.name] = cls
 
     @abstractmethod
     def __call__(self, answers: AnswerSet) -> Array:
@@ -288,14 +298,11 @@ class Function(RewardFunction):
         return found
 
 
-REWARD_FUNCTIONS: dict[str, type[RewardFunction]] = {
-    cls.name: cls for cls in (RougeL, ChrF, Length, Format, RewardModel, Implicit, FromFile, Function)
-}
-"""Reward functions by name."""
-
-
 def build_reward_function(spec: str | Mapping[str, Any]) -> RewardFunction:
-    """A reward function from its name, its options (`name:key=value,...` or a mapping) or `module:function`.
+    """A reward function from its name, its options (`name:key=value,...` or a mapping) or code of the user's own.
+
+    Args:
+        spec: what names it; of `module:Name` a class derived from `RewardFunction` is built, anything else is called.
 
     Raises:
         RewardError: the name or an option isn't known.
@@ -306,11 +313,19 @@ def build_reward_function(spec: str | Mapping[str, Any]) -> RewardFunction:
     """
     try:
         name = to_spec(spec, "reward")
-        if isinstance(name, str) and ":" in name and name.partition(":")[0] not in REWARD_FUNCTIONS:
+        if isinstance(name, str) and ":" in name and not _is_class(name):
             return Function(name)
         return construct(name, REWARD_FUNCTIONS, RewardFunction, "reward")
     except ConfigError as error:
         raise RewardError(str(error)) from None
+
+
+def _is_class(name: str) -> bool:
+    """Whether `module:Name` is a reward function in the form of a class; `length:most` is none, and is refused as one."""
+    if name.partition(":")[0] in REWARD_FUNCTIONS:
+        return True
+    found = import_own(name, "reward function")
+    return isinstance(found, type) and issubclass(found, RewardFunction)
 
 
 def _reference(answers: AnswerSet, column: str, name: str) -> str:

@@ -1,27 +1,19 @@
-"""Formats of preference data that people have: one file each, registered once, read as TRL's columns."""
+"""Formats of preference data that people have: one file each, read as TRL's columns. A file that lies here is taken up."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 
-from entangle.data.formats import (  # noqa: F401  (each registers its format; of two that match the first is taken)
-    alpaca,
-    axolotl,
-    helpsteer,
-    kto,
-    ms_swift,
-    openai,
-    ranked,
-    sharegpt,
-    text_prompt,
-)
-
-from entangle.data.formats import trl as _last  # noqa: F401  isort: skip
 from entangle.data.formats.base import FORMATS, Format, Row
 from entangle.data.formats.refusals import refusal
 from entangle.errors import DataError
 
 __all__ = ["FORMATS", "Format", "Row", "choose_format", "sample_of"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 
 def choose_format(name: str, rows: Sequence[Row], source: str) -> Format:
@@ -36,8 +28,9 @@ def choose_format(name: str, rows: Sequence[Row], source: str) -> Format:
             raise DataError(f"Unknown format {name!r}. Known: auto, {', '.join(FORMATS)}.")
         return FORMATS[name]
     sample = sample_of(rows)
-    found = next(form for form in FORMATS.values() if form.is_automatic and form.matches(sample))
-    if found.name == "trl" and (reason := refusal(sample)):
+    tried = sorted(FORMATS.values(), key=lambda form: form.takes_all)
+    found = next(form for form in tried if form.is_automatic and form.matches(sample))
+    if found.takes_all and (reason := refusal(sample)):
         raise DataError(f"{source} {reason} Its columns are: {', '.join(map(str, sample))}.")
     return found
 

@@ -23,6 +23,8 @@ class Format(ABC):
     """What is read as what, for people."""
     is_automatic: ClassVar[bool] = True
     """Whether it is taken without being named. One that makes pairs of its own isn't."""
+    takes_all: ClassVar[bool] = False
+    """Whether every row is of this format: it is tried after all others."""
 
     @abstractmethod
     def matches(self, sample: Row) -> bool:
@@ -46,11 +48,11 @@ class Format(ABC):
 
 
 FORMATS: dict[str, Format] = {}
-"""Every format by its name, in the order in which they are tried."""
+"""Every format by its name; they are tried in this order, with those that take every row at the end."""
 
 
 def register(cls: type[Format]) -> type[Format]:
-    """Make a format known; of two that match, the first registered one is taken."""
+    """Make a format known; of two that match, the first registered one is taken. Its file here is all that it takes."""
     FORMATS[cls.name] = cls()
     return cls
 

@@ -11,6 +11,7 @@ class Trl(Format):
 
     name = "trl"
     columns = ("prompt", "chosen", "rejected")
+    takes_all = True
     reads = (
         "`prompt`, `chosen`, `rejected`, all texts or all lists of role/content messages; without `prompt` it is what "
         "`chosen` and `rejected` begin with in common"
