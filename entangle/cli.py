@@ -30,7 +30,7 @@ class Command:
 
     Args:
         name: what is typed.
-        options: its class in the module of `entangle.config` that has the command's name.
+        options: `module:class` of its options, which `entangle.config` holds.
         function: `module:function`, from the options and a console to a result.
         group: the heading that it is listed under.
         line: what it does.
@@ -47,72 +47,77 @@ class Command:
     @property
     def config(self) -> type:
         """The class of its options."""
-        return getattr(importlib.import_module(f"entangle.config.{self.name}"), self.options)
+        return _named(self.options)
 
     def run(self, config: Any, console: Any) -> Any:
         """Call its function, which is imported only now."""
-        module, _, function = self.function.partition(":")
-        return getattr(importlib.import_module(module), function)(config, console)
+        return _named(self.function)(config, console)
+
+
+def _named(place: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 COMMANDS = {
     command.name: command
     for command in (
         Command(
-            "probe", "ProbeConfig", "entangle.commands.probe:command", "Measure",
+            "probe", "entangle.config.probe:ProbeConfig", "entangle.commands.probe:command", "Measure",
             "Geometry of every pair, and what each loss would do to it.", has_page=True,
         ),
         Command(
-            "tokens", "TokensConfig", "entangle.commands.tokens:command", "Measure",
+            "tokens", "entangle.config.tokens:TokensConfig", "entangle.commands.tokens:command", "Measure",
             "Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens.",
         ),
         Command(
-            "across", "AcrossConfig", "entangle.commands.across:command", "Measure",
+            "across", "entangle.config.across:AcrossConfig", "entangle.commands.across:command", "Measure",
             "Entanglement across pairs: what all other pairs of a finished probe do to each pair.",
         ),
         Command(
-            "sweep", "SweepConfig", "entangle.commands.sweep:run_sweep", "Measure",
+            "sweep", "entangle.config.sweep:SweepConfig", "entangle.commands.sweep:run_sweep", "Measure",
             "The probe at every checkpoint of a training run, and when both log-probs began to fall.", has_page=True,
         ),
         Command(
-            "rft", "RftConfig", "entangle.commands.rft:command", "Measure",
+            "rft", "entangle.config.rft:RftConfig", "entangle.commands.rft:command", "Measure",
             "Spread of the rewards of sampled answers, and the reward gradient that it leaves.", has_page=True,
         ),
         Command(
-            "joint", "JointConfig", "entangle.commands.joint:run_joint", "Measure",
+            "joint", "entangle.config.joint:JointConfig", "entangle.commands.joint:run_joint", "Measure",
             "DPO's signal beside RFT's on the same prompts: which give none to which method, and why.", has_page=True,
         ),
         Command(
-            "whatif", "WhatIfConfig", "entangle.commands.whatif:command", "Decide",
+            "whatif", "entangle.config.whatif:WhatIfConfig", "entangle.commands.whatif:command", "Decide",
             "Other losses and hyper-parameters on a finished probe's pairs, without the model.",
         ),
         Command(
-            "filter", "FilterConfig", "entangle.commands.filter:command", "Decide",
+            "filter", "entangle.config.filter:FilterConfig", "entangle.commands.filter:command", "Decide",
             "The data set of a finished probe without its harmful pairs, or with weights.",
         ),
         Command(
-            "losses", "LossesConfig", "entangle.commands.losses:show_losses", "Decide",
+            "losses", "entangle.config.losses:LossesConfig", "entangle.commands.losses:show_losses", "Decide",
             "The catalogue of losses, or everything about one of them.",
         ),
         Command(
-            "train", "TrainConfig", "entangle.commands.train:run_train", "Train",
+            "train", "entangle.config.train:TrainConfig", "entangle.commands.train:run_train", "Train",
             "Preference training (or fine-tuning) by TRL with any loss and mitigation: entangle train CONFIG.",
         ),
         Command(
-            "compare", "CompareConfig", "entangle.commands.compare:run_compare", "Train",
+            "compare", "entangle.config.compare:CompareConfig", "entangle.commands.compare:run_compare", "Train",
             "Train losses x settings x seeds from one start, and judge them on the same held-out pairs and posts.",
         ),
         Command(
-            "doctor", "DoctorConfig", "entangle.commands.doctor:run_doctor", "Look back",
+            "doctor", "entangle.config.doctor:DoctorConfig", "entangle.commands.doctor:run_doctor", "Look back",
             "What the log of a past training run says: nothing else is read.",
         ),
         Command(
-            "report", "ReportConfig", "entangle.report.command:command", "Look back",
+            "report", "entangle.config.report:ReportConfig", "entangle.report.command:command", "Look back",
             "Finished runs as one self-contained HTML page, or their figures as files: entangle report RUN.",
         ),
     )
 }  # fmt: skip
-"""Every command by its name, in the order of the help. A new one is its files (options, function) and its line here."""
+"""Every command by its name, in the order of the help. A new one is its options, its function and its line here."""
 
 LONGEST = 4000
 """Characters of a line of an error that are shown, at most."""

@@ -266,7 +266,7 @@ class PreferenceLoss(ABC):
     """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
+    paper: ClassVar[str] = ""
     is_confirmed: ClassVar[bool] = True
     trl: ClassVar[str | None] = None
     trl_options: ClassVar[Mapping[str, str]] = {}

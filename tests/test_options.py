@@ -374,31 +374,6 @@ def test_a_reader_that_goes_away_is_no_error():
             assert process.stderr.read() == b"" and process.wait() == 141, arguments
 
 
-def test_a_command_is_its_module_and_one_line(tmp_path, monkeypatch, capsys):
-    """A toy command stands in the help, takes flags and YAML, and its result is printed with its place."""
-    from entangle import cli
-
-    write(tmp_path / "toy_command.py", (
-        "from dataclasses import dataclass\nimport entangle.config\nfrom entangle.commands.output import Output\n"
-        "from entangle.config import Options\n\n@dataclass(frozen=True)\nclass ToyConfig(Options):\n"
-        '    """A toy."""\n    size: int = 1\n    """Its size."""\n\n\nentangle.config.ToyConfig = ToyConfig\n\n'
-        "def command(config, console):\n"
-        "    return Output(f'toy of {config.size}', 'Kept: nowhere', status=config.size)\n"
-    ))  # fmt: skip
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import toy_command  # pyright: ignore[reportMissingImports]
-
-    monkeypatch.setitem(
-        cli.COMMANDS, "toy", cli.Command("toy", "ToyConfig", "toy_command:command", "Toys", "A toy.")
-    )
-    assert main(["toy", "--size", "3"]) == 3 and toy_command
-    assert capsys.readouterr().out == "toy of 3\nKept: nowhere\n"
-    assert main(["toy", "--config", str(write(tmp_path / "toy.yaml", {"size": 0}))]) == 0
-    assert main(["toy", str(write(tmp_path / "toy.yaml", {"size": "big"}))]) == 2
-    assert "size: expected a whole number; got 'big'" in capsys.readouterr().err
-    assert main(["--help"]) == 0 and "Toys:\n  toy       A toy." in capsys.readouterr().out
-
-
 def test_the_first_interrupt_says_what_it_waits_for_and_the_second_stops(capsys):
     import signal
 

@@ -25,7 +25,6 @@ def _among(what: str) -> str:
     return f"{{{','.join(declared_names(what))}}}"
 
 
-
 def _one_spec(what: str) -> Kind:
     expected = f"a {what}, as name, name:key=value,... or code of your own"
     return Kind(expected, lambda value, name: _as_spec(value, name, what, expected), names=what)

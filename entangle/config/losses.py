@@ -18,7 +18,7 @@ class LossesConfig(Options):
     name: Annotated[Loss | None, tyro.conf.Positional] = None
     """A loss to explain: name or name:key=value,..."""
     family: str | None = None
-    """Only this family: margin, normalised, anchored, pointwise, divergence, batch, tokens, compose."""
+    """Only this family, a module of `losses`: margin, say. An unknown one is answered with those that there are."""
     needs_reference: bool | None = None
     """Only losses that compare with a reference policy (True), or that don't (False)."""
     batch_coupled: bool | None = None

@@ -25,7 +25,6 @@ from entangle.data.pairs import Text
 from entangle.errors import ConfigError, UserError
 from entangle.rewards.statistics import Support
 
-
 REWARD_FUNCTIONS: dict[str, type[RewardFunction]] = {}
 """Every reward function by name."""
 
@@ -321,7 +320,7 @@ def build_reward_function(spec: str | Mapping[str, Any]) -> RewardFunction:
 
 
 def _is_class(name: str) -> bool:
-    """Whether `module:Name` is a reward function in the form of a class; `length:most` is none, and is refused as one."""
+    """Whether `module:Name` is a class of reward functions, or is to be refused as one, as `length:most` is."""
     if name.partition(":")[0] in REWARD_FUNCTIONS:
         return True
     found = import_own(name, "reward function")

@@ -1,4 +1,4 @@
-"""Formats of preference data that people have: one file each, read as TRL's columns. A file that lies here is taken up."""
+"""Formats of preference data that people have: one file each, read as TRL's columns. A file here is taken up."""
 
 from __future__ import annotations
 
