@@ -142,7 +142,8 @@ def said(*arguments: str) -> tuple[int, str]:
 def main(base: str) -> dict[str, object]:
     """What the extended package shows of its toys; the working folder is where it writes."""
     rows = [
-        {"prompt": "the cat", "black": f" sat {i}", "white": " thought of it", "kind": "a"} for i in range(4)
+        {"prompt": "the cat", "black": " sat" * (i % 3 + 1) + f" {i}", "white": " thought of it", "kind": "a"}
+        for i in range(8)
     ]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = f"model_name_or_path: {base}\ndataset_name: rows.jsonl\nreference: self\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from entangle.cli import COMMANDS, main
+from entangle.cli import COMMANDS
 from entangle.config import (
     ModelOptions,
     ProbeConfig,
