@@ -124,7 +124,7 @@ def known(cls: type, name: str) -> str:
     from entangle.config.typed import types_of
 
     for mark in marks(types_of(cls)[name]):
-        if listed := re.search(r"\{(.*)\}", getattr(mark, "metavar", "")):
+        if listed := re.search(r"\{(.*)\}", getattr(mark, "metavar", None) or ""):
             return " Known: " + ", ".join(f"`{one}`" for one in listed[1].split(",")) + "."
     return ""
 
