@@ -21,6 +21,7 @@ from entangle.rewards.functions import AnswerSet, FromFile, RewardError, RewardF
 from entangle.rewards.rollouts import Prompt, Rollout, Sampling, hash_prompts, prompt_tokens, sample_answers
 from entangle.rewards.statistics import Support, cut_answers
 from entangle.runs.provenance import environment
+from entangle.runs.session import Session
 from entangle.scores import Engine, row_logps
 from entangle.scores.jacobian import jacobian_norm
 
@@ -224,12 +225,28 @@ class PromptMeasurement:
         }  # fmt: skip
 
 
-def shards_of(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-    """Prompts cut into shards of `size`."""
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+def compute_answers(
+    session: Session, measurement: PromptMeasurement, prompts: Sequence[Prompt], read: Sequence[Rollout]
+) -> None:
+    """Write every shard of answers that isn't there yet (see `Session.compute`).
+
+    Args:
+        session: the command at work.
+        measurement: what makes a row of a prompt.
+        prompts: all prompts, in their order.
+        read: answers that were read; none: they are sampled.
+    """
+    size, rollouts = measurement.config.shard_size, {rollout.prompt.index: rollout for rollout in read}
+    shards = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    session.compute(
+        ANSWERS,
+        list(map(len, shards)),
+        lambda number, advance: {ANSWERS: _shard_rows(measurement, shards[number], rollouts, advance)},
+        unit="prompts",
+    )
 
 
-def shard_rows(
+def _shard_rows(
     measurement: PromptMeasurement,
     prompts: Sequence[Prompt],
     read: Mapping[int, Rollout],

@@ -80,9 +80,9 @@ def set_condition(scores: Vectors) -> dict[str, float]:
         "cosine_chosen_chosen": float(cosine[ww][apart].mean()),
         "cosine_chosen_rejected": float(cosine[wl][apart].mean()),
         "cosine_rejected_rejected": float(cosine[ll][apart].mean()),
-        "mean_chosen_sq": float(gram[ww][apart].mean()),
+        "mean_sq_chosen": float(gram[ww][apart].mean()),
         "mean_inner": float(gram[wl][apart].mean()),
-        "mean_rejected_sq": float(gram[ll][apart].mean()),
+        "mean_sq_rejected": float(gram[ll][apart].mean()),
     }
 
 

@@ -26,11 +26,10 @@ from entangle.measure.plan import extremes
 from entangle.measure.prompts import (
     ANSWERS,
     PromptMeasurement,
+    compute_answers,
     hash_rollouts,
     measured_rows,
     reward_function_of,
-    shard_rows,
-    shards_of,
 )
 from entangle.measure.rows import texts_of
 from entangle.models import Columns, NoReference, Policy
@@ -90,13 +89,7 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     if ends := extremes(done.tokens):
         engine.check(policy.collate(ends))
     measurement = PromptMeasurement(config, policy, engine, reward_function, pairs=tokenized)
-    shards, rollouts = shards_of(prompts, config.shard_size), {r.prompt.index: r for r in read}
-    session.compute(
-        ANSWERS,
-        list(map(len, shards)),
-        lambda number, advance: {ANSWERS: shard_rows(measurement, shards[number], rollouts, advance)},
-        unit="prompts",
-    )
+    compute_answers(session, measurement, prompts, read)
     further = len(pairs) - len({pair.prompt_hash for pair in pairs})
     return JointResult.load(session.finish(lambda: _close(session, measurement, loss, chosen, further)))
 

@@ -26,11 +26,10 @@ from entangle.measure.prompts import (
     ANSWERS,
     FLAGS,
     PromptMeasurement,
+    compute_answers,
     hash_rollouts,
     measured_rows,
     reward_function_of,
-    shard_rows,
-    shards_of,
 )
 from entangle.models import Policy
 from entangle.rewards.functions import FromFile, RewardFunction
@@ -86,13 +85,7 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     measurement = PromptMeasurement(
         config, policy, engine, reward_function, gamma_indices, told=recorded.notes
     )
-    shards, rollouts = shards_of(prompts, config.shard_size), {r.prompt.index: r for r in read}
-    session.compute(
-        ANSWERS,
-        list(map(len, shards)),
-        lambda number, advance: {ANSWERS: shard_rows(measurement, shards[number], rollouts, advance)},
-        unit="prompts",
-    )
+    compute_answers(session, measurement, prompts, read)
     return RftResult.load(session.finish(lambda: _close(session, measurement)))
 
 
