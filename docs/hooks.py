@@ -1,7 +1,8 @@
 """What the pages take from the code: tables of options and of losses, so that each stands in one place.
 
 `{{ options probe }}` becomes the options of that command, `{{ commands }}` the list of commands, `{{ losses }}` the
-catalogue of losses, `{{ formats }}` the forms of data that are read, `{{ mitigations }}` the mitigations.
+catalogue of losses, `{{ formats }}` the forms of data that are read, `{{ mitigations }}` the mitigations,
+`{{ architecture }}` the page for whoever changes the code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import inspect
 import re
 import textwrap
 import typing
+from pathlib import Path
 from typing import Any
 
 
@@ -23,6 +25,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     )
     markdown = re.sub(r"^\{\{ commands \}\}$", lambda _: commands_list(), markdown, flags=re.M)
     markdown = re.sub(r"^\{\{ formats \}\}$", lambda _: formats_table(), markdown, flags=re.M)
+    markdown = re.sub(r"^\{\{ architecture \}\}$", lambda _: architecture(), markdown, flags=re.M)
     markdown = re.sub(r"^\{\{ mitigations \}\}$", lambda _: mitigations_table(), markdown, flags=re.M)
     return re.sub(r"^\{\{ losses \}\}$", lambda _: losses_table(), markdown, flags=re.M)
 
@@ -36,6 +39,11 @@ def formats_table() -> str:
         for form in FORMATS.values()
     ]
     return "\n".join(["| `--format` | taken | what is read as what |", "|---|---|---|", *rows])
+
+
+def architecture() -> str:
+    """The page that stands beside the code."""
+    return (Path(__file__).parent.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
 
 def mitigations_table() -> str:

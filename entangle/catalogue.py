@@ -130,11 +130,6 @@ def explain(spec: str | Mapping[str, Any] | PreferenceLoss) -> str:
     return "\n".join([inspect.cleandoc(loss.__doc__ or ""), "", *lines])
 
 
-def family_description(family: str) -> str:
-    """The first line of the family's module docstring."""
-    return _description(f"losses.{family}")
-
-
 def markdown_table() -> str:
     """The catalogue as a Markdown table, for the README."""
     header = "| name | loss | formula | rho = d_w/d_l | reads | TRL | paper |"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from entangle.cli import COMMANDS
+from entangle.config import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,10 +111,51 @@ def test_losses_import_nothing_but_torch():
         assert others <= set(sys.stdlib_module_names) | {"torch", "losses"}, file
 
 
-def test_help_needs_no_torch():
-    """`entangle --help` answers at once: nothing heavy is imported for it."""
-    program = "import sys; from entangle.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_where_its_line_says(name: str):
+    """Function, options and page of a line of COMMANDS are there, in their rooms."""
+    command = COMMANDS[name]
+    module, _, function = command.function.partition(":")
+    assert room_of(module) in ("commands", "report")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert room_of(command.options) == "config" and issubclass(command.config, Options)
+    assert (ROOT / "docs" / "commands" / f"{name}.md").is_file()
+    assert command.line.endswith(".") and command.name == name
+
+
+def test_the_architecture_page_draws_these_floors():
+    drawn = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("```")[1].strip().splitlines()
+    rooms = [set(line[:47].split()) for line in drawn]
+    assert rooms == [floor for floor in reversed(FLOORS) if floor != {"__main__"}]
+
+
+LIGHT = {
+    "import entangle": ("import entangle", 0.1),
+    "entangle --help": ("from entangle.cli import main; main(['--help'])", 0.15),
+}
+"""What must answer at once: a program, and the seconds that it may take on an idle machine."""
+
+
+@pytest.mark.parametrize("what", LIGHT)
+def test_help_and_import_need_no_torch_and_hardly_any_time(what: str):
+    """Best of several, over an interpreter that does nothing, with a factor for a busy machine."""
+    program, seconds = LIGHT[what]
+    check = f"{program}; import sys; sys.exit('torch' in sys.modules)"
+    assert best_of(check) - best_of("pass") < BUSY * seconds
+
+
+BUSY = 3.0
+
+
+def best_of(program: str, times: int = 5) -> float:
+    """Seconds of the fastest of several runs, which must end well."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+        found.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr.decode()
+    return min(found)
 
 
 def test_nothing_is_unpickled_or_loaded_unsafely():

@@ -188,7 +188,7 @@ def change_sentences(summary: Mapping[str, Any]) -> list[str]:
         "prompts.",
         f"By the std before it: {ends}.",
         f"The rank correlation of a prompt's std before and its change is {correlation_text(summary['std_and_change'])}"
-        ": if prompts with a small std had been held back, it would be positive.",
+        ": if prompts with a small std had been left out, it would be positive.",
     ]
 
 

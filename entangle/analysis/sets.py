@@ -27,7 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from entangle.analysis.geometry import RESOLUTION, PairGeometry
+from entangle.analysis.geometry import RESOLUTION
 from entangle.analysis.jackknife import Estimate, Jackknife, clipped
 from entangle.analysis.regimes import Prediction, Regime
 
@@ -142,11 +142,6 @@ class SetGeometry:
             pairs=pairs, prompts=int((sums.prompts * left).sum()),
             pairs_per_prompt=float((sums.squares * left).sum()) / max(pairs, 1),
         )  # fmt: skip
-
-    @property
-    def as_pair(self) -> PairGeometry:
-        """The set as one pair, to be judged as pairs are."""
-        return _as_pair(self.products)
 
     @property
     def sq_chosen(self) -> Estimate:
@@ -356,8 +351,3 @@ def _cosine(products: Tensor) -> Tensor:
     """U_wl / sqrt(U_ww U_ll) of `(..., D, D)`; NaN where a square isn't positive."""
     squares = products[..., 0, 0].clamp(min=0) * products[..., 1, 1].clamp(min=0)
     return torch.where(squares > 0, products[..., 0, 1] / squares.sqrt(), torch.nan)
-
-
-def _as_pair(products: Tensor) -> PairGeometry:
-    sq_chosen, inner, sq_rejected = products[[0, 0, 1], [0, 1, 1]].unsqueeze(-1)
-    return PairGeometry(sq_chosen, sq_rejected, inner, sq_chosen - inner, sq_rejected - inner)

@@ -44,11 +44,11 @@ def probe_verdict(summary: Mapping[str, Any], loss: str) -> str:
         summary: of a probe.
         loss: its label.
     """
-    alone = verdict(summary["regimes"][loss], loss)
+    alone = pair_verdict(summary["regimes"][loss], loss)
     return f"{set_verdict(summary['set'], loss)} {alone}" if "set" in summary else alone
 
 
-def verdict(regimes: Mapping[str, Mapping[str, float]], loss: str) -> str:
+def pair_verdict(regimes: Mapping[str, Mapping[str, float]], loss: str) -> str:
     """What one small step of a loss does to the scored pairs, in one sentence.
 
     Args:
@@ -113,7 +113,7 @@ def recommendation(summary: Mapping[str, Any]) -> str:
     """The verdict on a what-if's start and its advice."""
     whole = summary.get("set")
     said = [] if whole is None else [set_verdict(whole, summary["base"]), *set_advice(whole, summary["base"])]
-    return " ".join([*said, verdict(summary["regimes"], summary["base"]), *advice(summary)])
+    return " ".join([*said, pair_verdict(summary["regimes"], summary["base"]), *advice(summary)])
 
 
 def advice(summary: Mapping[str, Any]) -> list[str]:

@@ -174,7 +174,7 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
     if progress.is_stopped:
         raise Interrupted(
             f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; a checkpoint is in "
-            f"{run.path}. Go on with: {run.resume_command}"
+            f"{run.path}. Resume with: {run.resume_command}"
         )
     trained = _save(trainer, run, policy, processes)
     _measure(run, "held_out_end.parquet", trainer.model, policy.pad_id, held, processes)
@@ -339,7 +339,7 @@ def _fine_tuned(config: TrainConfig, run: RunFolder, console: Console, processes
     try:
         folder = run_train(phase, console).model_path
     except Interrupted as stop:
-        raise Interrupted(f"Stopped in the fine-tuning before. Go on with: {run.resume_command}") from stop
+        raise Interrupted(f"Stopped in the fine-tuning before. Resume with: {run.resume_command}") from stop
     if folder.name == "adapter":
         merged = folder.with_name("merged")
         if processes.is_main_process and not merged.is_dir():

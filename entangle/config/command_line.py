@@ -36,7 +36,7 @@ def parse(cls: type[Config], arguments: Sequence[str], *, prog: str) -> tuple[Co
     if arguments and not arguments[0].startswith("-") and not _takes_words(cls):
         raise ConfigError(
             f"Expected options or a .yaml file first; got {arguments[0]!r}. Data is named by --dataset_name, a "
-            "model by --model_name_or_path, and a run goes on with --config RUN/config.yaml --output_dir RUN."
+            "model by --model_name_or_path, and a run is resumed by --config RUN/config.yaml --output_dir RUN."
         )
     loaded = YamlOptions()
     if "--config" in arguments:

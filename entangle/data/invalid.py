@@ -26,5 +26,5 @@ def report_invalid(invalid: Mapping[int, DataError], source: str, *, skip: bool)
         logger.warning("Left out %d of the rows of %s. The first: %s%s", len(invalid), source, error, more)
         return
     raise DataError(
-        f"{error}{more} Mend or remove what is listed, or skip it (--skip_invalid)."
+        f"{error}{more} Repair or remove these rows, or leave them out with --skip_invalid."
     ) from invalid[first]

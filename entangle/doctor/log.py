@@ -10,8 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from entangle.doctor import names
-from entangle.doctor.numbers import number
-from entangle.doctor.numbers import step as as_step
+from entangle.doctor.numbers import number, step_number
 from entangle.doctor.runs import last_run
 from entangle.doctor.trends import LEAST_ROWS
 from entangle.errors import DataError
@@ -235,7 +234,7 @@ def _with_steps(rows: list[Mapping[str, Any]], keys: set[str]) -> list[tuple[int
         return _counted(rows) if known else []
     found: list[tuple[int, Mapping[str, Any]]] = []
     for row in rows:
-        step = as_step(row.get(name))
+        step = step_number(row.get(name))
         if step is None and found and names.step_name(set(row) - {name}) is not None:
             step = found[-1][0]  # logged at that step, without saying so in the same words
         if step is not None:

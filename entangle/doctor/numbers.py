@@ -22,7 +22,7 @@ def number(value: Any) -> float | None:
         return None
 
 
-def step(value: Any) -> int | None:
+def step_number(value: Any) -> int | None:
     """A training step; also `10/250`, as ms-swift writes it. None for what can't be one."""
     value = value.partition("/")[0] if isinstance(value, str) else value
     found = number(value)

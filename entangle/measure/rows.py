@@ -74,7 +74,7 @@ def number_columns(done: Pass) -> dict[str, Tensor]:
     numbers |= {"logps_chosen": chosen, "logps_rejected": rejected}
     nothing = torch.full_like(chosen, torch.nan)
     ref_chosen, ref_rejected = (nothing, nothing) if reference is None else reference.double().cpu().chunk(2)
-    ref_chosen, ref_rejected = _same_if_untold(ref_chosen, chosen), _same_if_untold(ref_rejected, rejected)
+    ref_chosen, ref_rejected = same_if_untold(ref_chosen, chosen), same_if_untold(ref_rejected, rejected)
     numbers |= {"ref_logps_chosen": ref_chosen, "ref_logps_rejected": ref_rejected}
     finite = torch.stack([v for k, v in numbers.items() if reference is not None or not k.startswith("ref_")])
     length_chosen, length_rejected = done.rows.lengths.cpu().chunk(2)
@@ -89,7 +89,7 @@ def number_columns(done: Pass) -> dict[str, Tensor]:
     }
 
 
-def _same_if_untold(reference: Tensor, logps: Tensor) -> Tensor:
+def same_if_untold(reference: Tensor, logps: Tensor) -> Tensor:
     """The reference log-prob, or the policy's own where float32 can't tell the two apart.
 
     Policy and reference may be one function computed along two paths (two copies of a model). The rounding between

@@ -10,8 +10,8 @@ import pandas as pd
 from entangle.analysis.statistics import rank_correlation
 from entangle.analysis.summary import derived
 from entangle.analysis.wording import spoken
-from entangle.figures import modules as module_figures
 from entangle.figures.correlations import correlation_map
+from entangle.figures.modules import layers, module_map
 from entangle.figures.pairs import changes, plane
 from entangle.figures.regimes import regime_bars
 from entangle.figures.style import figure_of, new_axes
@@ -159,7 +159,7 @@ def _module_map(shares: pd.DataFrame) -> Figure:
         name="modules",
         caption="Where the entanglement lives: each module's share of the mean cosine, %",
         alt=f"Heat map of kinds of modules over layers (-1: outside). Largest: {said}.",
-        draw=lambda width: figure_of(module_figures.module_map(new_axes(width, height), shares)),
+        draw=lambda width: figure_of(module_map(new_axes(width, height), shares)),
         width=8.0,
         terms=("module_share",),
     )
@@ -170,7 +170,7 @@ def _layers(summary: Mapping[str, Any]) -> Figure:
         name="layers",
         caption="What each layer adds to the mean cosine, and the cosine that it would have alone",
         alt=f"Bars and dots of {len(summary['layers'])} layers. The numbers are in the table of layers.",
-        draw=lambda width: figure_of(module_figures.layers(new_axes(width, 3.2), summary)),
+        draw=lambda width: figure_of(layers(new_axes(width, 3.2), summary)),
         terms=("module_share", "module_cosine"),
     )
 

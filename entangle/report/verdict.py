@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from entangle.analysis import verdict as pair_words
 from entangle.analysis.findings import (
     change_sentences,
     comparison_sentences,
@@ -13,6 +12,7 @@ from entangle.analysis.findings import (
 from entangle.analysis.ledger import describe_change
 from entangle.analysis.regimes import Regime
 from entangle.analysis.set_verdict import set_verdict, steady_sentence
+from entangle.analysis.verdict import GOOD, advice, cause, is_good, pair_verdict
 from entangle.analysis.wording import share_text
 from entangle.report.source import Source, step_table
 
@@ -44,12 +44,12 @@ def _of_pairs(source: Source) -> list[str]:
         return ["No pair could be scored."]
     loss = source.losses[0]
     shares = source.summary["regimes"][loss]
-    target = source.what_if.summary["target"] if source.what_if else pair_words.GOOD
+    target = source.what_if.summary["target"] if source.what_if else GOOD
     whole = source.summary.get("set")
     said = [] if whole is None else [set_verdict(whole, loss), steady_sentence(whole)]
-    said.append(pair_words.verdict(shares, loss))
-    if not pair_words.is_good(shares, target):
-        said.append(pair_words.cause(shares))
+    said.append(pair_verdict(shares, loss))
+    if not is_good(shares, target):
+        said.append(cause(shares))
     return [*said, *_epoch(source), _advice(source, loss)]
 
 
@@ -69,12 +69,12 @@ def _advice(source: Source, loss: str) -> str:
     if source.what_if is None:
         return "What would change it: entangle whatif."
     summary = source.what_if.summary
-    main = pair_words.advice(summary)
+    main = advice(summary)
     start = "" if summary["base"] == loss else f"Starting from {summary['base']}: "
     if not main:
         return "What would change it: entangle whatif with a loss or a knob of your choice."
     told = f"{start}{main[0]}"
-    if pair_words.is_good(summary["regimes"], summary["target"]) and source.across is None:
+    if is_good(summary["regimes"], summary["target"]) and source.across is None:
         told += (
             " If the chosen log-prob falls in training all the same, other pairs or earlier steps do it: see entangle "
             "across and entangle train --ledger."

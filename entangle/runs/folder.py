@@ -146,7 +146,7 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with the run."""
+        """What to type to resume the run."""
         return self.command_from_record(self.verb or "VERB", ("--output_dir", str(self.path)))
 
     def command_from_record(self, verb: str, place: Sequence[str]) -> str:
@@ -285,7 +285,7 @@ class RunFolder:
             return "Make it again with the command that made it."
         if (self.path / "modules.parquet").is_file() or name in ("identity.json", "modules.parquet"):
             return f"Make the run again: {self.resume_command} --overwrite"
-        return f"Delete it and summary.json, and go on with the run: {self.resume_command}"
+        return f"Delete it and summary.json, and resume the run: {self.resume_command}"
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

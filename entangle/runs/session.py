@@ -92,7 +92,7 @@ class Session:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with the run."""
+        """What to type to resume the run."""
         return self.run.command_from_record(self.config.VERB, self.config.place)
 
     def note(self, sentence: str) -> None:

@@ -70,7 +70,9 @@ def drift_table(content: Mapping[str, Any]) -> Table:
     for loss, move in content["losses"].items():
         words, style = WORDS[finding(move)]
         drift = move["drift"]
-        table.add_row(Text(loss), ratio(move), _signed(drift["value"]), span(drift), Text(words, style))
+        table.add_row(
+            Text(loss), ratio(move), _signed(drift["value"]), interval_text(drift), Text(words, style)
+        )
     return table
 
 
@@ -111,7 +113,7 @@ def set_change_table(content: Mapping[str, Any]) -> Table:
             row = [
                 f"{change['setting']:.3g}",
                 _signed(drift["value"]),
-                span(drift),
+                interval_text(drift),
                 number(after["margin"]["value"]),
             ]
         table.add_row(change["knob"], *row, number(before), number(change["stops"]))
@@ -133,7 +135,7 @@ def interval(estimate: Mapping[str, Any], form: str = ".3g") -> str:
     return f"{number(estimate['value'], form)} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
 
 
-def span(estimate: Mapping[str, Any]) -> str:
+def interval_text(estimate: Mapping[str, Any]) -> str:
     """The interval alone."""
     low, high = estimate["low"], estimate["high"]
     if low is None and high is None:

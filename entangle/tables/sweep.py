@@ -14,7 +14,7 @@ from entangle.analysis.findings import cosine_text, onset_sentence
 from entangle.analysis.geometry import SIDES
 from entangle.analysis.statistics import Z
 from entangle.tables.base import plain_table
-from entangle.tables.sets import span as interval_text
+from entangle.tables.sets import interval_text
 
 
 def sweep_tables(points: pd.DataFrame, summary: Mapping[str, Any]) -> RenderableType:

@@ -172,7 +172,7 @@ def _hyper_parameters(record: dict[str, Any]) -> str:
     header = ["stage", "epochs", "peak learning rate", "warm-up steps", "tokens per batch", "weight decay"]
     header += ["prompt weight", "time"]
     posts, summaries = settings["posts"], settings["summaries"]
-    held_posts, held_summaries = settings["posts_held_back"], settings["summaries_held_back"]
+    held_posts, held_summaries = settings["posts_held_out"], settings["summaries_held_out"]
     return f"""## Training
 
 Seed {settings["seed"]}. {posts} posts, {held_posts} of them held out; {summaries} posts with summaries, \

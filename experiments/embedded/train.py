@@ -79,9 +79,9 @@ class Settings:
     seed: int = 20170911
     threads: int = 1
     posts: int = 3000
-    posts_held_back: int = 150
+    posts_held_out: int = 150
     summaries: int = 430
-    summaries_held_back: int = 60
+    summaries_held_out: int = 60
     vocabulary: int = 4096
     width: int = 160
     layers: int = 4
@@ -108,9 +108,9 @@ def quick_settings() -> Settings:
     return replace(
         full,
         posts=40,
-        posts_held_back=8,
+        posts_held_out=8,
         summaries=20,
-        summaries_held_back=6,
+        summaries_held_out=6,
         vocabulary=1024,
         language=replace(full.language, epochs=1, warm_up_steps=2, evaluations_per_epoch=1),
         summarise=replace(full.summarise, epochs=1, warm_up_steps=1),
@@ -163,8 +163,8 @@ def read_data(folder: Path, settings: Settings) -> Data:
     posts = read_rows(folder / "tldr_posts.jsonl", settings.posts)
     summaries = read_rows(folder / "tldr_sft.jsonl", settings.summaries)
     pairs = read_rows(folder / "tldr_pairs.jsonl")
-    posts_train, posts_held = split(posts, settings.posts_held_back, settings.seed)
-    summaries_train, summaries_held = split(summaries, settings.summaries_held_back, settings.seed)
+    posts_train, posts_held = split(posts, settings.posts_held_out, settings.seed)
+    summaries_train, summaries_held = split(summaries, settings.summaries_held_out, settings.seed)
     return Data(
         posts_train,
         posts_held,

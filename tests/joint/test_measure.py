@@ -20,11 +20,11 @@ from entangle.commands.joint.measure import (
     reward_products,
     rft_state,
     shared_columns,
-    snapped,
     verdict,
 )
 from entangle.commands.joint.table import angles, joint_table, pooled_cosine, summarise_joint, with_states
 from entangle.measure.prompts import FLAGS
+from entangle.measure.rows import same_if_untold
 from entangle.rewards.gradients import rloo_weights
 from entangle.rewards.signals import Setting
 from entangle.rewards.statistics import Support
@@ -122,7 +122,7 @@ def test_rounding_between_policy_and_reference_decides_no_kink():
     found = pair_columns(frame, DPOP(), 1e-6)
     assert found["signal"].item() == 1.0
     assert found["incentive_chosen"].item() == found["incentive_rejected"].item()
-    np.testing.assert_array_equal(snapped(np.array([-5.0]), np.array([-5.1])), [-5.0])
+    assert same_if_untold(torch.tensor([-5.0]), torch.tensor([-5.1])).item() == -5.0
 
 
 # --- sampled answers ----------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def run_compare(config: CompareConfig, console: Console | None = None) -> Compar
                 run_train(trial.train, console)
             except Interrupted as stop:
                 raise Interrupted(
-                    f"Stopped in run {number} of {len(trials)}; what is finished is kept in {folder.path}. Go on with "
+                    f"Stopped in run {number} of {len(trials)}; what is finished is kept in {folder.path}. Resume with "
                     "the same command."
                 ) from stop
         if posts and processes.is_main_process and not (trial.run.path / texts).is_file():

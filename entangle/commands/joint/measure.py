@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from entangle.analysis.geometry import RESOLUTION
 from entangle.analysis.predictions import geometry_of, logps_of, predict_losses
 from entangle.analysis.regimes import Regime
 from entangle.analysis.statistics import Array
 from entangle.commands.joint.products import kernel_product, preference_kernel, reward_kernel
+from entangle.measure.rows import same_if_untold
 from entangle.rewards.signals import gram_of
 from entangle.rewards.summary import Thresholds
 from losses import Incentives, PairLogps, PreferenceLoss
@@ -105,7 +105,7 @@ def _pair_row(index: int, logps: Array, ref_logps: Array, lengths: Array, block:
     Gaps are differences of float64 sums over one set of scores: their error, a few roundings of the scores' own
     precision, is below the resolution at which signs are believed.
     """
-    ref_logps = snapped(ref_logps, logps)
+    ref_logps = _told(ref_logps, logps)
     (sq_chosen, inner), (_, sq_rejected) = block
     return {
         "index": index, "logps_chosen": logps[0], "logps_rejected": logps[1], "ref_logps_chosen": ref_logps[0],
@@ -115,10 +115,8 @@ def _pair_row(index: int, logps: Array, ref_logps: Array, lengths: Array, block:
     }  # fmt: skip
 
 
-def snapped(ref_logps: Array, logps: Array) -> Array:
-    """Reference log-probs, or the policy's own where float32 can't tell the two apart: rounding decides no kink."""
-    untold = np.abs(ref_logps - logps) <= RESOLUTION[torch.float32] * np.maximum(np.abs(logps), 1.0)
-    return np.where(untold, logps, ref_logps)
+def _told(ref_logps: Array, logps: Array) -> Array:
+    return same_if_untold(torch.tensor(ref_logps), torch.tensor(logps)).numpy()
 
 
 def _pair_gram(row: Mapping[Any, Any]) -> Array:
@@ -244,7 +242,7 @@ def _online_columns(
     if not len(wins):
         return dict(zip(names, (math.nan, 0.0, 0.0, 0.0), strict=True))
     logps = np.asarray(row["logps"], dtype=np.float64)
-    reference = snapped(np.asarray(row["ref_logps"], dtype=np.float64), logps)
+    reference = _told(np.asarray(row["ref_logps"], dtype=np.float64), logps)
     lengths = np.asarray(row["lengths"], dtype=np.float64)
     won, lost = (
         [torch.from_numpy(column[wins[:, side]]) for column in (logps, lengths, reference)] for side in (0, 1)
