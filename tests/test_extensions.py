@@ -88,3 +88,73 @@ def test_a_mitigation_is_its_class(folder, found):
 
 def test_a_layer_rule_is_its_function(found):
     assert found["covered"] == ["model.layers.0.mlp.scale"]
+
+
+OWN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from entangle.analysis.mitigations import Rescaling
+from entangle.rewards.functions import RewardFunction
+from losses import PreferenceLoss, register
+
+
+@register
+class Loss(PreferenceLoss):
+    """Zebra crossing: -beta (w - l)."""
+
+    name: ClassVar = "zebra_crossing"
+    ratio: ClassVar = "1"
+    beta: float = 0.1
+
+    def per_pair(self, logps):
+        return -self.beta * logps.policy_margin
+
+
+@dataclass(frozen=True)
+class Reward(RewardFunction):
+    stripes: int = 1
+    name: ClassVar = "zebra_reward"
+
+    def __call__(self, answers):
+        return np.full(len(answers.completions), float(self.stripes))
+
+
+@dataclass(frozen=True)
+class Mitigation(Rescaling):
+    name: ClassVar = "zebra_mitigation"
+    source: ClassVar = "nowhere"
+
+    def factors(self, incentives, norm_chosen, norm_rejected, state, total=None):
+        return torch.ones_like(norm_chosen), torch.ones_like(norm_rejected)
+'''
+
+
+def test_classes_of_the_users_own_go_by_their_module_even_where_it_is_named_as_the_loss(
+    tmp_path, monkeypatch, capsys
+):
+    from entangle.analysis.mitigations import MITIGATIONS, build_mitigation
+    from entangle.cli import main
+    from entangle.rewards.functions import REWARD_FUNCTIONS, AnswerSet, build_reward_function
+    from losses import CATALOGUE
+
+    (tmp_path / "zebra_crossing.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        for _ in range(2):  # once when it is imported, once when it is known
+            assert main(["losses", "zebra_crossing:Loss:beta=0.5"]) == 0
+            said = capsys.readouterr().out
+            assert "beta=0.5" in said and "family" in said
+        assert main(["losses"]) == 0 and "zebra_crossing" in capsys.readouterr().out
+        for spec, wanted in (("zebra_crossing:Reward", 1.0), ("zebra_crossing:Reward:stripes=4", 4.0)):
+            assert build_reward_function(spec)(AnswerSet("a", ("b", "c"))).tolist() == [wanted, wanted]
+        assert build_mitigation("zebra_crossing:Mitigation").config == {"name": "zebra_mitigation"}
+        assert "zebra_reward" in REWARD_FUNCTIONS
+    finally:
+        CATALOGUE.pop("zebra_crossing", None)
+        MITIGATIONS.pop("zebra_mitigation", None)
+        REWARD_FUNCTIONS.pop("zebra_reward", None)
+        sys.modules.pop("zebra_crossing", None)
