@@ -15,6 +15,7 @@ from entangle.analysis.set_verdict import FALL, IDEAL, RISE, UNKNOWN, UNSURE, fi
 from entangle.commands.whatif import what_if
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
+from entangle.errors import RunError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
 from entangle.measure.set_content import geometry_of_content
 from entangle.runs.folder import RunFolder
@@ -165,3 +166,16 @@ def test_whatif_finds_the_edge_of_the_sets_drift(inputs, tmp_path):
     else:
         assert 1 / shift["setting"] == pytest.approx(low, rel=5e-3)
     assert "the set" in result.summary["recommendation"].lower()
+
+
+def test_what_isnt_measured_is_said(inputs, tmp_path, capsys):
+    """A single prompt has no set: the run says so, and asking for it is answered in the same words."""
+    from rich.console import Console
+
+    from entangle.commands.probe import run_probe
+
+    result = run_probe(options(inputs, tmp_path / "run", limit=1), Console(stderr=True))
+    assert "The set of pairs as one isn't measured" in " ".join(capsys.readouterr().err.split())
+    assert "set" not in result.summary and not (tmp_path / "run" / "set.json").exists()
+    with pytest.raises(RunError, match="two different prompts"):
+        _ = result.set

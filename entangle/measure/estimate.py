@@ -39,6 +39,7 @@ from entangle.data import TokenizedPair, tokenize_pairs
 from entangle.measure.inputs import load_pairs_of
 from entangle.measure.passes import Measurement, column_functions, rows_of_pass
 from entangle.measure.plan import Plan, is_scorable, longest
+from entangle.measure.sets import affordable_groups
 from entangle.models import (
     Loading,
     Origin,
@@ -53,6 +54,7 @@ from entangle.models import (
 from entangle.models.parameters import is_adapter_parameter
 from entangle.models.reference import make_reference
 from entangle.scores import fast_gemm, make_engine
+from entangle.scores.sums import memory
 
 WHOLE = 2.5e8
 """Bytes of weights up to which a model is measured with all of its layers."""
@@ -85,6 +87,7 @@ class Estimate:
         seconds: time of the passes.
         weight_bytes: memory of the weights.
         pass_bytes: memory of the largest pass beside the weights.
+        sum_bytes: memory of the sums of scores that the set's block is made of.
     """
 
     pairs: int
@@ -94,13 +97,19 @@ class Estimate:
     seconds: float
     weight_bytes: float
     pass_bytes: float
+    sum_bytes: float = 0.0
+
+    @property
+    def bytes(self) -> float:
+        """All of it."""
+        return self.weight_bytes + self.pass_bytes + self.sum_bytes
 
     def __rich__(self) -> Text:
         return Text(
             f"{self.pairs} pairs, {self.scored} to be scored, {self.tokens:,} tokens in {self.passes} passes.\n"
             f"About {_duration(self.seconds)} of passes on this machine, and "
-            f"{_size(self.weight_bytes + self.pass_bytes)} of memory: {_size(self.weight_bytes)} of weights and "
-            f"{_size(self.pass_bytes)} for the largest pass. Nothing was computed or written."
+            f"{_size(self.bytes)} of memory: {_size(self.weight_bytes)} of weights, {_size(self.pass_bytes)} for the "
+            f"largest pass, {_size(self.sum_bytes)} for sums over the set. Nothing was computed or written."
         )
 
 
@@ -147,6 +156,7 @@ def estimate(config: ProbeConfig) -> Estimate:
         tokens=sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in tokenized),
         seconds=first.seconds + float(rest.sum()), weight_bytes=weights,
         pass_bytes=resident(max(cost.bytes for cost in (first, *costs)), loading.target),
+        sum_bytes=stack.sum_bytes,
     )  # fmt: skip
 
 
@@ -167,6 +177,13 @@ class Stack:
         size = sum(p.nbytes for p in model.parameters())
         base = sum(p.nbytes for name, p in model.named_parameters() if not is_adapter_parameter(name))
         return float(size if self.config.ref_model_name_or_path is None else size + base)
+
+    @property
+    def sum_bytes(self) -> float:
+        """Memory of the sums of scores over groups of pairs."""
+        model = self._random(self.shape.num_hidden_layers, torch.device("meta"))
+        parameters = choose_parameters(model, self.config.parameters)
+        return float(memory(parameters, affordable_groups(parameters)))
 
     def costs(self, first: Sequence[TokenizedPair], further: Sequence[Sequence[TokenizedPair]]) -> list[Cost]:
         """Costs of a run's first pass, with the engine's check of itself, and of further ones.

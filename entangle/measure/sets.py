@@ -29,8 +29,15 @@ FEWEST_GROUPS = 4
 MOST_KINDS = 8
 """Kinds up to which the block of kinds is taken: each needs groups of its own."""
 
-MEMORY = 2**31
-"""Bytes that the sums may take."""
+MEMORY = 5 * 2**30
+"""Bytes that the sums may take: 4 groups of 150 million parameters, 16 of a LoRA of 40 million."""
+
+NO_SET = (
+    "The set of pairs as one isn't measured: that takes scored pairs of two different prompts at least, and memory for "
+    f"sums of scores ({FEWEST_GROUPS} groups x 2 x 4 bytes per probed parameter, at most {MEMORY / 1e9:.1f} GB; a pass "
+    "that ran out of memory gives them up). What is said here is of each pair alone."
+)
+"""What is said where the set's block is left out."""
 
 FOLDER = "sums"
 GIVEN_UP = "given_up"
@@ -202,10 +209,10 @@ class RunSums:
         """Products by module of what all processes summed, for the main process when all are done; None if given up."""
         if self.is_given_up:
             return None
-        total = GroupSums(self._parameters, len(self.grouping.kinds))
         for file in _files(self._run):
-            total.merge(GroupSums.load(file, self._parameters))
-        return total.module_grams(metric)
+            if file != self._file:
+                self._sums.merge(GroupSums.load(file, self._parameters))
+        return self._sums.module_grams(metric)
 
     def remove(self) -> None:
         """Delete the files: what they were for is in set.json."""

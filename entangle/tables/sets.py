@@ -52,7 +52,7 @@ def geometry_text(content: Mapping[str, Any]) -> Text:
     cosine = interval(content["cosine"], ".3f") + (", which may as well be 1" if parallel else "")
     low, high = content["band"]
     if parallel:
-        band = "so no loss may be able to part them"
+        band = "so it may be that no loss can part them"
     else:
         band = f"the two part for rho between {interval(low)} and {interval(high)}"
     return Text(

@@ -100,7 +100,10 @@ def judge(model: nn.Module) -> Outcome:
 def pairs() -> RowBatch:
     """Two pairs with prompts and responses of different lengths, padded on the right."""
     generator = torch.Generator().manual_seed(7)
-    draw = lambda size: torch.randint(3, VOCABULARY, (size,), generator=generator)  # noqa: E731
+
+    def draw(size: int) -> Tensor:
+        return torch.randint(3, VOCABULARY, (size,), generator=generator)
+
     prompts = [draw(4), draw(7)]
     rows = [(prompts[0], draw(3)), (prompts[1], draw(5)), (prompts[0], draw(4)), (prompts[1], draw(2))]
     width = max(len(head) + len(tail) for head, tail in rows)

@@ -17,7 +17,7 @@ from entangle.config import EMBEDDED
 from entangle.diagnostics import columns_of, summarise_diagnostics
 from entangle.measure.modules import summarise_modules
 from entangle.measure.set_content import SET_DETAILS, set_content
-from entangle.measure.sets import Grouping
+from entangle.measure.sets import NO_SET, Grouping
 from entangle.measure.verification import summarise_verification, verify_losses
 from entangle.runs.progress import progress_bar
 from entangle.runs.provenance import environment
@@ -34,14 +34,14 @@ class Judged:
         summary: the aggregates.
         set: the set's block (see `set_content`); None where it couldn't be had.
         steps: rows of the real steps, where these were asked for.
-        refused: why losses that nobody named weren't judged.
+        left_out: what wasn't judged or measured, and why: losses that nobody named, the set.
     """
 
     predictions: pd.DataFrame
     summary: dict[str, Any]
     set: dict[str, Any] | None
     steps: pd.DataFrame | None
-    refused: list[str]
+    left_out: list[str]
 
 
 def judge(
@@ -66,7 +66,7 @@ def judge(
         ConfigError: a named loss can't be judged on these rows.
     """
     options, resolution = prepared.options, engine.resolution
-    usable, refused = judgeable(prepared.losses, prepared.are_named, has_reference=may_have_reference(rows))
+    usable, left_out = judgeable(prepared.losses, prepared.are_named, has_reference=may_have_reference(rows))
     predictions = predict_losses(rows, usable, resolution=resolution, batch_size=options.loss_batch_size)
     summary = summarise(rows, predictions, options.group_by)
     steps = whole = None
@@ -83,9 +83,11 @@ def judge(
         grams, grouping = sums
         whole = set_content(grams, grouping, predictions, prepared.metric_name)
         summary["set"] = {name: value for name, value in whole.items() if name not in SET_DETAILS}
+    else:
+        left_out = [*left_out, NO_SET]
     if options.diagnostics:
         summary["diagnostics"] = summarise_diagnostics(rows, predictions, columns_of(options.diagnostics))
-    return Judged(predictions, summary, whole, steps, refused)
+    return Judged(predictions, summary, whole, steps, left_out)
 
 
 def provenance_of(

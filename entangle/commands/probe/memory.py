@@ -119,7 +119,7 @@ def probe(
         rows, by_module = joined(shards), joined(parts) if parts else pd.DataFrame()
         whole = None if sums is None or grams is None else (grams, sums.grouping)
         judged = judge(prepared, measurement.engine, rows, by_module, whole, shown)
-    for note in (*measurement.engine.notes, *judged.refused):
+    for note in (*measurement.engine.notes, *judged.left_out):
         say(shown, note)
     notes = (*data.notes, *prepared.notes, *measurement.engine.notes)
     provenance = provenance_of(prepared, measurement.engine, time.monotonic() - started, notes)

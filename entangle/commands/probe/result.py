@@ -15,6 +15,7 @@ from entangle.commands.whatif.source import ProbedRows
 from entangle.config import ProbeConfig
 from entangle.errors import RunError
 from entangle.measure.measured_set import MeasuredSet
+from entangle.measure.sets import NO_SET
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
 from entangle.tables.probe import probe_tables
@@ -92,10 +93,7 @@ class ProbeResult(Shown):
             RunError: the probe has no such block: fewer than two prompts were scored, or memory didn't allow it.
         """
         if self.set_content is None:
-            raise RunError(
-                "This probe says nothing of the set as a whole: that takes scored pairs of two different prompts at "
-                "least, and memory for sums of scores. `pairs` and `predictions` are there."
-            )
+            raise RunError(NO_SET)
         return MeasuredSet(self.set_content)
 
     def what_if(

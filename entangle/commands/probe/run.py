@@ -91,7 +91,7 @@ def _close(
     grams = None if sums is None else sums.joined(prepared.metric)
     whole = None if sums is None or grams is None else (grams, sums.grouping)
     judged = judge(prepared, engine, run.pairs(), modules, whole, session.console)
-    for sentence in judged.refused:
+    for sentence in judged.left_out:
         session.note(sentence)
     if judged.steps is not None:
         run.write_table("verification.parquet", judged.steps)
