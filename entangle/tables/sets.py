@@ -62,10 +62,10 @@ def geometry_text(content: Mapping[str, Any]) -> Text:
 
 
 def drift_table(content: Mapping[str, Any]) -> Table:
-    """A row per loss: rho, drift with its interval, and which way both mean log-probs go."""
+    """A row per loss: rho (mean d_w over mean d_l), drift with its interval, and which way both mean log-probs go."""
     title = "The set: nats by which both log-probs move per nat of margin (between -1/2 and 1/2 they part)"
     table = plain_table(title, padding=(0, 1, 0, 0))
-    for name in ("loss", "rho", "drift", "95 % interval", "the two"):
+    for name in ("loss", "rho of\nmeans", "drift", "95 % interval", "the two"):
         table.add_column(name, justify="left" if name in ("loss", "the two") else "right")
     for loss, move in content["losses"].items():
         words, style = WORDS[finding(move)]
