@@ -68,8 +68,16 @@ SET = "ours, with the set's block"
 TLDR = Shape(layers=8, width=512, inner=1376, heads=8, vocabulary=32_000)
 WIDE = Shape(layers=4, width=1536, inner=4096, heads=12, vocabulary=8_000, lora=None)
 SMALL = Shape(
-    layers=2, width=64, inner=172, heads=2, vocabulary=1_000, prompt=(30, 60), response=(10, 20), pairs=32, per_batch=8,
-)  # fmt: skip
+    layers=2,
+    width=64,
+    inner=172,
+    heads=2,
+    vocabulary=1_000,
+    prompt=(30, 60),
+    response=(10, 20),
+    pairs=32,
+    per_batch=8,
+)
 
 METHODS: dict[str, Method] = {
     PLAIN: plain_pass,
@@ -111,32 +119,44 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "lora": Case("LoRA r=16 on all linear layers, 59M Llama (8 x 512), TL;DR lengths", TLDR,
-                 (Target(OURS, 0.78), Target(SET, 1.05, OURS))),
+    "lora": Case(
+        "LoRA r=16 on all linear layers, 59M Llama (8 x 512), TL;DR lengths",
+        TLDR,
+        (Target(OURS, 0.78), Target(SET, 1.05, OURS)),
+    ),
     "full-512": Case(
-        "all parameters, 59M Llama (8 x 512), TL;DR lengths", replace(TLDR, lora=None),
+        "all parameters, 59M Llama (8 x 512), TL;DR lengths",
+        replace(TLDR, lora=None),
         (Target(OURS, 0.86), Target(SET, 1.20, OURS), Target(SET, 1.00)),
     ),
     "full-1536": Case(
-        "all parameters, 138M Llama (4 x 1536), TL;DR lengths", WIDE,
-        (Target(OURS, 0.60), Target(SET, 1.20, OURS), Target(SET, 1.00)), rounds=3,
+        "all parameters, 138M Llama (4 x 1536), TL;DR lengths",
+        WIDE,
+        (Target(OURS, 0.60), Target(SET, 1.20, OURS), Target(SET, 1.00)),
+        rounds=3,
         methods={name: method for name, method in METHODS.items() if method is not torch_vmap},
     ),
     "gram": Case(
-        "Gram matrix of 32 pairs, 64 x 64, LoRA as above", replace(TLDR, pairs=32),
-        (Target("ours, score_gram", 1.0),), rounds=1, methods={PLAIN: plain_pass, "ours, score_gram": ours_gram},
+        "Gram matrix of 32 pairs, 64 x 64, LoRA as above",
+        replace(TLDR, pairs=32),
+        (Target("ours, score_gram", 1.0),),
+        rounds=1,
+        methods={PLAIN: plain_pass, "ours, score_gram": ours_gram},
     ),
     "tokens": Case(
         "token sums in both directions, one pair of 300 + 35 tokens, LoRA as above",
         replace(TLDR, prompt=(300, 300), response=(35, 35), pairs=1, per_batch=1),
-        (Target("ours, token sums", 0.10, "token loop"),), rounds=1,
+        (Target("ours, token sums", 0.10, "token loop"),),
+        rounds=1,
         methods={PLAIN: plain_pass, "ours, token sums": token_sums, "token loop": token_loop},
     ),
     "small": Case(
-        "LoRA r=16, CI-sized Llama (2 x 64), 8 pairs per pass, prompts of 30-60 tokens", SMALL,
-        (Target(OURS, 0.30, LOOP),), rounds=5,
+        "LoRA r=16, CI-sized Llama (2 x 64), 8 pairs per pass, prompts of 30-60 tokens",
+        SMALL,
+        (Target(OURS, 0.30, LOOP),),
+        rounds=5,
     ),
-}  # fmt: skip
+}
 
 SHARING = {
     "59M Llama, LoRA": TLDR,
@@ -258,11 +278,13 @@ def measure_sharing(quick: bool, rounds: int) -> dict[str, list[dict[str, float]
                         started = time.process_time()
                         run()
                         times.append(time.process_time() - started)
-            found[name].append({
-                "prompt": length,
-                "saved": statistics.mean(split.tokens_saved for split in saved),
-                "cost": statistics.median(a / b for a, b in zip(*seconds, strict=True)),
-            })  # fmt: skip
+            found[name].append(
+                {
+                    "prompt": length,
+                    "saved": statistics.mean(split.tokens_saved for split in saved),
+                    "cost": statistics.median(a / b for a, b in zip(*seconds, strict=True)),
+                }
+            )
     return found
 
 
@@ -314,9 +336,13 @@ def measure_probe(quick: bool) -> dict[str, Any]:
         model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
         tokenizer.save_pretrained(folder)
         config = ProbeConfig(
-            model_name_or_path=folder, use_peft=True, seed=0, device="cpu", output_dir=f"{folder}/run",
+            model_name_or_path=folder,
+            use_peft=True,
+            seed=0,
+            device="cpu",
+            output_dir=f"{folder}/run",
             limit=4 if quick else 36,
-        )  # fmt: skip
+        )
         profile = cProfile.Profile(time.process_time)
         result = profile.runcall(run_probe, config, Console(quiet=True))
     stats = pstats.Stats(profile).stats  # pyright: ignore[reportAttributeAccessIssue]
@@ -336,47 +362,72 @@ def render(results: dict[str, Any]) -> str:
     facts = results["conditions"]
     software = facts["software"]
     lines = [
-        "# Cost of the engine on a CPU", "",
+        "# Cost of the engine on a CPU",
+        "",
         "Unit: one plain forward and backward pass of the same rows in the same passes, gradients in the probed "
         "parameters only, LM head at response positions. CPU seconds of the process, float32, one thread; methods take "
-        "turns. Ratios: median over the rounds [least, most]. Made by `python benchmarks/engine.py`.", "",
+        "turns. Ratios: median over the rounds [least, most]. Made by `python benchmarks/engine.py`.",
+        "",
         f"{facts['date']}; {facts['processor']}, {facts['cores']} cores, {facts['threads']} thread; torch "
         f"{software['torch']}, transformers {software['transformers']}, peft {software['peft']}; load average "
         f"{facts['load_at_start']} before and {facts['load_at_end']} after"
-        + (" (other jobs were running)." if facts["load_at_start"] > 1 or facts["load_at_end"] > 1.5 else "."), "",
+        + (
+            " (other jobs were running)." if facts["load_at_start"] > 1 or facts["load_at_end"] > 1.5 else "."
+        ),
+        "",
         *table(["what", "of", "measured", "at most", "met"], list(_targets(results))),
-    ]  # fmt: skip
+    ]
     for case in results["cases"].values():
-        lines += ["", f"## {case['title']}", "", *table(
-            ["method", "CPU ms per pair", "of the plain pass", "error"], list(_case_rows(case))
-        )]  # fmt: skip
+        lines += [
+            "",
+            f"## {case['title']}",
+            "",
+            *table(["method", "CPU ms per pair", "of the plain pass", "error"], list(_case_rows(case))),
+        ]
     if "sharing" in results:
         lines += [
-            "", "## From where on a shared prompt pays", "",
+            "",
+            "## From where on a shared prompt pays",
+            "",
             "Cost of the engine with prompts evaluated once, in units of the engine on whole rows; in brackets the "
-            "share of tokens that sharing saves.", "",
-            *table(["prompt tokens", *map(str, SHARED_PROMPTS)], [
-                [name, *(f"{row['cost']:.2f} ({row['saved']:.2f})" for row in rows)]
-                for name, rows in results["sharing"].items()
-            ]),
-        ]  # fmt: skip
+            "share of tokens that sharing saves.",
+            "",
+            *table(
+                ["prompt tokens", *map(str, SHARED_PROMPTS)],
+                [
+                    [name, *(f"{row['cost']:.2f} ({row['saved']:.2f})" for row in rows)]
+                    for name, rows in results["sharing"].items()
+                ],
+            ),
+        ]
     if "memory" in results:
         lines += [
-            "", "## Peak memory beyond the weights", "",
-            "MB, two pairs per pass, a process per method; `scores` is what two written-out scores take.", "",
-            *table(["shape", PLAIN, OURS, LOOP, "scores", "weights"], [
-                [name, *(f"{row[key]:.0f}" for key in (PLAIN, OURS, LOOP, "scores of one pair", "weights"))]
-                for name, row in results["memory"].items()
-            ]),
-        ]  # fmt: skip
+            "",
+            "## Peak memory beyond the weights",
+            "",
+            "MB, two pairs per pass, a process per method; `scores` is what two written-out scores take.",
+            "",
+            *table(
+                ["shape", PLAIN, OURS, LOOP, "scores", "weights"],
+                [
+                    [
+                        name,
+                        *(f"{row[key]:.0f}" for key in (PLAIN, OURS, LOOP, "scores of one pair", "weights")),
+                    ]
+                    for name, row in results["memory"].items()
+                ],
+            ),
+        ]
     if "probe" in results:
         probe = results["probe"]
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in probe["parts"].items())
         lines += [
-            "", "## A probe run", "",
+            "",
+            "## A probe run",
+            "",
             f"{probe['pairs']} pairs of the package, the 59M Llama with a fresh LoRA, 13 losses, under the profiler: "
             f"{probe['seconds']:.1f} CPU seconds, of these after the scores: {parts}.",
-        ]  # fmt: skip
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -70,14 +70,27 @@ SETTINGS = (
     Setting("embedded policy, all parameters", {"parameters": "full"}),
     Setting("small real Llama (0.3M), all parameters, long rows", STORIES),
     Setting("59M Llama, LoRA r=16", LORA | {"limit": 36}, PLAIN_LLAMA),
-    Setting("59M Llama, LoRA r=16, two pairs per pass, longer prompts", LORA | {"limit": 12, "batch_size": 2},
-            PLAIN_LLAMA, repeat=4),
-    Setting("72M Llama (12 layers, from stacks of 2 and 4), LoRA r=16, two pairs per pass",
-            LORA | {"limit": 24, "batch_size": 2}, replace(PLAIN_LLAMA, layers=12)),
-    Setting("59M Llama, all parameters, two pairs per pass", FULL | {"limit": 24, "batch_size": 2}, PLAIN_LLAMA),
-    Setting("59M Llama, all parameters, one pair per pass, longer prompts, two losses",
-            FULL | {"limit": 8, "batch_size": 1, "losses": ("dpo", "kto")}, PLAIN_LLAMA, repeat=4),
-)  # fmt: skip
+    Setting(
+        "59M Llama, LoRA r=16, two pairs per pass, longer prompts",
+        LORA | {"limit": 12, "batch_size": 2},
+        PLAIN_LLAMA,
+        repeat=4,
+    ),
+    Setting(
+        "72M Llama (12 layers, from stacks of 2 and 4), LoRA r=16, two pairs per pass",
+        LORA | {"limit": 24, "batch_size": 2},
+        replace(PLAIN_LLAMA, layers=12),
+    ),
+    Setting(
+        "59M Llama, all parameters, two pairs per pass", FULL | {"limit": 24, "batch_size": 2}, PLAIN_LLAMA
+    ),
+    Setting(
+        "59M Llama, all parameters, one pair per pass, longer prompts, two losses",
+        FULL | {"limit": 8, "batch_size": 1, "losses": ("dpo", "kto")},
+        PLAIN_LLAMA,
+        repeat=4,
+    ),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -184,22 +197,35 @@ def render(results: dict[str, Any]) -> str:
         estimated, measured = row["estimated"], row["measured"]
         ratio = {unit: estimated[unit] / measured[unit] for unit in ("MB", "seconds")}
         ratios += ratio.values()
-        rows.append([
-            row["title"], str(row["pairs"]),
-            *(f"{estimated[unit]:.3g} / {measured[unit]:.3g} = {ratio[unit]:.2f}" for unit in ("MB", "seconds")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                row["title"],
+                str(row["pairs"]),
+                *(
+                    f"{estimated[unit]:.3g} / {measured[unit]:.3g} = {ratio[unit]:.2f}"
+                    for unit in ("MB", "seconds")
+                ),
+            ]
+        )
     within = sum(abs(ratio - 1) <= TOLERANCE for ratio in ratios)
-    return "\n".join([
-        "# What `entangle probe --dry_run` says, and what the run takes", "",
-        "Memory: growth of resident memory to its peak, from before the weights are read. Time: CPU seconds of the "
-        "passes. Float32, one thread, each estimate and run in a process of its own. Made by "
-        "`python benchmarks/estimate.py`.", "",
-        f"{facts['date']}; {facts['processor']}, {facts['cores']} cores; torch {software['torch']}, transformers "
-        f"{software['transformers']}, peft {software['peft']}; load average {facts['load_at_start']} before.", "",
-        f"{within} of {len(ratios)} estimates are within {100 * TOLERANCE:.0f} % of what is measured; the ratios lie "
-        f"between {min(ratios):.2f} and {max(ratios):.2f}.", "",
-        *table(["setting", "pairs", "MB, estimated / measured", "seconds, estimated / measured"], rows), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "# What `entangle probe --dry_run` says, and what the run takes",
+            "",
+            "Memory: growth of resident memory to its peak, from before the weights are read. Time: CPU seconds of the "
+            "passes. Float32, one thread, each estimate and run in a process of its own. Made by "
+            "`python benchmarks/estimate.py`.",
+            "",
+            f"{facts['date']}; {facts['processor']}, {facts['cores']} cores; torch {software['torch']}, transformers "
+            f"{software['transformers']}, peft {software['peft']}; load average {facts['load_at_start']} before.",
+            "",
+            f"{within} of {len(ratios)} estimates are within {100 * TOLERANCE:.0f} % of what is measured; the ratios "
+            f"lie between {min(ratios):.2f} and {max(ratios):.2f}.",
+            "",
+            *table(["setting", "pairs", "MB, estimated / measured", "seconds, estimated / measured"], rows),
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

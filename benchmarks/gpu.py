@@ -30,9 +30,17 @@ from entangle.runs.progress import progress_bar
 from entangle.runs.provenance import environment
 
 LLAMA_8B = Shape(
-    layers=32, width=4096, inner=14_336, heads=32, kv_heads=8, vocabulary=128_256, lora=64,
-    targets=("q_proj", "k_proj", "v_proj"), pairs=64, per_batch=12,
-)  # fmt: skip
+    layers=32,
+    width=4096,
+    inner=14_336,
+    heads=32,
+    kv_heads=8,
+    vocabulary=128_256,
+    lora=64,
+    targets=("q_proj", "k_proj", "v_proj"),
+    pairs=64,
+    per_batch=12,
+)
 TARGET = 3.0
 """Pairs per second of ours, at least, in units of the loop's."""
 
@@ -104,15 +112,18 @@ def render(results: dict[str, Any]) -> str:
     gap = max(abs(a - b) for a, b in zip(fast["cosines"], slow["cosines"], strict=True))
     software = results["software"]
     lines = [
-        "# The engine on a GPU", "",
+        "# The engine on a GPU",
+        "",
         f"{results['date']}; {results['device']}; torch {software['torch']}, transformers {software['transformers']}, "
         f"peft {software['peft']}. Llama of {shape['layers']} layers x {shape['width']}, {shape['vocabulary']} tokens, "
         f"random weights in bfloat16, LoRA r={shape['lora']} on {', '.join(shape['targets'])}; {shape['pairs']} pairs, "
         f"prompts of {shape['prompt'][0]}-{shape['prompt'][1]} tokens, responses of {shape['response'][0]}-"
         f"{shape['response'][1]}; ours {shape['per_batch']} pairs per pass, the loop one response. Wall time, median "
-        "[least, most]. Made by `python benchmarks/gpu.py`.", "",
-        "| method | pairs per second | peak memory, GB |", "| --- | --- | --- |",
-    ]  # fmt: skip
+        "[least, most]. Made by `python benchmarks/gpu.py`.",
+        "",
+        "| method | pairs per second | peak memory, GB |",
+        "| --- | --- | --- |",
+    ]
     for name, row in methods.items():
         speeds = row["pairs_per_second"]
         peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}"
@@ -124,7 +135,7 @@ def render(results: dict[str, Any]) -> str:
         "",
         f"Ours is {ratio:.2f} times the loop [{min(ratios):.2f}, {max(ratios):.2f}]; at least {TARGET:g} was asked: "
         f"{'met' if ratio >= TARGET else '**not met**'}. Largest difference of a pair's cosine: {gap:.1e}.",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 

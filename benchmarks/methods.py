@@ -65,9 +65,19 @@ class Shape:
     def tiny(self) -> Shape:
         """The same kind of thing, small enough for a test."""
         return replace(
-            self, layers=2, width=16, inner=24, heads=2, vocabulary=48, lora=self.lora and 2, prompt=(8, 12),
-            response=(3, 5), pairs=min(self.pairs, 4), per_batch=min(self.per_batch, 2), kv_heads=None,
-        )  # fmt: skip
+            self,
+            layers=2,
+            width=16,
+            inner=24,
+            heads=2,
+            vocabulary=48,
+            lora=self.lora and 2,
+            prompt=(8, 12),
+            response=(3, 5),
+            pairs=min(self.pairs, 4),
+            per_batch=min(self.per_batch, 2),
+            kv_heads=None,
+        )
 
 
 def build(
@@ -76,10 +86,14 @@ def build(
     """The model on its device, made there, and its probed parameters by name."""
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads or shape.heads, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        tie_word_embeddings=False,
+    )
     with torch.device(device):
         model: nn.Module = LlamaForCausalLM._from_config(config, dtype=dtype)
         if shape.lora is not None:
@@ -291,10 +305,12 @@ def _token_gradients(model: nn.Module, parameters: Parameters, row: Rows) -> Ten
     theta = list(parameters.values())
     with studying(model, parameters):
         values = _full_logps(model, row)
-        return torch.stack([
-            torch.cat([g.flatten() for g in torch.autograd.grad(value, theta, retain_graph=True)])
-            for value in values
-        ])  # fmt: skip
+        return torch.stack(
+            [
+                torch.cat([g.flatten() for g in torch.autograd.grad(value, theta, retain_graph=True)])
+                for value in values
+            ]
+        )
 
 
 def _score(model: nn.Module, parameters: Parameters, row: Rows) -> Sequence[Tensor]:
@@ -311,10 +327,12 @@ def _full_logps(model: nn.Module, row: Rows) -> Tensor:
 def _block(chosen: Sequence[Tensor], rejected: Sequence[Tensor]) -> Tensor:
     """A, B, c `(3,)`; elementwise products keep the digits that a long float32 `dot` loses."""
     pairs = ((chosen, chosen), (rejected, rejected), (chosen, rejected))
-    return torch.stack([
-        torch.stack([(x * y).sum(dtype=torch.float64) for x, y in zip(a, b, strict=True)]).sum()
-        for a, b in pairs
-    ]).cpu()  # fmt: skip
+    return torch.stack(
+        [
+            torch.stack([(x * y).sum(dtype=torch.float64) for x, y in zip(a, b, strict=True)]).sum()
+            for a, b in pairs
+        ]
+    ).cpu()
 
 
 def _columns(geometry: PairGeometry) -> Tensor:

@@ -64,59 +64,102 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(
-            "probe", "entangle.config.probe:ProbeConfig", "entangle.commands.probe:command", "Measure",
-            "Geometry of every pair, and what each loss would do to it.", has_page=True,
+            "probe",
+            "entangle.config.probe:ProbeConfig",
+            "entangle.commands.probe:command",
+            "Measure",
+            "Geometry of every pair, and what each loss would do to it.",
+            has_page=True,
         ),
         Command(
-            "tokens", "entangle.config.tokens:TokensConfig", "entangle.commands.tokens:command", "Measure",
+            "tokens",
+            "entangle.config.tokens:TokensConfig",
+            "entangle.commands.tokens:command",
+            "Measure",
             "Which tokens entangle a pair: a finished probe's pairs taken apart into their tokens.",
         ),
         Command(
-            "across", "entangle.config.across:AcrossConfig", "entangle.commands.across:command", "Measure",
+            "across",
+            "entangle.config.across:AcrossConfig",
+            "entangle.commands.across:command",
+            "Measure",
             "Entanglement across pairs: what all other pairs of a finished probe do to each pair.",
         ),
         Command(
-            "sweep", "entangle.config.sweep:SweepConfig", "entangle.commands.sweep:run_sweep", "Measure",
-            "The probe at every checkpoint of a training run, and when both log-probs began to fall.", has_page=True,
+            "sweep",
+            "entangle.config.sweep:SweepConfig",
+            "entangle.commands.sweep:run_sweep",
+            "Measure",
+            "The probe at every checkpoint of a training run, and when both log-probs began to fall.",
+            has_page=True,
         ),
         Command(
-            "rft", "entangle.config.rft:RftConfig", "entangle.commands.rft:command", "Measure",
-            "Spread of the rewards of sampled answers, and the reward gradient that it leaves.", has_page=True,
+            "rft",
+            "entangle.config.rft:RftConfig",
+            "entangle.commands.rft:command",
+            "Measure",
+            "Spread of the rewards of sampled answers, and the reward gradient that it leaves.",
+            has_page=True,
         ),
         Command(
-            "joint", "entangle.config.joint:JointConfig", "entangle.commands.joint:run_joint", "Measure",
-            "DPO's signal beside RFT's on the same prompts: which give none to which method, and why.", has_page=True,
+            "joint",
+            "entangle.config.joint:JointConfig",
+            "entangle.commands.joint:run_joint",
+            "Measure",
+            "DPO's signal beside RFT's on the same prompts: which give none to which method, and why.",
+            has_page=True,
         ),
         Command(
-            "whatif", "entangle.config.whatif:WhatIfConfig", "entangle.commands.whatif:command", "Decide",
+            "whatif",
+            "entangle.config.whatif:WhatIfConfig",
+            "entangle.commands.whatif:command",
+            "Decide",
             "Other losses and hyper-parameters on a finished probe's pairs, without the model.",
         ),
         Command(
-            "filter", "entangle.config.filter:FilterConfig", "entangle.commands.filter:command", "Decide",
+            "filter",
+            "entangle.config.filter:FilterConfig",
+            "entangle.commands.filter:command",
+            "Decide",
             "The data set of a finished probe without its harmful pairs, or with weights.",
         ),
         Command(
-            "losses", "entangle.config.losses:LossesConfig", "entangle.commands.losses:show_losses", "Decide",
+            "losses",
+            "entangle.config.losses:LossesConfig",
+            "entangle.commands.losses:show_losses",
+            "Decide",
             "The catalogue of losses, or everything about one of them.",
         ),
         Command(
-            "train", "entangle.config.train:TrainConfig", "entangle.commands.train:run_train", "Train",
+            "train",
+            "entangle.config.train:TrainConfig",
+            "entangle.commands.train:run_train",
+            "Train",
             "Preference training (or fine-tuning) by TRL with any loss and mitigation: entangle train CONFIG.",
         ),
         Command(
-            "compare", "entangle.config.compare:CompareConfig", "entangle.commands.compare:run_compare", "Train",
+            "compare",
+            "entangle.config.compare:CompareConfig",
+            "entangle.commands.compare:run_compare",
+            "Train",
             "Train losses x settings x seeds from one start, and judge them on the same held-out pairs and posts.",
         ),
         Command(
-            "doctor", "entangle.config.doctor:DoctorConfig", "entangle.commands.doctor:run_doctor", "Look back",
+            "doctor",
+            "entangle.config.doctor:DoctorConfig",
+            "entangle.commands.doctor:run_doctor",
+            "Look back",
             "What the log of a past training run says: nothing else is read.",
         ),
         Command(
-            "report", "entangle.config.report:ReportConfig", "entangle.report.command:command", "Look back",
+            "report",
+            "entangle.config.report:ReportConfig",
+            "entangle.report.command:command",
+            "Look back",
             "Finished runs as one self-contained HTML page, or their figures as files: entangle report RUN.",
         ),
     )
-}  # fmt: skip
+}
 """Every command by its name, in the order of the help. A new one is its options, its function and its line here."""
 
 LONGEST = 4000
@@ -275,11 +318,16 @@ def _usage() -> str:
     for group in dict.fromkeys(command.group for command in COMMANDS.values()):
         lines += ["", f"{group}:"]
         lines += [f"  {c.name:<10}{c.line}" for c in COMMANDS.values() if c.group == group]
-    return "\n".join([
-        "usage: entangle COMMAND [--help] [--config FILE] [--option value ...]", "",
-        "Measures gradient entanglement in preference training.", *lines, "",
-        "`entangle probe` without options runs on the policy and the pairs that ship with the package.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "usage: entangle COMMAND [--help] [--config FILE] [--option value ...]",
+            "",
+            "Measures gradient entanglement in preference training.",
+            *lines,
+            "",
+            "`entangle probe` without options runs on the policy and the pairs that ship with the package.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", TRL_EXPERIMENTAL_SILENCE="1",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    TRL_EXPERIMENTAL_SILENCE="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
-)  # fmt: skip
+)
 
 import pytest
 import torch

@@ -32,10 +32,14 @@ def write_rows(path: Path, count: int = 10, seed: int = 0) -> str:
 def options(inputs: dict[str, str], output: Path, **changes) -> ProbeConfig:
     """Options of a probe on `inputs`."""
     given = {
-        "model_name_or_path": inputs["base"], "adapter_name_or_path": inputs["adapter"],
-        "dataset_name": inputs["data"], "losses": ("dpo", "simpo", "kto"), "shard_size": 3, "max_length": 64,
+        "model_name_or_path": inputs["base"],
+        "adapter_name_or_path": inputs["adapter"],
+        "dataset_name": inputs["data"],
+        "losses": ("dpo", "simpo", "kto"),
+        "shard_size": 3,
+        "max_length": 64,
         "output_dir": str(output),
-    }  # fmt: skip
+    }
     return ProbeConfig(**(given | changes))
 
 

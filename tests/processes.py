@@ -22,9 +22,15 @@ def torchrun(*words: str) -> list[str]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-        f"--master_port={port}", "-m", *words,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+        "-m",
+        *words,
+    ]
 
 
 def run_on_two(*words: str) -> str:

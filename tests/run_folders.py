@@ -18,9 +18,14 @@ from losses import build
 
 
 def synthetic_pairs(
-    count: int = 60, *, has_reference: bool = True, at_reference: bool = False, cosine: float = 0.8,
-    norm_ratio: float = 1.0, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    count: int = 60,
+    *,
+    has_reference: bool = True,
+    at_reference: bool = False,
+    cosine: float = 0.8,
+    norm_ratio: float = 1.0,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Rows of `count` pairs with random scores of three entries, similar to each other, and random log-probs.
 
     Args:
@@ -52,16 +57,33 @@ def pairs_of(
     """Rows of pairs with given blocks, log-probs and lengths (chosen, rejected: `(2, B)`), no flag set."""
     count = len(geometry.inner)
     lower, upper = geometry.critical_ratio
-    return pd.DataFrame({
-        "index": range(count), "prompt_hash": [f"{i:08x}" for i in range(count)], "kind": "synthetic",
-        "prompt_length": 10, "truncated": False, "identical": False, "dropped": False, "empty": False,
-        "sq_chosen": geometry.sq_chosen, "sq_rejected": geometry.sq_rejected, "inner": geometry.inner,
-        "gap_chosen": geometry.gap_chosen, "gap_rejected": geometry.gap_rejected,
-        "logps_chosen": logps[0].double(), "logps_rejected": logps[1].double(),
-        "ref_logps_chosen": reference[0].double(), "ref_logps_rejected": reference[1].double(),
-        "cosine": geometry.cosine, "band_lower": lower, "band_upper": upper,
-        "length_chosen": lengths[0], "length_rejected": lengths[1], "non_finite": False,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "index": range(count),
+            "prompt_hash": [f"{i:08x}" for i in range(count)],
+            "kind": "synthetic",
+            "prompt_length": 10,
+            "truncated": False,
+            "identical": False,
+            "dropped": False,
+            "empty": False,
+            "sq_chosen": geometry.sq_chosen,
+            "sq_rejected": geometry.sq_rejected,
+            "inner": geometry.inner,
+            "gap_chosen": geometry.gap_chosen,
+            "gap_rejected": geometry.gap_rejected,
+            "logps_chosen": logps[0].double(),
+            "logps_rejected": logps[1].double(),
+            "ref_logps_chosen": reference[0].double(),
+            "ref_logps_rejected": reference[1].double(),
+            "cosine": geometry.cosine,
+            "band_lower": lower,
+            "band_upper": upper,
+            "length_chosen": lengths[0],
+            "length_rejected": lengths[1],
+            "non_finite": False,
+        }
+    )
 
 
 def with_flag(pairs: pd.DataFrame, rows: Sequence[int], flag: str) -> pd.DataFrame:
@@ -79,9 +101,13 @@ def with_flag(pairs: pd.DataFrame, rows: Sequence[int], flag: str) -> pd.DataFra
 
 
 def synthetic_run(
-    path: Path, pairs: pd.DataFrame | None = None, *, losses: Sequence[str] = ("dpo",),
-    is_finished: bool = True, provenance: Mapping[str, Any] | None = None,
-) -> RunFolder:  # fmt: skip
+    path: Path,
+    pairs: pd.DataFrame | None = None,
+    *,
+    losses: Sequence[str] = ("dpo",),
+    is_finished: bool = True,
+    provenance: Mapping[str, Any] | None = None,
+) -> RunFolder:
     """A run folder as `entangle probe` leaves it, with texts, predictions and provenance.
 
     Args:
@@ -101,16 +127,29 @@ def synthetic_run(
         return run
     resolution = RESOLUTION[torch.float32]
     predictions = predict_losses(pairs, [build(name) for name in losses], resolution=resolution, batch_size=8)
-    texts = pd.DataFrame({
-        "index": pairs["index"], "prompt": "A question?", "chosen": "A [bold]good[/bold] answer.",
-        "rejected": "No.",
-    })  # fmt: skip
+    texts = pd.DataFrame(
+        {
+            "index": pairs["index"],
+            "prompt": "A question?",
+            "chosen": "A [bold]good[/bold] answer.",
+            "rejected": "No.",
+        }
+    )
     run.write_table("texts.parquet", texts)
     run.write_table("predictions.parquet", predictions)
-    run.write_json("provenance.json", {
-        "model_name_or_path": "synthetic", "adapter_name_or_path": None, "probed_parameters": 3,
-        "probed_kind": "full", "score_dtype": "float32", "reference": "synthetic",
-        "resolution": resolution, "metric": "sgd",
-    } | dict(provenance or {}))  # fmt: skip
+    run.write_json(
+        "provenance.json",
+        {
+            "model_name_or_path": "synthetic",
+            "adapter_name_or_path": None,
+            "probed_parameters": 3,
+            "probed_kind": "full",
+            "score_dtype": "float32",
+            "reference": "synthetic",
+            "resolution": resolution,
+            "metric": "sgd",
+        }
+        | dict(provenance or {}),
+    )
     run.write_json("summary.json", summarise(pairs, predictions, "kind"))
     return run

@@ -58,9 +58,14 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> ProbeConfig:
     base = save_policy(folder / "base", gpt2_tokenizer())
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
     config = ProbeConfig(
-        model_name_or_path=base, adapter_name_or_path=save_adapter(folder / "adapter", base), dtype="float64",
-        dataset_name=str(folder / "rows.jsonl"), losses=("dpo", "cpo"), max_length=64, output_dir=str(folder / "run"),
-    )  # fmt: skip
+        model_name_or_path=base,
+        adapter_name_or_path=save_adapter(folder / "adapter", base),
+        dtype="float64",
+        dataset_name=str(folder / "rows.jsonl"),
+        losses=("dpo", "cpo"),
+        max_length=64,
+        output_dir=str(folder / "run"),
+    )
     run_probe(config, Console(quiet=True))
     return config
 
@@ -163,8 +168,10 @@ def test_the_set_is_estimated_without_bias_and_its_errors_are_the_jackknifes():
     found, everyone = block(torch.arange(n)), torch.arange(n)
     apart = ~torch.eye(n, dtype=torch.bool)
     for name, products in (
-        ("sq_chosen", chosen @ chosen.T), ("inner", chosen @ rejected.T), ("sq_rejected", rejected @ rejected.T),
-    ):  # fmt: skip
+        ("sq_chosen", chosen @ chosen.T),
+        ("inner", chosen @ rejected.T),
+        ("sq_rejected", rejected @ rejected.T),
+    ):
         assert found[name] == pytest.approx(float(products[apart].mean()))
         left_out = np.array([block(everyone[everyone != i])[name] for i in range(n)])
         jackknife = ((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()) ** 0.5
@@ -239,10 +246,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> ProbeConfig:
     folder = tmp_path_factory.mktemp("shards")
     base = save_policy(folder / "base", gpt2_tokenizer())
     config = ProbeConfig(
-        model_name_or_path=base, adapter_name_or_path=save_adapter(folder / "adapter", base), dtype="float64",
-        dataset_name=write_rows(folder / "rows.jsonl", 8), losses=("dpo", "cpo"), max_length=64, shard_size=2,
+        model_name_or_path=base,
+        adapter_name_or_path=save_adapter(folder / "adapter", base),
+        dtype="float64",
+        dataset_name=write_rows(folder / "rows.jsonl", 8),
+        losses=("dpo", "cpo"),
+        max_length=64,
+        shard_size=2,
         output_dir=str(folder / "run"),
-    )  # fmt: skip
+    )
     run_probe(config, Console(quiet=True))
     return config
 

@@ -102,8 +102,10 @@ def test_a_dry_run_speaks_of_the_memory_that_a_run_takes(load, tmp_path):
     (measured, pairs), (estimated, scored) = bench.apart(bench.used, config), bench.promised(config)
     assert pairs == scored == 4
     assert measured["MB"] / 1.6 < estimated["MB"] < 1.6 * measured["MB"]
-    text = bench.render({
-        "conditions": bench.conditions(),
-        "settings": [{"title": "a", "pairs": 4, "estimated": estimated, "measured": measured}],
-    })  # fmt: skip
+    text = bench.render(
+        {
+            "conditions": bench.conditions(),
+            "settings": [{"title": "a", "pairs": 4, "estimated": estimated, "measured": measured}],
+        }
+    )
     assert "| a | 4 |" in text and "of 2 estimates are within 25 %" in text

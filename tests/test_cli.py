@@ -136,9 +136,16 @@ def test_help_lists_the_commands(capsys, arguments):
 def test_yaml_of_trl_is_accepted_and_training_keys_are_named(base, tmp_path, capsys):
     data = write(tmp_path / "rows.jsonl", GOOD)
     lines = [
-        f"model_name_or_path: {base}", f"dataset_name: {data}", "use_peft: true", "lora_r: 2", "beta: 0.05",
-        "loss_type: [sigmoid, hinge]", "learning_rate: 1.0e-6", "gradient_accumulation_steps: 8", "max_length: 64",
-    ]  # fmt: skip
+        f"model_name_or_path: {base}",
+        f"dataset_name: {data}",
+        "use_peft: true",
+        "lora_r: 2",
+        "beta: 0.05",
+        "loss_type: [sigmoid, hinge]",
+        "learning_rate: 1.0e-6",
+        "gradient_accumulation_steps: 8",
+        "max_length: 64",
+    ]
     config = write(tmp_path / "dpo.yaml", *lines)
     assert main(["probe", "--config", config, "--output_dir", str(tmp_path / "run")]) == 0
     captured = capsys.readouterr()
@@ -156,12 +163,16 @@ def test_yaml_of_trl_is_accepted_and_training_keys_are_named(base, tmp_path, cap
         (["loss_type: [sigmoid]", "beta: 0.2"], ({"name": "dpo", "beta": 0.2},)),
         (
             ["loss_type: [sigmoid, sft]", "loss_weights: [1.0, 0.5]"],
-            ({
-                "name": "weighted_sum", "losses": ({"name": "dpo"}, {"name": "sft_batch"}), "weights": (1.0, 0.5),
-            },),
+            (
+                {
+                    "name": "weighted_sum",
+                    "losses": ({"name": "dpo"}, {"name": "sft_batch"}),
+                    "weights": (1.0, 0.5),
+                },
+            ),
         ),
     ],
-)  # fmt: skip
+)
 def test_loss_type_of_trl_is_one_loss_with_trl_values(tmp_path, lines, expected):
     options = read_yaml(write(tmp_path / "dpo.yaml", *lines), ProbeConfig)
     assert options.values["losses"] == expected

@@ -79,9 +79,12 @@ def trl_trainer(
         disable_tqdm=True,
     )
     return trl.DPOTrainer(
-        model=tiny.llama(vocabulary=len(tokenizer)), ref_model=tiny.llama(vocabulary=len(tokenizer)),
-        args=arguments, train_dataset=Dataset.from_list(list(rows)), processing_class=tokenizer,
-    )  # fmt: skip
+        model=tiny.llama(vocabulary=len(tokenizer)),
+        ref_model=tiny.llama(vocabulary=len(tokenizer)),
+        args=arguments,
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+    )
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, rows: Any, max_length: int | None) -> list[TokenizedPair]:
@@ -99,8 +102,10 @@ def assert_equals_trl(tokenizer: PreTrainedTokenizerBase, rows: Any, max_length:
     for ours, row in zip(kept, theirs, strict=True):
         full = whole[ours.index]
         assert (full.prompt_ids, full.chosen_ids, full.rejected_ids) == (
-            row["prompt_ids"], row["chosen_ids"], row["rejected_ids"],
-        )  # fmt: skip
+            row["prompt_ids"],
+            row["chosen_ids"],
+            row["rejected_ids"],
+        )
     expected = trainer.data_collator(theirs)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     batch = collate(kept, pad_id)
@@ -171,8 +176,10 @@ def test_flags():
         for p in [tokenize_pair(tokenizer, pair, cut)]
     }
     assert flags == {
-        prompt: (True, False, True, True), prompt + 1: (True, True, False, False), 1024: (False,) * 4,
-    }  # fmt: skip
+        prompt: (True, False, True, True),
+        prompt + 1: (True, True, False, False),
+        1024: (False,) * 4,
+    }
 
 
 def test_a_row_of_one_token_without_a_prompt_is_empty():
@@ -309,9 +316,15 @@ def test_subsets_keep_order_and_row_numbers():
 def test_columns_extras_and_reference(tmp_path):
     """Renamed columns, further scalars and reference log-probs survive to the tokenised pair."""
     row = {
-        "question": "p", "better": "a", "rejected": "b", "ref_chosen_logps": -1.5, "ref_rejected_logps": -2,
-        "kind": "sum", "score": 3, "tags": ["x"],
-    }  # fmt: skip
+        "question": "p",
+        "better": "a",
+        "rejected": "b",
+        "ref_chosen_logps": -1.5,
+        "ref_rejected_logps": -2,
+        "kind": "sum",
+        "score": 3,
+        "tags": ["x"],
+    }
     pair = load_pairs([row], columns={"prompt": "question", "chosen": "better"})[0]
     assert (pair.prompt, pair.chosen, pair.ref_chosen_logps, pair.ref_rejected_logps) == (
         "p",
@@ -373,7 +386,7 @@ GOOD = PLAIN[0]
         "tools": ([GOOD | {"tools": "{"}], "'tools' should be a list or its JSON"),
         "program": ([CHAT[0] | {"chat_template_kwargs": {"chat_template": "x"}}], "is a program"),
     }.values(),
-)  # fmt: skip
+)
 def test_bad_rows_are_refused_by_number(rows, message):
     """Expected, came, and where: for each way in which a row can be unusable."""
     with pytest.raises(DataError, match=message):
@@ -401,12 +414,12 @@ def test_all_bad_rows_are_listed_and_can_be_skipped(caplog):
         ("a.jsonl", "[" * 100_000, "line 1: .*(nested too deep|not valid JSON)"),
         ("a.jsonl", b'{"prompt": "\xff"}', "readable .jsonl"),
         ("a.csv", "", "readable .csv"),
-        ("a.csv", 'prompt,chosen,rejected\na,b,c\na,b,c,d\n', "readable .csv.*line 3"),
+        ("a.csv", "prompt,chosen,rejected\na,b,c\na,b,c,d\n", "readable .csv.*line 3"),
         ("a.parquet", "no parquet", "readable .parquet"),
         ("a.jsonl", "\n", "no rows"),
         ("a.txt", "x", "Expected a .json"),
     ],
-)  # fmt: skip
+)
 def test_broken_files_are_named(name, content, message, tmp_path):
     """The file, and the line where there is one."""
     path = tmp_path / name

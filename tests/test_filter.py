@@ -59,9 +59,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def probe_of(policy: str, data: Path, folder: Path, **options) -> str:
     given = {
-        "model_name_or_path": policy, "dataset_name": str(data), "losses": ("dpo", "simpo"), "max_length": 40,
-        "diagnostics": ("ches", "edit_distance"), "reference": "self", "output_dir": str(folder),
-    }  # fmt: skip
+        "model_name_or_path": policy,
+        "dataset_name": str(data),
+        "losses": ("dpo", "simpo"),
+        "max_length": 40,
+        "diagnostics": ("ches", "edit_distance"),
+        "reference": "self",
+        "output_dir": str(folder),
+    }
     run_probe(ProbeConfig(**(given | options)), Console(quiet=True))
     return str(folder)
 
@@ -78,8 +83,11 @@ def filtered(run: str, out: Path, **options) -> FilterResult:
 def test_rules_are_parsed_as_the_grammar_says():
     rule = parse_rule(" cosine >= -0.5 and ches highest 10% and truncated and kind==a ")
     assert [(c.column, c.operator, c.value) for c in rule.conditions] == [
-        ("cosine", ">=", -0.5), ("ches", "highest", 10.0), ("truncated", "is", True), ("kind", "==", "a"),
-    ]  # fmt: skip
+        ("cosine", ">=", -0.5),
+        ("ches", "highest", 10.0),
+        ("truncated", "is", True),
+        ("kind", "==", "a"),
+    ]
     assert parse_rule("kind=a").conditions == parse_rule("kind == a").conditions
     assert parse_weight("0.5: cosine>0.9")[0] == 0.5
     for wrong in (
@@ -99,10 +107,14 @@ def test_rules_are_parsed_as_the_grammar_says():
 
 
 def test_a_rule_matches_what_it_says_and_no_pair_without_the_number():
-    table = pd.DataFrame({
-        "cosine": [0.1, 0.95, np.nan, 0.95], "truncated": [True, False, True, True], "kind": ["a", "b", None, "b"],
-        "regime": "ideal",
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "cosine": [0.1, 0.95, np.nan, 0.95],
+            "truncated": [True, False, True, True],
+            "kind": ["a", "b", None, "b"],
+            "regime": "ideal",
+        }
+    )
 
     def hits(text: str) -> list[int]:
         return np.flatnonzero(matches(parse_rule(text), table)).tolist()
@@ -134,9 +146,12 @@ def test_decisions_keep_the_order_multiply_weights_and_name_reasons():
     assert made["keep"].tolist() == [True, True, True, False, True]
     assert made["weight"].tolist() == pytest.approx([0.2, 1.0, 0.1, 0.5, 1.0])
     assert made["reasons"].tolist() == [
-        "cosine<0.7 (weight 0.2)", "unprobed", "cosine>0.5 (weight 0.5); cosine<0.7 (weight 0.2)",
-        "cosine>0.9; cosine>0.5 (weight 0.5)", "unprobed",
-    ]  # fmt: skip
+        "cosine<0.7 (weight 0.2)",
+        "unprobed",
+        "cosine>0.5 (weight 0.5); cosine<0.7 (weight 0.2)",
+        "cosine>0.9; cosine>0.5 (weight 0.5)",
+        "unprobed",
+    ]
     assert not decide(table, 5, [], weights, keeps_unprobed=False)["keep"][1]
 
 
@@ -160,10 +175,19 @@ def test_what_stays_is_written_as_it_was_in_every_format(suffix, policy, files, 
     assert [row["id"] for row in after] == [f"00{i}" for i in kept]
     added = list(after[0])[len(names) :]
     assert added == [
-        "entangle_cosine", "entangle_norm_ratio", "entangle_regime", "entangle_change_chosen",
-        "entangle_change_rejected", "entangle_slack", "entangle_length_ratio", "entangle_ches", "entangle_ches_norm",
-        "entangle_edit_distance", "entangle_reasons", "weight",
-    ]  # fmt: skip
+        "entangle_cosine",
+        "entangle_norm_ratio",
+        "entangle_regime",
+        "entangle_change_chosen",
+        "entangle_change_rejected",
+        "entangle_slack",
+        "entangle_length_ratio",
+        "entangle_ches",
+        "entangle_ches_norm",
+        "entangle_edit_distance",
+        "entangle_reasons",
+        "weight",
+    ]
     rows = ProbeResult.load(run).pairs.set_index("index")
     for i, row in zip(kept, after, strict=True):
         assert isinstance(row["entangle_cosine"], str if suffix == "csv" else float)

@@ -32,15 +32,31 @@ SLOWEST = 5.0
 """Seconds that one file may take: the first one imports what it needs."""
 
 FOR_TRL = {
-    "model_name_or_path": "x/y", "dataset_name": "x/z", "loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.2],
-    "beta": 0.1, "learning_rate": "1e-5", "save_strategy": "no", "use_cpu": True, "lora_dropout": 0.1, "use_peft": True,
-    "gradient_checkpointing_kwargs": {"use_reentrant": False}, "output_dir": "out", "lora_target_modules": "all-linear",
-}  # fmt: skip
+    "model_name_or_path": "x/y",
+    "dataset_name": "x/z",
+    "loss_type": ["sigmoid", "sft"],
+    "loss_weights": [1, 0.2],
+    "beta": 0.1,
+    "learning_rate": "1e-5",
+    "save_strategy": "no",
+    "use_cpu": True,
+    "lora_dropout": 0.1,
+    "use_peft": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "output_dir": "out",
+    "lora_target_modules": "all-linear",
+}
 
 RUN_FILES = (
-    "config.yaml", "identity.json", "summary.json", "provenance.json", "checksums.json", "predictions.parquet",
-    "texts.parquet", "pairs/00000.parquet",
-)  # fmt: skip
+    "config.yaml",
+    "identity.json",
+    "summary.json",
+    "provenance.json",
+    "checksums.json",
+    "predictions.parquet",
+    "texts.parquet",
+    "pairs/00000.parquet",
+)
 
 
 def survives(act: Callable[[], object], told: str) -> bool:

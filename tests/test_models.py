@@ -84,10 +84,14 @@ def test_adapter_on_its_base_or_on_a_named_one(base, adapter):
 @pytest.mark.parametrize(
     "dtype, score_dtype, computing",
     [
-        ("float64", None, "float64"), ("bfloat16", None, "float32"), ("bfloat16", "float64", "float64"),
-        ("bfloat16", "bfloat16", "bfloat16"), ("float32", "bfloat16", "bfloat16"), ("float64", "float32", "float32"),
+        ("float64", None, "float64"),
+        ("bfloat16", None, "float32"),
+        ("bfloat16", "float64", "float64"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("float64", "float32", "float32"),
     ],
-)  # fmt: skip
+)
 def test_dtype(base, adapter, dtype, score_dtype, computing):
     """Weights have the values that one precision leaves of them, in the other one, which the scores are marked with."""
     policy = load_policy(
@@ -487,8 +491,13 @@ def test_offloaded_weights_are_refused(base, adapter):
 
 
 MODULES = (
-    "model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head",
-)  # fmt: skip
+    "model.embed_tokens",
+    "model.layers.0",
+    "model.layers.1",
+    "model.norm",
+    "model.rotary_emb",
+    "lm_head",
+)
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])

@@ -126,8 +126,10 @@ def test_a_spec_is_what_was_typed():
         spec = parse_spec(text)
         assert spec_text(spec) == text and to_spec(spec) == spec and to_spec(text) == spec
     assert parse_spec('weighted_sum:losses=["dpo","sft"],weights=[1,2]') == {
-        "name": "weighted_sum", "losses": ["dpo", "sft"], "weights": [1, 2],
-    }  # fmt: skip
+        "name": "weighted_sum",
+        "losses": ["dpo", "sft"],
+        "weights": [1, 2],
+    }
     assert parse_spec('{"name": "dpo", "beta": 0.3}') == {"name": "dpo", "beta": 0.3}
 
 
@@ -218,9 +220,14 @@ def test_what_classes_declare_is_read_from_their_source():
 
 
 TRL = {
-    "model_name_or_path": "x/y", "dataset_name": "x/z", "beta": 0.05, "learning_rate": 1e-6, "output_dir": "trained",
-    "use_peft": True, "lora_r": 4,
-}  # fmt: skip
+    "model_name_or_path": "x/y",
+    "dataset_name": "x/z",
+    "beta": 0.05,
+    "learning_rate": 1e-6,
+    "output_dir": "trained",
+    "use_peft": True,
+    "lora_r": 4,
+}
 
 
 def test_a_training_files_loss_is_judged_and_its_folder_left_alone(tmp_path):
@@ -284,7 +291,7 @@ def test_train_accepts_or_answers_every_key_of_trl(tmp_path):
         ({"stage": "dpo"}, {"stage": "preference"}, ""),
         ({"adam_epsilon": 1e-6}, {"trainer_options": ("adam_epsilon=1e-06",)}, ""),
     ],
-)  # fmt: skip
+)
 def test_keys_that_mean_the_same_are_taken(given, expected, note, tmp_path):
     found = read_yaml(write(tmp_path / "x.yaml", given), TrainConfig)
     config = TrainConfig(**found.values)

@@ -46,11 +46,18 @@ def test_wheel_holds_the_packages_and_the_embedded_default(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"entangle", "losses"}
     for needed in (
-        "entangle/py.typed", "losses/py.typed", "entangle/embedded/pairs.jsonl", "entangle/embedded/policy/README.md",
-        "entangle/embedded/policy/model.safetensors", "entangle/embedded/policy/tokenizer.json",
-        "entangle/embedded/adapter/adapter_model.safetensors", "entangle/embedded/adapter/adapter_config.json",
-        "entangle/data/sources.py", "entangle/models/policy.py", "entangle/scores/factored.py",
-    ):  # fmt: skip
+        "entangle/py.typed",
+        "losses/py.typed",
+        "entangle/embedded/pairs.jsonl",
+        "entangle/embedded/policy/README.md",
+        "entangle/embedded/policy/model.safetensors",
+        "entangle/embedded/policy/tokenizer.json",
+        "entangle/embedded/adapter/adapter_model.safetensors",
+        "entangle/embedded/adapter/adapter_config.json",
+        "entangle/data/sources.py",
+        "entangle/models/policy.py",
+        "entangle/scores/factored.py",
+    ):
         assert needed in names, needed
     assert any(name.endswith("LICENSE") for name in names)
     assert wheel.stat().st_size < 11_000_000

@@ -69,13 +69,24 @@ def test_run_folder_holds_what_it_promises(inputs, tmp_path):
         str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*") if file.is_file()
     }
     assert files == {
-        "config.yaml", "identity.json", "provenance.json", "predictions.parquet", "summary.json", "texts.parquet",
-        "checksums.json", "set.json", *(f"pairs/{i:05d}.parquet" for i in range(4)),
-    }  # fmt: skip
+        "config.yaml",
+        "identity.json",
+        "provenance.json",
+        "predictions.parquet",
+        "summary.json",
+        "texts.parquet",
+        "checksums.json",
+        "set.json",
+        *(f"pairs/{i:05d}.parquet" for i in range(4)),
+    }
     assert result.pairs["index"].tolist() == list(range(10))
     assert len(result.predictions) == 30 and set(result.predictions["regime"]) <= {
-        "ideal", "both_up", "both_down", "inverted", "degenerate"
-    }  # fmt: skip
+        "ideal",
+        "both_up",
+        "both_down",
+        "inverted",
+        "degenerate",
+    }
     provenance = result.run.read_json("provenance.json")
     assert provenance["resolution"] == 1e-6 and provenance["reference"] == "adapter_off"
     assert (
@@ -171,8 +182,14 @@ def test_unscorable_pairs_keep_their_rows_with_a_flag(inputs, tmp_path):
     ]
     assert result.pairs["truncated"].tolist() == [False, False, True, False]
     assert result.summary["pairs"] == {
-        "total": 4, "scored": 3, "truncated": 1, "identical": 1, "dropped": 1, "empty": 0, "non_finite": 0,
-    }  # fmt: skip
+        "total": 4,
+        "scored": 3,
+        "truncated": 1,
+        "identical": 1,
+        "dropped": 1,
+        "empty": 0,
+        "non_finite": 0,
+    }
     regimes = result.predictions.set_index(["loss", "index"])["regime"]
     assert regimes["dpo", 0] == "degenerate" and ("dpo", 1) not in regimes.index
     assert "1 identical, 1 dropped" in result.table()
@@ -194,10 +211,13 @@ def test_nan_weights_flag_the_pairs_and_the_run_goes_on(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = probe(
         ProbeConfig(
-            model_name_or_path=base, dataset_name=str(tmp_path / "rows.jsonl"), reference="self",
-            losses=("dpo", "kto"), output_dir=str(tmp_path / "run"),
+            model_name_or_path=base,
+            dataset_name=str(tmp_path / "rows.jsonl"),
+            reference="self",
+            losses=("dpo", "kto"),
+            output_dir=str(tmp_path / "run"),
         )
-    )  # fmt: skip
+    )
     assert result.pairs["non_finite"].tolist() == [False, True]
     assert result.predictions["index"].tolist() == [0, 0]
     assert np.isfinite(result.predictions["change_chosen"]).all()
@@ -462,10 +482,29 @@ def test_run_killed_at_random_moments_equals_an_unbroken_one(inputs, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", 60, seed=5)
     config = options(inputs, tmp_path / "run", dataset_name=data, shard_size=1, batch_size=1)
     arguments = [
-        sys.executable, "-m", "entangle", "probe", "--model_name_or_path", inputs["base"],
-        "--adapter_name_or_path", inputs["adapter"], "--dataset_name", data, "--losses", "dpo", "simpo", "kto",
-        "--shard_size", "1", "--batch_size", "1", "--max_length", "64", "--output_dir", str(tmp_path / "run"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "entangle",
+        "probe",
+        "--model_name_or_path",
+        inputs["base"],
+        "--adapter_name_or_path",
+        inputs["adapter"],
+        "--dataset_name",
+        data,
+        "--losses",
+        "dpo",
+        "simpo",
+        "kto",
+        "--shard_size",
+        "1",
+        "--batch_size",
+        "1",
+        "--max_length",
+        "64",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # threads decide the order of sums
     draw = random.Random(7)
     counts = [0]
@@ -537,10 +576,24 @@ def without_sums(summary: dict) -> dict:
 def launch(inputs: dict[str, str], data: str, output: Path, *flags: str) -> list[str]:
     """A probe's words on the command line."""
     return [
-        "entangle", "probe", "--model_name_or_path", inputs["base"], "--adapter_name_or_path",
-        inputs["adapter"], "--dataset_name", data, "--losses", "dpo", "simpo", "kto", "--max_length", "64",
-        "--output_dir", str(output), *flags,
-    ]  # fmt: skip
+        "entangle",
+        "probe",
+        "--model_name_or_path",
+        inputs["base"],
+        "--adapter_name_or_path",
+        inputs["adapter"],
+        "--dataset_name",
+        data,
+        "--losses",
+        "dpo",
+        "simpo",
+        "kto",
+        "--max_length",
+        "64",
+        "--output_dir",
+        str(output),
+        *flags,
+    ]
 
 
 def test_only_the_main_process_removes_a_run(inputs, tmp_path, monkeypatch):

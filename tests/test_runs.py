@@ -89,9 +89,19 @@ def test_a_run_of_another_command_is_refused_by_name(tmp_path: Path):
 
 
 RESULTS = (
-    AcrossResult, CompareResult, FilterResult, JointResult, MeasuredSet, ProbeResult, RewardChange, RftResult,
-    SweepResult, TokenResult, TrainResult, WhatIf,
-)  # fmt: skip
+    AcrossResult,
+    CompareResult,
+    FilterResult,
+    JointResult,
+    MeasuredSet,
+    ProbeResult,
+    RewardChange,
+    RftResult,
+    SweepResult,
+    TokenResult,
+    TrainResult,
+    WhatIf,
+)
 
 
 def test_every_result_shows_itself():

@@ -90,18 +90,27 @@ def test_unknown_own_terms_leave_the_products_between_groups() -> None:
 def test_unbiased_and_covering(per_prompt: int, pairs: int) -> None:
     """400 data sets: the means of U are right, and 95 % intervals hold the truth as often as they say."""
     truth = {
-        "sq_chosen": U_WW, "inner": U_WL, "sq_rejected": U_LL, "cosine": U_WL / (U_WW * U_LL) ** 0.5,
-        "norm_ratio": (U_LL / U_WW) ** 0.5, "lower": U_WL / U_WW, "upper": U_LL / U_WL,
-        "drift": (U_WW - U_LL) / (2 * (U_WW - 2 * U_WL + U_LL)), "up": U_WW - 0.8 * U_WL,
-    }  # fmt: skip
+        "sq_chosen": U_WW,
+        "inner": U_WL,
+        "sq_rejected": U_LL,
+        "cosine": U_WL / (U_WW * U_LL) ** 0.5,
+        "norm_ratio": (U_LL / U_WW) ** 0.5,
+        "lower": U_WL / U_WW,
+        "upper": U_LL / U_WL,
+        "drift": (U_WW - U_LL) / (2 * (U_WW - 2 * U_WL + U_LL)),
+        "up": U_WW - 0.8 * U_WL,
+    }
     held, values = dict.fromkeys(truth, 0), []
     for seed in range(400):
         found = set_of(*draw(pairs, 0.5, seed, per_prompt=per_prompt))
         lower, upper = found.band
         numbers = {name: getattr(found, name) for name in list(truth)[:5]}
         numbers |= {
-            "lower": lower, "upper": upper, "drift": found.move(1.0, 1.0).drift, "up": found.move(1.0, 0.8).chosen,
-        }  # fmt: skip
+            "lower": lower,
+            "upper": upper,
+            "drift": found.move(1.0, 1.0).drift,
+            "up": found.move(1.0, 0.8).chosen,
+        }
         values.append(found.products)
         for name, number in numbers.items():
             held[name] += number.low <= truth[name] <= number.high
@@ -213,9 +222,11 @@ def test_scale_doesnt_matter() -> None:
     scores, prompts = draw(36, 0.5, seed=3)
     one, other = set_of(scores, prompts), set_of(7 * scores, prompts)
     for a, b in (
-        (one.cosine, other.cosine), (one.norm_ratio, other.norm_ratio), (one.band[0], other.band[0]),
+        (one.cosine, other.cosine),
+        (one.norm_ratio, other.norm_ratio),
+        (one.band[0], other.band[0]),
         (one.move(1.0, 0.9).drift, other.move(0.2, 0.18).drift),
-    ):  # fmt: skip
+    ):
         assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), rel=1e-9)
     assert one.move(1.0, 0.9).regime == other.move(0.2, 0.18).regime
 

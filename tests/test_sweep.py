@@ -265,9 +265,13 @@ def test_finished_checkpoints_are_skipped_and_new_ones_found(
     again, _ = parse(SweepConfig, words, prog="x")
     assert again.run_path == run / "sweep" and not RunFolder(run / "sweep").changed_options(again)
     monkeypatch.setattr(
-        entangle.commands.sweep, "run_probe",
-        lambda probe, console=None: (probed.append(Path(probe.model_name_or_path).name), original(probe, console))[1],
-    )  # fmt: skip
+        entangle.commands.sweep,
+        "run_probe",
+        lambda probe, console=None: (
+            probed.append(Path(probe.model_name_or_path).name),
+            original(probe, console),
+        )[1],
+    )
     assert run_sweep(config(run, pairs, plots=False)).curve["step"].tolist() == [4, 8]
     shutil.copytree(lora / "checkpoint-12", run / "checkpoint-12")
     resumed = run_sweep(config(run, pairs, plots=False))
@@ -302,9 +306,16 @@ def test_errors(tmp_path: Path, pairs: str, capsys: pytest.CaptureFixture[str]):
 def test_the_runs_own_file_will_do(lora: Path, base: Path, pairs: str, tmp_path: Path):
     """A YAML file as `trl dpo` reads it: training-only keys, use_peft, and the run's folder as output_dir."""
     content = {
-        "model_name_or_path": str(base), "dataset_name": pairs, "output_dir": str(lora), "use_peft": True,
-        "lora_r": 4, "loss_type": ["sigmoid"], "beta": 0.1, "learning_rate": 1e-2, "max_length": 64,
-    }  # fmt: skip
+        "model_name_or_path": str(base),
+        "dataset_name": pairs,
+        "output_dir": str(lora),
+        "use_peft": True,
+        "lora_r": 4,
+        "loss_type": ["sigmoid"],
+        "beta": 0.1,
+        "learning_rate": 1e-2,
+        "max_length": 64,
+    }
     (tmp_path / "dpo.yaml").write_text(yaml.safe_dump(content))
     read, ignored = parse(SweepConfig, ["--config", str(tmp_path / "dpo.yaml")], prog="x")
     assert read.run_path == lora / "sweep" and "learning_rate" in " ".join(ignored)

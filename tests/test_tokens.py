@@ -38,9 +38,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = save_policy(folder / "base", gpt2_tokenizer())
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
     config = ProbeConfig(
-        model_name_or_path=base, adapter_name_or_path=save_adapter(folder / "adapter", base), max_length=64,
-        dataset_name=str(folder / "rows.jsonl"), losses=("dpo", "simpo"), output_dir=str(folder / "run"),
-    )  # fmt: skip
+        model_name_or_path=base,
+        adapter_name_or_path=save_adapter(folder / "adapter", base),
+        max_length=64,
+        dataset_name=str(folder / "rows.jsonl"),
+        losses=("dpo", "simpo"),
+        output_dir=str(folder / "run"),
+    )
     run_probe(config, Console(quiet=True))
     return folder
 

@@ -111,9 +111,11 @@ class Across:
             others = (self.size - 1) * (suffered[k] + exerted[k])
             change = others + self.parts[:2, k].sum(0)
             means[side] |= {
-                "change": float(epoch[:, k].sum(0).mean()), "error": float(change.std() / n**0.5),
-                "others": float(epoch[2:, k].sum(0).mean()), "others_error": float(others.std() / n**0.5),
-            }  # fmt: skip
+                "change": float(epoch[:, k].sum(0).mean()),
+                "error": float(change.std() / n**0.5),
+                "others": float(epoch[2:, k].sum(0).mean()),
+                "others_error": float(others.std() / n**0.5),
+            }
         up, down = means["chosen"]["change"] > 0, means["rejected"]["change"] < 0
         regime = Regime.IDEAL if up and down else Regime.BOTH_UP if up else Regime.BOTH_DOWN
         return means | {"regime": str(regime if up or down else Regime.INVERTED), "rho": self._ratio()}

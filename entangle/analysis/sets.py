@@ -133,15 +133,22 @@ class SetGeometry:
         used = ((left + right) > 0).long()
         jackknife = Jackknife(sums.pairs * used, tuple(kinds))
         everything = torch.ones(1, len(sums.pairs), dtype=torch.float64)
-        values = torch.stack([
-            _means(sums, left * weights, right * weights) for weights in torch.cat([everything, jackknife.weights])
-        ])  # fmt: skip
+        values = torch.stack(
+            [
+                _means(sums, left * weights, right * weights)
+                for weights in torch.cat([everything, jackknife.weights])
+            ]
+        )
         pairs = int((sums.pairs * left).sum())
         return cls(
-            products=values[0, 0], own=values[0, 1], replicates=values[1:], jackknife=jackknife,
-            pairs=pairs, prompts=int((sums.prompts * left).sum()),
+            products=values[0, 0],
+            own=values[0, 1],
+            replicates=values[1:],
+            jackknife=jackknife,
+            pairs=pairs,
+            prompts=int((sums.prompts * left).sum()),
             pairs_per_prompt=float((sums.squares * left).sum()) / max(pairs, 1),
-        )  # fmt: skip
+        )
 
     @property
     def sq_chosen(self) -> Estimate:
@@ -247,10 +254,12 @@ class SetGeometry:
         number, common, gain = self.jackknife.number, (up + down) / 2, up - down
         chosen, rejected, margin = number(up, ups), number(down, downs), number(gain, ups - downs)
         drift = self.jackknife.ratio(
-            common, gain, torch.stack([(ups + downs) / 2, ups - downs], 1),
+            common,
+            gain,
+            torch.stack([(ups + downs) / 2, ups - downs], 1),
             target=EDGE + abs(common / gain) if gain else EDGE,
             rules_out=lambda low, high: not low < -EDGE < EDGE < high,
-        )  # fmt: skip
+        )
         if not gain > 0:
             drift = Estimate(
                 math.nan, -math.inf, math.inf, has_meaning=False, pairs_needed=margin.pairs_needed

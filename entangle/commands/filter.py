@@ -52,8 +52,13 @@ SCORES = ("cosine", "norm_ratio", "regime", "change_chosen", "change_rejected", 
 """Columns that are always written, as entangle_<name>."""
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
-}  # fmt: skip
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,16 @@ def pair_table(probe: ProbeResult, pairs: Sequence[PreferencePair], loss: str) -
     rows = probe.pairs.set_index("index")
     rows = rows.assign(**{k: v for k, v in derived(rows).items() if k not in rows})
     predictions = probe.predictions[probe.predictions["loss"] == loss].set_index("index").drop(columns="loss")
-    texts = pd.DataFrame({
-        "index": [pair.index for pair in pairs],
-        "text_distance": [Levenshtein.normalized_distance(*map(_plain, (p.chosen, p.rejected))) for p in pairs],
-        "_prompt": [_plain(pair.prompt) for pair in pairs],
-        "_pair": ["\0".join(map(_plain, (p.prompt, p.chosen, p.rejected))) for p in pairs],
-    }).set_index("index")  # fmt: skip
+    texts = pd.DataFrame(
+        {
+            "index": [pair.index for pair in pairs],
+            "text_distance": [
+                Levenshtein.normalized_distance(*map(_plain, (p.chosen, p.rejected))) for p in pairs
+            ],
+            "_prompt": [_plain(pair.prompt) for pair in pairs],
+            "_pair": ["\0".join(map(_plain, (p.prompt, p.chosen, p.rejected))) for p in pairs],
+        }
+    ).set_index("index")
     texts["duplicate_prompt"] = texts["_prompt"].duplicated()
     texts["duplicate_pair"] = texts["_pair"].duplicated()
     texts = texts.drop(columns=["_prompt", "_pair"])
@@ -172,9 +181,13 @@ def _columns_of_rules(drops: Sequence[Rule], weights: Sequence[tuple[float, Rule
 
 
 def decide(
-    table: pd.DataFrame, rows: int, drops: Sequence[Rule], weights: Sequence[tuple[float, Rule]], *,
+    table: pd.DataFrame,
+    rows: int,
+    drops: Sequence[Rule],
+    weights: Sequence[tuple[float, Rule]],
+    *,
     keeps_unprobed: bool = True,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Keep or drop every row of a data set, and its weight.
 
     Args:
@@ -254,21 +267,26 @@ def _summary(
         judged = probe.predictions[probe.predictions["loss"] == loss]
         judged = judged[judged["index"].isin(index)]
         return {
-            "scored": int(is_scored(rows).sum()), "median_cosine": float(rows["cosine"].median()),
+            "scored": int(is_scored(rows).sum()),
+            "median_cosine": float(rows["cosine"].median()),
             "regimes": regime_shares(judged).get(loss, {}),
-        }  # fmt: skip
+        }
 
     return {
-        "rows": len(decisions), "kept": len(kept), "dropped": len(decisions) - len(kept),
+        "rows": len(decisions),
+        "kept": len(kept),
+        "dropped": len(decisions) - len(kept),
         "reweighted": int((decisions["keep"] & (decisions["weight"] != 1)).sum()),
         "unprobed": int((decisions["reasons"] == "unprobed").sum()),
-        "total_weight": float(decisions.loc[decisions["keep"], "weight"].sum()), "loss": loss,
+        "total_weight": float(decisions.loc[decisions["keep"], "weight"].sum()),
+        "loss": loss,
         "rules": {
             text: {"matched": int(rows.sum()), "alone": int((rows & (times == 1)).sum())}
             for text, rows in matched.items()
         },
-        "before": look(decisions["index"]), "after": look(kept),
-    }  # fmt: skip
+        "before": look(decisions["index"]),
+        "after": look(kept),
+    }
 
 
 # --- the data set, there and back -----------------------------------------------------------------------------
@@ -398,16 +416,21 @@ def _write_provenance(
 ) -> None:
     gone = result.decisions[~result.decisions["keep"]]
     content = {
-        "entangle": __version__, "run": config.run,
+        "entangle": __version__,
+        "run": config.run,
         "identity": RunFolder(config.run).read_json("identity.json"),
         "source": {
-            "dataset_name": options.dataset_name, "dataset_config": options.dataset_config,
-            "dataset_train_split": options.dataset_train_split, "fingerprint": data,
+            "dataset_name": options.dataset_name,
+            "dataset_config": options.dataset_config,
+            "dataset_train_split": options.dataset_train_split,
+            "fingerprint": data,
             "sha256": None if source is None else hash_file(source),
         },
         "out": {"file": result.out.name, "sha256": hash_file(result.out)},
-        "drop": list(config.drop), "weight": list(config.weight), "summary": result.summary,
+        "drop": list(config.drop),
+        "weight": list(config.weight),
+        "summary": result.summary,
         "dropped": dict(zip(map(str, gone["index"]), gone["reasons"], strict=True)),
-    }  # fmt: skip
+    }
     file = result.out.with_name(f"{result.out.name}.provenance.json")
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

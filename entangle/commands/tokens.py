@@ -70,10 +70,12 @@ class TokenResult(Shown):
         predictions = self.probe.predictions
         numbers = self.probe.pairs.merge(predictions[predictions["loss"] == self.loss], on="index")
         by_index = {row["index"]: row for row in numbers.to_dict("records")}
-        return Group(*(
-            token_table(by_index[i], self.tokens[self.tokens["index"] == i], self.loss, rows)
-            for i in wanted
-        ))  # fmt: skip
+        return Group(
+            *(
+                token_table(by_index[i], self.tokens[self.tokens["index"] == i], self.loss, rows)
+                for i in wanted
+            )
+        )
 
 
 def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenResult:
@@ -137,13 +139,23 @@ def token_rows(
     for i, side in enumerate((products.chosen, products.rejected)):
         ids = side.ids.tolist()
         other = side.along_rejected if i == 0 else side.along_chosen
-        parts.append(pd.DataFrame({
-            "index": pair.index, "side": SIDES[i], "position": range(len(ids)), "token": ids,
-            "text": [token_text(tokenizer, token) for token in ids],
-            "shared": _shared(len(ids), products.shared_prefix, products.shared_suffix),
-            "logp": side.logps.numpy(), "along_chosen": side.along_chosen.numpy(),
-            "along_rejected": side.along_rejected.numpy(), "share": (other / inner).numpy(),
-        } | {name: change[i].numpy() for name, change in changes.items()}))  # fmt: skip
+        parts.append(
+            pd.DataFrame(
+                {
+                    "index": pair.index,
+                    "side": SIDES[i],
+                    "position": range(len(ids)),
+                    "token": ids,
+                    "text": [token_text(tokenizer, token) for token in ids],
+                    "shared": _shared(len(ids), products.shared_prefix, products.shared_suffix),
+                    "logp": side.logps.numpy(),
+                    "along_chosen": side.along_chosen.numpy(),
+                    "along_rejected": side.along_rejected.numpy(),
+                    "share": (other / inner).numpy(),
+                }
+                | {name: change[i].numpy() for name, change in changes.items()}
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 

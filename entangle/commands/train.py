@@ -276,9 +276,11 @@ def _make_trainer(config: TrainConfig, run: RunFolder, policy: Policy, samples: 
         assert isinstance(lora, LoraConfig)
         model = model.unload()
     options: dict[str, Any] = {
-        "args": arguments, "processing_class": policy.tokenizer, "peft_config": lora,
+        "args": arguments,
+        "processing_class": policy.tokenizer,
+        "peft_config": lora,
         "eval_dataset": preference_dataset(samples.held) if samples.held and _evaluates(arguments) else None,
-    }  # fmt: skip
+    }
     if config.stage == "sft":
         trainer = SFTTrainer(model=model, train_dataset=Dataset.from_list(samples.completions), **options)
     else:
@@ -307,9 +309,13 @@ def _attach_callback(trainer: Any, config: TrainConfig, run: RunFolder, held: li
             "eval_dataset_name). Hold some back, or give probe_trained."
         )
     EntanglementCallback(
-        pairs if is_probed else None, every=config.probe_every or sys.maxsize, live=config.live,
-        ledger=config.ledger, loss="sft" if config.stage == "sft" else None, output_dir=run.path,
-    ).attach(trainer)  # fmt: skip
+        pairs if is_probed else None,
+        every=config.probe_every or sys.maxsize,
+        live=config.live,
+        ledger=config.ledger,
+        loss="sft" if config.stage == "sft" else None,
+        output_dir=run.path,
+    ).attach(trainer)
 
 
 def _evaluates(arguments: Any) -> bool:
@@ -331,11 +337,24 @@ def _fine_tuned(config: TrainConfig, run: RunFolder, console: Console, processes
     What the fine-tuning trained is merged into the weights, so the reference is the fine-tuned model.
     """
     phase = replace(
-        config, stage="sft", train_share=config.sft_share, sft_share=0.0, mitigations=(), probe_every=0,
-        probe_trained=0, live=False, ledger=False, max_steps=-1, num_train_epochs=config.sft_epochs, trainer_options=(),
-        learning_rate=config.sft_learning_rate or config.learning_rate, output_dir=str(run.path / "sft"),
-        ref_model_name_or_path=None, reference="auto", overwrite=False,
-    )  # fmt: skip
+        config,
+        stage="sft",
+        train_share=config.sft_share,
+        sft_share=0.0,
+        mitigations=(),
+        probe_every=0,
+        probe_trained=0,
+        live=False,
+        ledger=False,
+        max_steps=-1,
+        num_train_epochs=config.sft_epochs,
+        trainer_options=(),
+        learning_rate=config.sft_learning_rate or config.learning_rate,
+        output_dir=str(run.path / "sft"),
+        ref_model_name_or_path=None,
+        reference="auto",
+        overwrite=False,
+    )
     try:
         folder = run_train(phase, console).model_path
     except Interrupted as stop:
@@ -355,9 +374,14 @@ def _fine_tuned(config: TrainConfig, run: RunFolder, console: Console, processes
 
 
 def _select(
-    run: RunFolder, pairs: list[PreferencePair], policy: Policy, rule: Select, config: TrainConfig,
-    console: Console, processes: PartialState,
-) -> list[PreferencePair]:  # fmt: skip
+    run: RunFolder,
+    pairs: list[PreferencePair],
+    policy: Policy,
+    rule: Select,
+    config: TrainConfig,
+    console: Console,
+    processes: PartialState,
+) -> list[PreferencePair]:
     """The pairs that the rule keeps under the policy as training starts."""
     if processes.is_main_process and run.table("selection.parquet") is None:
         tokenized = _scorable(pairs, policy, config.max_length)
@@ -427,11 +451,16 @@ def _measure(
         batch = pairs[start : start + PASS]
         logps = row_logps(model, collate(batch, pad_id)).cpu()
         for pair, chosen, rejected in zip(batch, *logps.chunk(2), strict=True):
-            rows.append({
-                "index": pair.index, "prompt_hash": pair.prompt_hash, "length_chosen": len(pair.chosen_ids),
-                "length_rejected": len(pair.rejected_ids), "logps_chosen": float(chosen),
-                "logps_rejected": float(rejected),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "index": pair.index,
+                    "prompt_hash": pair.prompt_hash,
+                    "length_chosen": len(pair.chosen_ids),
+                    "length_rejected": len(pair.rejected_ids),
+                    "logps_chosen": float(chosen),
+                    "logps_rejected": float(rejected),
+                }
+            )
     run.write_table(name, pd.DataFrame(rows))
 
 
@@ -463,19 +492,22 @@ def _close(session: Session, config: TrainConfig, policy: Policy, trainer: Any, 
             (run.path / name).unlink()
     run.write_json("provenance.json", environment() | dict(policy.description) | {"seconds": seconds})
     loss = getattr(trainer, "loss", None)
-    run.write_json("summary.json", {
-        "stage": config.stage,
-        "loss": None if loss is None else loss.label,
-        "mitigations": config.mitigations,
-        "trained": trained,
-        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "samples": len(trainer.train_dataset),
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "train_loss": next((row["train_loss"] for row in reversed(history) if "train_loss" in row), None),
-        "seconds": seconds,
-        "held_out": None if held is None else summarise_held_out(held) | _regimes(run),
-    })  # fmt: skip
+    run.write_json(
+        "summary.json",
+        {
+            "stage": config.stage,
+            "loss": None if loss is None else loss.label,
+            "mitigations": config.mitigations,
+            "trained": trained,
+            "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "samples": len(trainer.train_dataset),
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+            "train_loss": next((row["train_loss"] for row in reversed(history) if "train_loss" in row), None),
+            "seconds": seconds,
+            "held_out": None if held is None else summarise_held_out(held) | _regimes(run),
+        },
+    )
 
 
 def _regimes(run: RunFolder) -> dict[str, Any]:

@@ -17,8 +17,20 @@ from entangle.config.typed import with_types
 from entangle.errors import ConfigError
 
 DEFAULT_LOSSES: tuple[str, ...] = (
-    "dpo", "rdpo", "ipo", "ipo_avg", "simpo", "rrhf", "slic", "cpo", "dpop", "kto", "sppo_hard", "orpo", "sft",
-)  # fmt: skip
+    "dpo",
+    "rdpo",
+    "ipo",
+    "ipo_avg",
+    "simpo",
+    "rrhf",
+    "slic",
+    "cpo",
+    "dpop",
+    "kto",
+    "sppo_hard",
+    "orpo",
+    "sft",
+)
 """The losses of the paper's comparison (arXiv 2410.13828, Table 2), with IPO's two forms, ORPO and SFT."""
 
 EMBEDDED = "embedded"

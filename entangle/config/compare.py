@@ -52,9 +52,15 @@ class CompareConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, {
-            "probe_every": 1, "quality_limit": 1, "quality_samples": 0, "max_completion_length": 1,
-        })  # fmt: skip
+        check_at_least(
+            self,
+            {
+                "probe_every": 1,
+                "quality_limit": 1,
+                "quality_samples": 0,
+                "max_completion_length": 1,
+            },
+        )
         if not (self.losses and self.seeds):
             raise ConfigError(
                 f"At least one loss and one seed are needed; got {self.losses} and {self.seeds}."

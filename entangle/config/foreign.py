@@ -70,8 +70,13 @@ NO_LIMIT = 2**31 - 1
 """max_length where TRL has none (null)."""
 
 _REFUSED = (
-    "datasets", "use_rslora", "use_dora", "lora_modules_to_save", "lora_target_parameters", "use_bnb_nested_quant",
-)  # fmt: skip
+    "datasets",
+    "use_rslora",
+    "use_dora",
+    "lora_modules_to_save",
+    "lora_target_parameters",
+    "use_bnb_nested_quant",
+)
 """Options of TRL's command line that would change a training and that no option of ours stands for."""
 
 _PEFT = ("bias", "init_lora_weights", "peft_type", "inference_mode", "fan_in_fan_out")

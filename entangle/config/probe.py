@@ -48,9 +48,15 @@ class ProbeConfig(RunOptions, InputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, {
-            "loss_batch_size": 1, "batch_size": 1, "shard_size": 1, "verify": 0,
-        })  # fmt: skip
+        check_at_least(
+            self,
+            {
+                "loss_batch_size": 1,
+                "batch_size": 1,
+                "shard_size": 1,
+                "verify": 0,
+            },
+        )
         if (self.metric == "adamw") != (self.optimizer_state is not None):
             raise ConfigError(
                 f"--metric adamw and --optimizer_state belong together; got metric {self.metric} and optimizer_state "

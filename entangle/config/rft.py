@@ -50,10 +50,17 @@ class AnswerOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, {
-            "num_generations": 2, "max_completion_length": 1, "top_k": 0, "group_size": 2, "batch_size": 1,
-            "shard_size": 1,
-        })  # fmt: skip
+        check_at_least(
+            self,
+            {
+                "num_generations": 2,
+                "max_completion_length": 1,
+                "top_k": 0,
+                "group_size": 2,
+                "batch_size": 1,
+                "shard_size": 1,
+            },
+        )
         if not (self.temperature > 0 and 0 < self.top_p <= 1 and 0 < self.std_threshold <= 1):
             raise ConfigError(
                 "Expected temperature > 0, 0 < top_p <= 1 and 0 < std_threshold <= 1; got "

@@ -17,9 +17,19 @@ _AT_LEAST_ONE = (
     "save_total_limit",
 )
 _NOT_NEGATIVE = (
-    "learning_rate", "sft_learning_rate", "sft_epochs", "warmup_steps", "weight_decay", "max_grad_norm", "adam_beta1",
-    "adam_beta2", "save_steps", "eval_limit", "probe_every", "probe_trained",
-)  # fmt: skip
+    "learning_rate",
+    "sft_learning_rate",
+    "sft_epochs",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
+    "save_steps",
+    "eval_limit",
+    "probe_every",
+    "probe_trained",
+)
 
 
 @dataclass(frozen=True)

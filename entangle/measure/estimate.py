@@ -123,9 +123,12 @@ def estimate(config: ProbeConfig) -> Estimate:
     """
     options = config.located
     loading = Loading(
-        dtype=config.dtype, score_dtype=config.score_dtype, device=config.device,
-        attn_implementation=config.attn_implementation, trust_remote_code=config.trust_remote_code,
-    )  # fmt: skip
+        dtype=config.dtype,
+        score_dtype=config.score_dtype,
+        device=config.device,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+    )
     origin = find_origin(options.model_name_or_path, config.model_revision, options.adapter_name_or_path)
     pairs = load_pairs_of(config)
     tokenizer = load_tokenizer(origin, loading)
@@ -152,12 +155,15 @@ def estimate(config: ProbeConfig) -> Estimate:
     sizes, seconds = [0, *map(_padded, measured)], [0.0, *(cost.seconds for cost in costs)]
     rest = np.interp(list(map(_padded, further)), sizes, seconds)  # the last one measured is the largest
     return Estimate(
-        pairs=len(pairs), scored=sum(map(is_scorable, tokenized)), passes=len(passes),
+        pairs=len(pairs),
+        scored=sum(map(is_scorable, tokenized)),
+        passes=len(passes),
         tokens=sum(2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in tokenized),
-        seconds=first.seconds + float(rest.sum()), weight_bytes=weights,
+        seconds=first.seconds + float(rest.sum()),
+        weight_bytes=weights,
         pass_bytes=resident(max(cost.bytes for cost in (first, *costs)), loading.target),
         sum_bytes=stack.sum_bytes,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -205,9 +211,11 @@ class Stack:
         check_positions(model, max(map(longest, (*first, *chain(*further)))))
         second = model if self.config.ref_model_name_or_path else None
         policy = Policy(
-            model, self.tokenizer, choose_parameters(model, self.config.parameters),
+            model,
+            self.tokenizer,
+            choose_parameters(model, self.config.parameters),
             make_reference(self.config.reference, model, second),
-        )  # fmt: skip
+        )
         metric = {name: torch.ones_like(p) for name, p in policy.parameters.items()}
 
         def new() -> Measurement:
@@ -234,9 +242,10 @@ class Stack:
         shape.num_hidden_layers = layers
         with device:
             model = AutoModelForCausalLM.from_config(
-                shape, attn_implementation=self.loading.attn_implementation,
+                shape,
+                attn_implementation=self.loading.attn_implementation,
                 trust_remote_code=self.loading.trust_remote_code,
-            ).to(self.loading.computing)  # fmt: skip
+            ).to(self.loading.computing)
             if self.origin.adapter:
                 adapter = adapter_config(self.origin.adapter, self.origin.adapter_revision)
                 adapter.base_model_name_or_path, adapter.inference_mode = None, False  # no name; to be probed

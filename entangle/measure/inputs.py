@@ -18,9 +18,15 @@ def load_pairs_of(config: DataOptions) -> list[PreferencePair]:
 def read_pairs_of(config: DataOptions) -> PairSet:
     """The pairs that the options describe, with notes (see `entangle.data.pairs_of`)."""
     return pairs_of(
-        config.dataset_name, split=config.dataset_train_split, config=config.dataset_config, columns=config.column_map,
-        limit=config.limit, seed=config.seed, skip_invalid=config.skip_invalid, format=config.format,
-    )  # fmt: skip
+        config.dataset_name,
+        split=config.dataset_train_split,
+        config=config.dataset_config,
+        columns=config.column_map,
+        limit=config.limit,
+        seed=config.seed,
+        skip_invalid=config.skip_invalid,
+        format=config.format,
+    )
 
 
 def load_policy_of(config: InputOptions, processes: PartialState | None = None) -> Policy:

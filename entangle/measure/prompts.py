@@ -136,17 +136,23 @@ class PromptMeasurement:
         row |= {
             "non_finite": not bool(np.isfinite(np.concatenate([rewards, logps, gram.ravel()])).all()),
             "prompt_length": min(map(len, rollout.prompt_ids)),
-            "answers": count, "rewards": rewards.tolist(), "logps": logps[:count].tolist(),
-            "ref_logps": ref_logps[:count].tolist(), "lengths": [len(ids) for ids in rollout.answer_ids],
-            "finished": list(rollout.finished), "gram": gram[:count, :count].ravel().tolist(),
-        }  # fmt: skip
+            "answers": count,
+            "rewards": rewards.tolist(),
+            "logps": logps[:count].tolist(),
+            "ref_logps": ref_logps[:count].tolist(),
+            "lengths": [len(ids) for ids in rollout.answer_ids],
+            "finished": list(rollout.finished),
+            "gram": gram[:count, :count].ravel().tolist(),
+        }
         if pair is not None:
             row |= {
-                "pair_logps": logps[count:].tolist(), "pair_ref_logps": ref_logps[count:].tolist(),
+                "pair_logps": logps[count:].tolist(),
+                "pair_ref_logps": ref_logps[count:].tolist(),
                 "pair_lengths": [len(pair.chosen_ids), len(pair.rejected_ids)],
-                "pair_truncated": pair.truncated, "pair_identical": pair.identical,
+                "pair_truncated": pair.truncated,
+                "pair_identical": pair.identical,
                 "pair_gram": gram[count:].ravel().tolist(),
-            }  # fmt: skip
+            }
         if prompt.index in self.gamma_indices:
             row["jacobian_norm"] = self._jacobian_norm(rollout)
         return row | ({"completions": list(rollout.completions)} if self.config.save_text else {})
@@ -217,12 +223,20 @@ class PromptMeasurement:
             own["model_name_or_path"] = EMBEDDED
             if self.policy.description["adapter_name_or_path"] and self.config.adapter_name_or_path is None:
                 own["adapter_name_or_path"] = EMBEDDED
-        return environment() | dict(self.policy.description) | own | {
-            "resolution": self.engine.resolution, "metric": "sgd", "engine": self.config.engine, "seconds": seconds,
-            "reward": dataclasses.asdict(self.reward_function) | {"name": self.reward_function.name},  # pyright: ignore[reportArgumentType]
-            "sampling": None if self.config.rollouts else dataclasses.asdict(self.sampling),
-            "notes": [*self.told, *notes],
-        }  # fmt: skip
+        return (
+            environment()
+            | dict(self.policy.description)
+            | own
+            | {
+                "resolution": self.engine.resolution,
+                "metric": "sgd",
+                "engine": self.config.engine,
+                "seconds": seconds,
+                "reward": dataclasses.asdict(self.reward_function) | {"name": self.reward_function.name},  # pyright: ignore[reportArgumentType]
+                "sampling": None if self.config.rollouts else dataclasses.asdict(self.sampling),
+                "notes": [*self.told, *notes],
+            }
+        )
 
 
 def compute_answers(

@@ -38,9 +38,13 @@ STEP_COLUMNS = [
 
 
 def measure_steps(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: RowBatch, loss: PreferenceLoss,
-    reference: Tensor | None, rates: Sequence[float],
-) -> Tensor:  # fmt: skip
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: RowBatch,
+    loss: PreferenceLoss,
+    reference: Tensor | None,
+    rates: Sequence[float],
+) -> Tensor:
     """Changes of both log-probs, `(rates, 2)` nats, by one step of `torch.optim.SGD` on one pair's loss.
 
     Every step starts from the same parameters, which are restored bit for bit afterwards, their gradients too.
@@ -87,9 +91,11 @@ def pair_logps(batch: RowBatch, logps: Tensor, reference: Tensor | None) -> Pair
 
 
 def verify_pair(
-    measure: Callable[[Sequence[float]], Tensor], predicted: tuple[float, float], floor: tuple[float, float],
+    measure: Callable[[Sequence[float]], Tensor],
+    predicted: tuple[float, float],
+    floor: tuple[float, float],
     step: float = STEP,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """One row per response: predicted and measured change of a full and of a half step, in nats.
 
     Args:
@@ -102,11 +108,15 @@ def verify_pair(
     full, half = measure([rate, rate / 2]).tolist()
     return [
         {
-            "response": response, "learning_rate": rate, "predicted": rate * predicted[i], "measured": full[i],
-            "measured_half": half[i], "floor": rate * floor[i] + step * step,
+            "response": response,
+            "learning_rate": rate,
+            "predicted": rate * predicted[i],
+            "measured": full[i],
+            "measured_half": half[i],
+            "floor": rate * floor[i] + step * step,
         }
         for i, response in enumerate(("chosen", "rejected"))
-    ]  # fmt: skip
+    ]
 
 
 def summarise_verification(steps: pd.DataFrame) -> dict[str, Any]:
@@ -131,11 +141,16 @@ def summarise_steps(rows: pd.DataFrame) -> dict[str, Any]:
     residual, spread = measured - slope * predicted, measured - measured.mean()
     error, half_error = measured - predicted, rows["measured_half"].to_numpy() - predicted / 2
     return {
-        "pairs": int(rows["index"].nunique()), "steps": len(rows) // 2, "signs_compared": int(told.sum()),
-        "signs_agree": int(agree.sum()), "sign_agreement": float(agree.mean()) if told.any() else float("nan"),
-        "slope": slope, "r_squared": float(1 - (residual @ residual) / (spread @ spread)),
-        "error_ratio": float(np.linalg.norm(error) / np.linalg.norm(half_error)), "step_nats": STEP,
-    }  # fmt: skip
+        "pairs": int(rows["index"].nunique()),
+        "steps": len(rows) // 2,
+        "signs_compared": int(told.sum()),
+        "signs_agree": int(agree.sum()),
+        "sign_agreement": float(agree.mean()) if told.any() else float("nan"),
+        "slope": slope,
+        "r_squared": float(1 - (residual @ residual) / (spread @ spread)),
+        "error_ratio": float(np.linalg.norm(error) / np.linalg.norm(half_error)),
+        "step_nats": STEP,
+    }
 
 
 def sample_indices(indices: Sequence[int], count: int, seed: int = 0) -> list[int]:
@@ -146,9 +161,15 @@ def sample_indices(indices: Sequence[int], count: int, seed: int = 0) -> list[in
 
 
 def verify_losses(
-    policy: Policy, pairs: Mapping[int, TokenizedPair], rows: pd.DataFrame, predictions: pd.DataFrame,
-    losses: Sequence[PreferenceLoss], count: int, resolution: float, advance: Callable[[int], None],
-) -> pd.DataFrame:  # fmt: skip
+    policy: Policy,
+    pairs: Mapping[int, TokenizedPair],
+    rows: pd.DataFrame,
+    predictions: pd.DataFrame,
+    losses: Sequence[PreferenceLoss],
+    count: int,
+    resolution: float,
+    advance: Callable[[int], None],
+) -> pd.DataFrame:
     """Real SGD steps for `count` pairs and every loss: one row per pair, loss and response.
 
     A batch-coupled loss sees the pair alone, in the prediction and in the step. A pair on which a loss does
@@ -219,9 +240,13 @@ class KeepFloat64(TorchFunctionMode):
 
 
 def _verify_one(
-    policy: Policy, batch: RowBatch, reference: Tensor | None, loss: PreferenceLoss, geometry: PairGeometry,
+    policy: Policy,
+    batch: RowBatch,
+    reference: Tensor | None,
+    loss: PreferenceLoss,
+    geometry: PairGeometry,
     logps: PairLogps,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     prediction = predict(geometry, loss.incentives(logps))
     predicted = prediction.change_chosen.item(), prediction.change_rejected.item()
     if not any(predicted):

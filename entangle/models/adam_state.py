@@ -122,11 +122,14 @@ def adam_state_of(
             f"Expected one count of updates for all parameters; the state has {sorted(steps) or 'none'}."
         )
     return AdamState(
-        step=steps.pop(), learning_rate=float(first["lr"]), betas=cast(Any, tuple(map(float, first["betas"]))),
-        eps=float(first["eps"]), weight_decay=weight_decay,
+        step=steps.pop(),
+        learning_rate=float(first["lr"]),
+        betas=cast(Any, tuple(map(float, first["betas"]))),
+        eps=float(first["eps"]),
+        weight_decay=weight_decay,
         exp_avg={name: state["exp_avg"] for name, state in states.items()},
         exp_avg_sq={name: state["exp_avg_sq"] for name, state in states.items()},
-    )  # fmt: skip
+    )
 
 
 def optimizer_file(path: str | Path) -> Path:

@@ -44,9 +44,14 @@ def say(console: Console, sentence: str) -> None:
 def progress_bar(console: Console, unit: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar with the time left, counted from what this process does itself."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("elapsed"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(unit, total=total, completed=done)
         yield lambda count: progress.advance(task, count)

@@ -92,13 +92,15 @@ class Ghost:
         cross = (products[:, 0, 1] + products[:, 1, 0]) / 2
         cross = torch.where(chosen_is_shorter, cross, -cross)  # the difference was rejected - chosen
         longer_sq, longer_gap = shorter_sq + 2 * cross + difference_sq, cross + difference_sq
-        return torch.stack([
-            torch.where(chosen_is_shorter, shorter_sq, longer_sq),
-            torch.where(chosen_is_shorter, longer_sq, shorter_sq),
-            shorter_sq + cross,
-            torch.where(chosen_is_shorter, -cross, longer_gap),
-            torch.where(chosen_is_shorter, longer_gap, -cross),
-        ])  # fmt: skip
+        return torch.stack(
+            [
+                torch.where(chosen_is_shorter, shorter_sq, longer_sq),
+                torch.where(chosen_is_shorter, longer_sq, shorter_sq),
+                shorter_sq + cross,
+                torch.where(chosen_is_shorter, -cross, longer_gap),
+                torch.where(chosen_is_shorter, longer_gap, -cross),
+            ]
+        )
 
     @property
     def width(self) -> int:

@@ -67,7 +67,9 @@ def cross(a: Mapping[str, Tensor], b: Mapping[str, Tensor], metric: Metric | Non
         b: scores or directions by parameter, `(rows, *)`.
         metric: the diagonal metric P, None for P = 1.
     """
-    return torch.stack([
-        dots(a[name] if metric is None else a[name] * metric[name].ravel().to(a[name]), b[name]).cpu()
-        for name in a
-    ]).sum(0)  # fmt: skip
+    return torch.stack(
+        [
+            dots(a[name] if metric is None else a[name] * metric[name].ravel().to(a[name]), b[name]).cpu()
+            for name in a
+        ]
+    ).sum(0)

@@ -204,10 +204,12 @@ class GroupSums:
         tensors = {f"sum/{name}": value.cpu() for name, value in self._sums.items()}
         tensors |= {f"own/{module}": value for module, value in self._own.items()}
         tensors |= {
-            "pairs": self._pairs.clone(), "squares": self._squares.clone(), "is_torn": self._is_torn,
+            "pairs": self._pairs.clone(),
+            "squares": self._squares.clone(),
+            "is_torn": self._is_torn,
             "shards": torch.tensor(sorted(self.shards), dtype=torch.int64),
             "prompts": torch.tensor(list(self._prompts.items()), dtype=torch.int64).view(-1, 2),
-        }  # fmt: skip
+        }
         unfinished = Path(f"{path}.unfinished")
         save_file(tensors, unfinished, {"directions": str(self.directions)})
         os.replace(unfinished, path)

@@ -208,9 +208,9 @@ class Score:
 
     def product(self, direction: Tensor) -> Tensor:
         """<score, direction> for every row, `(rows,)` float64; direction `(a, b)`."""
-        return torch.cat([
-            torch.stack([term.product(direction) for term in member]).sum(0) for member in self.members
-        ])  # fmt: skip
+        return torch.cat(
+            [torch.stack([term.product(direction) for term in member]).sum(0) for member in self.members]
+        )
 
 
 def _sum_of(terms: tuple[Term, ...], start: int, stop: int) -> Tensor:

@@ -385,9 +385,13 @@ def linearise(
     if states:
         prompt = Linear.of(states, theta, passes[0].outputs[len(theta) :])
         through = torch.autograd.grad(
-            states, theta, [g.detach() for g in passes[1].outputs[len(theta) :]],
-            retain_graph=True, allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
+            states,
+            theta,
+            [g.detach() for g in passes[1].outputs[len(theta) :]],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
         scores[0] = [g + h.detach() for g, h in zip(scores[0], prompt.outputs, strict=True)]
         scores[1] = [g + h for g, h in zip(scores[1], through, strict=True)]
     return Passes(

@@ -221,9 +221,15 @@ def page(outcomes: Mapping[str, Mapping[str, Outcome]]) -> str:
         for probed in ("full", "lora")
     }
     return PAGE.format(
-        versions=versions, all=len(outcomes), built=len(built), full=counts["full"], lora=counts["lora"],
-        tolerance=f"{TOLERANCE:.0e}", rows="\n".join(rows), out="\n".join(out),
-    )  # fmt: skip
+        versions=versions,
+        all=len(outcomes),
+        built=len(built),
+        full=counts["full"],
+        lora=counts["lora"],
+        tolerance=f"{TOLERANCE:.0e}",
+        rows="\n".join(rows),
+        out="\n".join(out),
+    )
 
 
 def cell(outcome: Outcome) -> str:

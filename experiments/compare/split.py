@@ -15,7 +15,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from entangle.data import PreferencePair, load_pairs
+from entangle.data import load_pairs
 from entangle.training.samples import hold_out
 
 SOURCE = Path("../shared/data/tldr")

@@ -107,8 +107,10 @@ def is_short(completions: Sequence[str], **_: Any) -> list[float]:
 
 
 REWARDS: dict[str, Callable[..., list[float]]] = {
-    "brevity": brevity, "rare_word": rare_word, "is_short": is_short,
-}  # fmt: skip
+    "brevity": brevity,
+    "rare_word": rare_word,
+    "is_short": is_short,
+}
 
 
 def make(name: str, run: Run, seed: int, folder: Path) -> None:
@@ -140,10 +142,19 @@ def make(name: str, run: Run, seed: int, folder: Path) -> None:
 def usual(scratch: str, seed: int, **options: Any) -> dict[str, Any]:
     """Arguments that every trainer gets."""
     return {
-        "output_dir": scratch, "max_steps": 40, "per_device_train_batch_size": 6, "logging_steps": 2, "seed": seed,
-        "bf16": False, "use_cpu": True, "report_to": "none", "save_strategy": "no", "gradient_checkpointing": False,
-        "disable_tqdm": True, "warmup_steps": 3,
-    } | options  # fmt: skip
+        "output_dir": scratch,
+        "max_steps": 40,
+        "per_device_train_batch_size": 6,
+        "logging_steps": 2,
+        "seed": seed,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "warmup_steps": 3,
+    } | options
 
 
 def lora() -> LoraConfig:
@@ -170,9 +181,14 @@ def group_trainer(run: Run, model: Any, tokenizer: Any, pairs: Any, scratch: str
     """A trainer of sampled answers, and the list that the rewards of its groups go to."""
     groups: list[list[float]] = []
     options = usual(
-        scratch, seed, max_steps=30, num_generations=8, per_device_train_batch_size=32, max_completion_length=40,
+        scratch,
+        seed,
+        max_steps=30,
+        num_generations=8,
+        per_device_train_batch_size=32,
+        max_completion_length=40,
         **run.options,
-    )  # fmt: skip
+    )
 
     def reward(completions: Sequence[str], **columns: Any) -> list[float]:
         values = REWARDS[run.reward](completions, **columns)
@@ -203,10 +219,12 @@ def moved(before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
     change = after - before
     fell = (change < 0).all(0).double().mean()
     return {
-        "change_chosen": float(change[0].mean()), "change_rejected": float(change[1].mean()),
-        "before_chosen": float(before[0].mean()), "before_rejected": float(before[1].mean()),
+        "change_chosen": float(change[0].mean()),
+        "change_rejected": float(change[1].mean()),
+        "before_chosen": float(before[0].mean()),
+        "before_rejected": float(before[1].mean()),
         "share_both_fell": float(fell),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

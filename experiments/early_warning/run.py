@@ -47,9 +47,17 @@ WARNINGS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 def trained(seed: int) -> tuple[Path, pd.Series]:
     """A run's folder, and by pair whether its chosen log-prob has fallen at the end."""
     flags = [
-        "--config", "experiments/early_warning/train.yaml", "--dataset_name", str(DATA),
-        "--eval_dataset_name", str(DATA), "--seed", str(seed), "--output_dir", f"runs/early_warning/seed{seed}",
-    ]  # fmt: skip
+        "--config",
+        "experiments/early_warning/train.yaml",
+        "--dataset_name",
+        str(DATA),
+        "--eval_dataset_name",
+        str(DATA),
+        "--seed",
+        str(seed),
+        "--output_dir",
+        f"runs/early_warning/seed{seed}",
+    ]
     result = run_train(parse(TrainConfig, flags, prog="early_warning")[0], CONSOLE)
     assert result.held_out is not None
     rows = result.held_out.set_index("index")
@@ -63,11 +71,15 @@ def probed(seed: int, run: Path, step: int) -> pd.DataFrame:
         policy = {"use_peft": True, "seed": seed}
     result = run_probe(
         ProbeConfig(
-            dataset_name=str(DATA), losses=("dpo",), diagnostics=("ches", "edit_distance"), save_text=False,
-            output_dir=f"runs/early_warning/probe-seed{seed}-step{step}", **policy,
+            dataset_name=str(DATA),
+            losses=("dpo",),
+            diagnostics=("ches", "edit_distance"),
+            save_text=False,
+            output_dir=f"runs/early_warning/probe-seed{seed}-step{step}",
+            **policy,
         ),
         CONSOLE,
-    )  # fmt: skip
+    )
     return result.pairs.merge(result.predictions, on="index").set_index("index")
 
 

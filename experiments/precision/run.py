@@ -78,13 +78,19 @@ def compare(
     withheld = verdicts["regime_found"] == "degenerate"
     wrong = verdicts[~same & ~withheld]
     return {
-        "pairs": len(rows), "cosine error, median": float(cosine.median()), "cosine error, max": float(cosine.max()),
-        "error of A, median": float(square.median()), "error of A, max": float(square.max()),
-        "believed to": resolution, "verdicts": len(verdicts), "kept": int(same.sum()),
-        "withheld": int(withheld.sum()), "wrong": len(wrong),
+        "pairs": len(rows),
+        "cosine error, median": float(cosine.median()),
+        "cosine error, max": float(cosine.max()),
+        "error of A, median": float(square.median()),
+        "error of A, max": float(square.max()),
+        "believed to": resolution,
+        "verdicts": len(verdicts),
+        "kept": int(same.sum()),
+        "withheld": int(withheld.sum()),
+        "wrong": len(wrong),
         "wrong if all are believed": int((verdicts["regime_true"] != verdicts["regime"]).sum()),
         "wrong by loss": ", ".join(f"{loss} {n}" for loss, n in wrong["loss"].value_counts().items()) or "-",
-    }  # fmt: skip
+    }
 
 
 def rows_of(setting: Path) -> Iterator[Mapping[str, object]]:

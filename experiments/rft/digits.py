@@ -91,10 +91,12 @@ def run(seed: int = 0) -> dict[str, dict]:
     std = (1 - start**2).clamp(min=0).sqrt()  # rewards +-1 with mean m have variance 1 - m^2
     results: dict[str, dict] = {
         "start": {
-            "relabelled": int(changed.sum()), "std_relabelled": float(std[changed].median()),
-            "std_others": float(std[~changed].median()), "share_small_std": float((std[changed] < 0.1).float().mean()),
+            "relabelled": int(changed.sum()),
+            "std_relabelled": float(std[changed].median()),
+            "std_others": float(std[~changed].median()),
+            "share_small_std": float((std[changed] < 0.1).float().mean()),
         }
-    }  # fmt: skip
+    }
     for optimiser, rates in RATES.items():
         results[optimiser] = {}
         for method in METHODS:
@@ -105,8 +107,9 @@ def run(seed: int = 0) -> dict[str, dict]:
                 runs[rate] = train(model, method, optimiser, rate, inputs, new, EPOCHS, seed)
             best = max(runs, key=lambda rate: float(runs[rate][-1].mean()))
             results[optimiser][method] = describe(runs[best], std, changed) | {
-                "rate": best, "final_by_rate": {str(rate): float(h[-1].mean()) for rate, h in runs.items()},
-            }  # fmt: skip
+                "rate": best,
+                "final_by_rate": {str(rate): float(h[-1].mean()) for rate, h in runs.items()},
+            }
     return results
 
 

@@ -89,9 +89,15 @@ def draw_figure(ratios: dict[str, list[float]], found: dict[str, dict], path: Pa
     for name, colour, shift in (("plain", "#c8382e", 0.97), ("unbiased", "#2b6cb0", 1.03)):
         rows = [found[str(count)][name] for count in COUNTS]
         right.errorbar(
-            np.array(COUNTS) * shift, [row["mean"] / truth for row in rows], [row["std"] / truth for row in rows],
-            fmt="o", ms=4, color=colour, capsize=3, label=f"{name} (bars: one standard deviation)",
-        )  # fmt: skip
+            np.array(COUNTS) * shift,
+            [row["mean"] / truth for row in rows],
+            [row["std"] / truth for row in rows],
+            fmt="o",
+            ms=4,
+            color=colour,
+            capsize=3,
+            label=f"{name} (bars: one standard deviation)",
+        )
     right.axhline(1, color="#333333", lw=0.8)
     right.set_xscale("log", base=2)
     right.set_xticks(COUNTS, [str(count) for count in COUNTS])

@@ -31,16 +31,36 @@ LEAST, GROUP, STEPS, WINDOW = 0.15, 8, 48, 8
 """ROUGE-L that is rewarded; answers per group; optimiser steps; steps per point of the figure."""
 
 MEASURING = RftConfig(
-    dataset_name="../shared/data/tldr/tldr_pairs.jsonl", limit=24, seed=0, num_generations=16, group_size=GROUP,
-    max_completion_length=32, reward="experiments.rft.grpo:is_close", reward_range=(0.0, 1.0), save_text=False,
+    dataset_name="../shared/data/tldr/tldr_pairs.jsonl",
+    limit=24,
+    seed=0,
+    num_generations=16,
+    group_size=GROUP,
+    max_completion_length=32,
+    reward="experiments.rft.grpo:is_close",
+    reward_range=(0.0, 1.0),
+    save_text=False,
     plots=False,
-)  # fmt: skip
+)
 TRAINING = GRPOConfig(
-    output_dir="runs/grpo", max_steps=STEPS, learning_rate=1e-3, lr_scheduler_type="constant", beta=0.0,
-    num_generations=GROUP, per_device_train_batch_size=2 * GROUP, max_completion_length=32, temperature=1.0,
-    logging_steps=1, save_strategy="no", report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False,
-    disable_tqdm=True, seed=0,
-)  # fmt: skip
+    output_dir="runs/grpo",
+    max_steps=STEPS,
+    learning_rate=1e-3,
+    lr_scheduler_type="constant",
+    beta=0.0,
+    num_generations=GROUP,
+    per_device_train_batch_size=2 * GROUP,
+    max_completion_length=32,
+    temperature=1.0,
+    logging_steps=1,
+    save_strategy="no",
+    report_to=[],
+    bf16=False,
+    use_cpu=True,
+    gradient_checkpointing=False,
+    disable_tqdm=True,
+    seed=0,
+)
 
 
 @cache
@@ -73,9 +93,12 @@ def train() -> pd.DataFrame:
 
     policy = load_policy_of(MEASURING)
     trainer = GRPOTrainer(
-        model=policy.model, reward_funcs=reward, args=TRAINING, processing_class=policy.tokenizer,
+        model=policy.model,
+        reward_funcs=reward,
+        args=TRAINING,
+        processing_class=policy.tokenizer,
         train_dataset=Dataset.from_list([{"prompt": p.text, "chosen": p.columns["chosen"]} for p in prompts]),
-    )  # fmt: skip
+    )
     trainer.train()
     policy.model.save_pretrained(str(ADAPTER), save_embedding_layers=False)
     log = [entry for entry in trainer.state.log_history if "frac_reward_zero_std" in entry]
@@ -89,11 +112,20 @@ def draw(log: pd.DataFrame) -> None:
     axes = new_axes()
     windows = log.groupby((log["step"] - 1) // WINDOW)
     for column, label, colour in (
-        ("reward", "mean reward", "#2b6cb0"), ("frac_reward_zero_std", "dead groups", "#c8382e"),
-    ):  # fmt: skip
+        ("reward", "mean reward", "#2b6cb0"),
+        ("frac_reward_zero_std", "dead groups", "#c8382e"),
+    ):
         errors = 2 * windows[column].sem()
-        axes.errorbar(windows["step"].mean(), windows[column].mean(), errors, fmt="o-", ms=4, capsize=3, color=colour,
-                      label=label)  # fmt: skip
+        axes.errorbar(
+            windows["step"].mean(),
+            windows[column].mean(),
+            errors,
+            fmt="o-",
+            ms=4,
+            capsize=3,
+            color=colour,
+            label=label,
+        )
     axes.set_ylim(0, 1)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(f"share, in windows of {WINDOW} steps")

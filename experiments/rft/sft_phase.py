@@ -27,13 +27,31 @@ DATA = "../shared/data/tldr/tldr_pairs.jsonl"
 RESULTS = Path("experiments/results/rft/sft_phase")
 
 TRAINING = TrainConfig(
-    model_name_or_path=str(embedded.POLICY.relative_to(Path.cwd())), dataset_name=DATA, stage="sft", use_peft=False,
-    learning_rate=2e-4, num_train_epochs=2, eval_share=0, eval_limit=0, save_steps=0, seed=0,
-)  # fmt: skip
+    model_name_or_path=str(embedded.POLICY.relative_to(Path.cwd())),
+    dataset_name=DATA,
+    stage="sft",
+    use_peft=False,
+    learning_rate=2e-4,
+    num_train_epochs=2,
+    eval_share=0,
+    eval_limit=0,
+    save_steps=0,
+    seed=0,
+)
 MEASURING = RftConfig(
-    model_name_or_path=TRAINING.model_name_or_path, use_peft=True, lora_r=4, dataset_name=DATA, limit=48, seed=0,
-    num_generations=10, group_size=5, max_completion_length=32, shard_size=16, save_text=False, plots=False,
-)  # fmt: skip
+    model_name_or_path=TRAINING.model_name_or_path,
+    use_peft=True,
+    lora_r=4,
+    dataset_name=DATA,
+    limit=48,
+    seed=0,
+    num_generations=10,
+    group_size=5,
+    max_completion_length=32,
+    shard_size=16,
+    save_text=False,
+    plots=False,
+)
 """A fresh LoRA only keeps the Gram matrices small; rewards don't see it."""
 
 
@@ -48,11 +66,19 @@ def row(name: str, samples: int, result: RftResult, change: dict | None) -> dict
     small = share(int((table["reward_std"] < limit).sum()), len(table))
     std, mean = (bootstrap_mean(table[column].to_numpy()) for column in ("reward_std", "reward_mean"))
     numbers = {
-        "phase": name, "samples": samples, "mean_reward": table["reward_mean"].mean(), "mean_low": mean[0],
-        "mean_high": mean[1], "mean_std": table["reward_std"].mean(), "std_low": std[0], "std_high": std[1],
-        "small_std": small["share"], "small_low": small["low"], "small_high": small["high"],
+        "phase": name,
+        "samples": samples,
+        "mean_reward": table["reward_mean"].mean(),
+        "mean_low": mean[0],
+        "mean_high": mean[1],
+        "mean_std": table["reward_std"].mean(),
+        "std_low": std[0],
+        "std_high": std[1],
+        "small_std": small["share"],
+        "small_low": small["low"],
+        "small_high": small["high"],
         "cut_answers": result.summary["cut"]["share"],
-    }  # fmt: skip
+    }
     if change is not None:
         rho = change["std_and_change"]
         numbers |= {

@@ -108,8 +108,9 @@ def run() -> dict[str, dict]:
         results[name] = {"p": chances, "std": stds, "time": times, "slope": slopes}
     flow = results["softmax over 5 outputs"]
     flow["closed_form"] = {
-        "rft": [time_rft(p, TARGET, 5) for p in flow["p"]], "sft": [time_sft(p, TARGET, 5) for p in flow["p"]],
-    }  # fmt: skip
+        "rft": [time_rft(p, TARGET, 5) for p in flow["p"]],
+        "sft": [time_sft(p, TARGET, 5) for p in flow["p"]],
+    }
     return results
 
 

@@ -129,9 +129,17 @@ def run(name: str, seed: int) -> tuple[list[dict], list[dict]]:
                 here = slice(k * HELD, (k + 1) * HELD)
                 pull, push, moved = (float(x[here].mean()) for x in (change[0], change[1], measured))
                 rows.append(
-                    {"loss": name, "seed": seed, "step": step, "side": side, "pull": pull, "push": push,
-                     "remainder": moved - pull - push, "measured": moved}
-                )  # fmt: skip
+                    {
+                        "loss": name,
+                        "seed": seed,
+                        "step": step,
+                        "side": side,
+                        "pull": pull,
+                        "push": push,
+                        "remainder": moved - pull - push,
+                        "measured": moved,
+                    }
+                )
             advance(1)
     looks.append({"loss": name, "seed": seed, "step": STEPS} | set_condition(own))
     return rows, looks
@@ -147,11 +155,19 @@ def figure(rows: pd.DataFrame) -> None:
             sums = own.groupby("step")[["pull", "push", "remainder", "measured"]].mean().cumsum()
             each = axes[i * len(names) + j]
             for column, colour, style in (
-                ("pull", "#2f855a", "-"), ("push", "#b7791f", "-"), ("remainder", "#999999", ":"),
+                ("pull", "#2f855a", "-"),
+                ("push", "#b7791f", "-"),
+                ("remainder", "#999999", ":"),
                 ("measured", SIDE_COLOURS[side], "-"),
-            ):  # fmt: skip
-                each.plot(sums.index, sums[column], style, color=colour, lw=2.2 if column == "measured" else 1.3,
-                          label=column)  # fmt: skip
+            ):
+                each.plot(
+                    sums.index,
+                    sums[column],
+                    style,
+                    color=colour,
+                    lw=2.2 if column == "measured" else 1.3,
+                    label=column,
+                )
             each.axhline(0, color="#cccccc", lw=0.8, zorder=0)
             each.set_title(name.replace(":", "\n") if i == 0 else "", fontsize=9, loc="left")
             each.set_ylabel(f"{side}, nats" if j == 0 else "")

@@ -28,21 +28,36 @@ SUFFIXES = {
 
 SUBJECTS = {
     "train": (
-        "film", "phone", "game", "hotel", "book", "car", "class", "job", "house", "song", "trip", "friend",
+        "film",
+        "phone",
+        "game",
+        "hotel",
+        "book",
+        "car",
+        "class",
+        "job",
+        "house",
+        "song",
+        "trip",
+        "friend",
     ),
     "test": ("show", "computer", "restaurant", "bike", "story", "bed"),
-}  # fmt: skip
+}
 
 OPINIONS = {
     "positive": (
-        "I love this {} and I would buy it again.", "This {} made my whole week better.",
-        "The {} is great, it works and it looks nice.", "Best {} I have had in years, I am so happy with it.",
+        "I love this {} and I would buy it again.",
+        "This {} made my whole week better.",
+        "The {} is great, it works and it looks nice.",
+        "Best {} I have had in years, I am so happy with it.",
     ),
     "negative": (
-        "I hate this {} and I want my money back.", "This {} made my whole week worse.",
-        "The {} is awful, it broke on the first day.", "Worst {} I have had in years, I am so sad about it.",
+        "I hate this {} and I want my money back.",
+        "This {} made my whole week worse.",
+        "The {} is awful, it broke on the first day.",
+        "Worst {} I have had in years, I am so sad about it.",
     ),
-}  # fmt: skip
+}
 
 
 def rows(split: str, suffix: str) -> list[dict[str, str]]:
@@ -51,11 +66,12 @@ def rows(split: str, suffix: str) -> list[dict[str, str]]:
     return [
         {
             "prompt": f"REVIEW: {opinion.format(subject)}\n\nThe review is",
-            "chosen": f" {word}{SUFFIXES[suffix]}", "rejected": f" {wrong[word]}{SUFFIXES[suffix]}",
+            "chosen": f" {word}{SUFFIXES[suffix]}",
+            "rejected": f" {wrong[word]}{SUFFIXES[suffix]}",
         }
         for subject, number in itertools.product(SUBJECTS[split], range(4))
         for word, opinion in ((word, OPINIONS[word][number]) for word in OPINIONS)
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:

@@ -30,9 +30,15 @@ def options(suffix: str) -> CompareConfig:
     """The comparison on one suffix's pairs."""
     data = FOLDER / suffix
     flags = [
-        "--config", "experiments/suffix/suffix.yaml", "--dataset_name", str(data / "train.jsonl"),
-        "--eval_dataset_name", str(data / "test.jsonl"), "--output_dir", f"runs/compare/suffix-{suffix}",
-    ]  # fmt: skip
+        "--config",
+        "experiments/suffix/suffix.yaml",
+        "--dataset_name",
+        str(data / "train.jsonl"),
+        "--eval_dataset_name",
+        str(data / "test.jsonl"),
+        "--output_dir",
+        f"runs/compare/suffix-{suffix}",
+    ]
     return parse(CompareConfig, flags, prog="suffix")[0]
 
 
@@ -64,9 +70,14 @@ def heat_map(suffix: str, result: CompareResult) -> None:
     """The first held-out pair's tokens under the fine-tuned policy that DPO starts from (first seed)."""
     start = trials_of(options(suffix))[0].run.path / "sft" / "merged"
     probe = ProbeConfig(
-        model_name_or_path=str(start), use_peft=True, seed=0, dataset_name=str(FOLDER / suffix / "test.jsonl"),
-        limit=8, losses=("dpo",), output_dir=f"runs/suffix/probe-{suffix}",
-    )  # fmt: skip
+        model_name_or_path=str(start),
+        use_peft=True,
+        seed=0,
+        dataset_name=str(FOLDER / suffix / "test.jsonl"),
+        limit=8,
+        losses=("dpo",),
+        output_dir=f"runs/suffix/probe-{suffix}",
+    )
     done = run_probe(probe, CONSOLE)
     index = int(done.pairs["index"].min())
     run_tokens(TokensConfig(run=str(done.folder.path), pairs=(index,), matrix=True))

@@ -55,10 +55,20 @@ def train(
     """The adapter after `steps` AdamW steps of 8 pairs with this loss, from the embedded state."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments = DPOConfig(
-            output_dir=scratch, max_steps=steps, per_device_train_batch_size=8, learning_rate=rate, seed=seed,
-            lr_scheduler_type="constant", use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
-            save_strategy="no", logging_steps=steps, disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=scratch,
+            max_steps=steps,
+            per_device_train_batch_size=8,
+            learning_rate=rate,
+            seed=seed,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=steps,
+            disable_tqdm=True,
+        )
         tokenizer = AutoTokenizer.from_pretrained(POLICY)
         trainer = PreferenceTrainer(
             policy(),
@@ -99,12 +109,17 @@ def main() -> None:
         for seed in (0, 1, 2):
             after = logps(train(loss, rows, seed, options.steps, options.learning_rate), pairs)
             chosen, rejected = (new - old for new, old in zip(after, before, strict=True))
-            runs.append({
-                "loss": loss.label, "seed": seed, "predicted_of_one_step": predicted,
-                "chosen_fell": share(int((chosen < 0).sum()), len(pairs)),
-                "rejected_rose": share(int((rejected > 0).sum()), len(pairs)),
-                "change_chosen": float(chosen.mean()), "change_rejected": float(rejected.mean()),
-            })  # fmt: skip
+            runs.append(
+                {
+                    "loss": loss.label,
+                    "seed": seed,
+                    "predicted_of_one_step": predicted,
+                    "chosen_fell": share(int((chosen < 0).sum()), len(pairs)),
+                    "rejected_rose": share(int((rejected > 0).sum()), len(pairs)),
+                    "change_chosen": float(chosen.mean()),
+                    "change_rejected": float(rejected.mean()),
+                }
+            )
             print(json.dumps(runs[-1]), flush=True)
     recipe = {
         "steps": options.steps,

@@ -52,16 +52,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 def shared_options(folder, out) -> dict:
     return dict(
-        model_name_or_path=str(folder / "policy"), adapter_name_or_path=str(folder / "adapter"), dtype="float64",
-        dataset_name=str(folder / "pairs.jsonl"), max_length=64, output_dir=str(out),
-    )  # fmt: skip
+        model_name_or_path=str(folder / "policy"),
+        adapter_name_or_path=str(folder / "adapter"),
+        dtype="float64",
+        dataset_name=str(folder / "pairs.jsonl"),
+        max_length=64,
+        output_dir=str(out),
+    )
 
 
 def answer_options(folder, out, **changes) -> dict:
     given = dict(
-        reward="length:least=3,most=6", num_generations=8, batch_size=16, max_completion_length=8, group_size=3,
-        shard_size=2, plots=False,
-    )  # fmt: skip
+        reward="length:least=3,most=6",
+        num_generations=8,
+        batch_size=16,
+        max_completion_length=8,
+        group_size=3,
+        shard_size=2,
+        plots=False,
+    )
     return shared_options(folder, out) | given | changes
 
 
@@ -217,8 +226,10 @@ def test_no_text_where_none_is_wanted(folder, tmp_path):
 
 
 def test_answers_from_a_file_meet_their_pairs(folder, tmp_path):
-    rows = [{"prompt": p, "completions": [" the sum", " four", " cats", " dogs"], "rewards": [0, 1, 0, 2]}
-            for p in ("TL;DR:", "unknown")]  # fmt: skip
+    rows = [
+        {"prompt": p, "completions": [" the sum", " four", " cats", " dogs"], "rewards": [0, 1, 0, 2]}
+        for p in ("TL;DR:", "unknown")
+    ]
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = answer_options(
@@ -279,19 +290,28 @@ def test_a_policy_without_reference_is_refused(folder, tmp_path):
 def test_tables_and_figures_of_a_run(finished):
     text = render(JointResult.load(finished.run.path).renderable(), width=160)
     for part in (
-        "6 prompts, 5 measured", "Both signals in the same units", "sign unknown", "best against worst",
-        "cosine of the pair, std of the reward", "all pairs of sampled answers", "The most telling prompts",
-    ):  # fmt: skip
+        "6 prompts, 5 measured",
+        "Both signals in the same units",
+        "sign unknown",
+        "best against worst",
+        "cosine of the pair, std of the reward",
+        "all pairs of sampled answers",
+        "The most telling prompts",
+    ):
         assert part in text, part
     for name in ("quadrants.png", "entanglement.png"):
         assert (finished.run.path / name).stat().st_size > 5000
 
 
 def test_telling_prompts_are_the_extremes():
-    prompts = pd.DataFrame({
-        "index": range(6), "verdict": ["neither", "neither", "dpo_only", "rft_only", "rft_only", "both"],
-        "reward_std": [0.02, 0.01, 0.03, 0.2, 0.4, 0.3], "pair_reward_cosine": [0.1, 0.2, -0.3, 0.1, -0.1, 0.5],
-    })  # fmt: skip
+    prompts = pd.DataFrame(
+        {
+            "index": range(6),
+            "verdict": ["neither", "neither", "dpo_only", "rft_only", "rft_only", "both"],
+            "reward_std": [0.02, 0.01, 0.03, 0.2, 0.4, 0.3],
+            "pair_reward_cosine": [0.1, 0.2, -0.3, 0.1, -0.1, 0.5],
+        }
+    )
     assert [row["index"] for _, row in joint_tables.telling(prompts)] == [1, 2, 4, 2]
 
 

@@ -47,12 +47,23 @@ def a_row(index: int = 0, count: int = 6, seed: int = 0, rewards=None, entangled
     )
     logps, ref_logps = -draw.uniform(1, 9, size=count + 2), -draw.uniform(1, 9, size=count + 2)
     row = {
-        "index": index, "prompt_hash": f"{index:04x}", "prompt_length": 3, "answers": count,
-        "rewards": rewards, "logps": logps[:count], "ref_logps": ref_logps[:count],
-        "lengths": draw.integers(1, 9, size=count), "finished": [True] * count, "gram": gram[:count, :count].ravel(),
-        "pair_logps": logps[count:], "pair_ref_logps": ref_logps[count:], "pair_lengths": [4, 6],
-        "pair_truncated": False, "pair_identical": False, "pair_gram": gram[count:].ravel(),
-    } | dict.fromkeys(FLAGS, False)  # fmt: skip
+        "index": index,
+        "prompt_hash": f"{index:04x}",
+        "prompt_length": 3,
+        "answers": count,
+        "rewards": rewards,
+        "logps": logps[:count],
+        "ref_logps": ref_logps[:count],
+        "lengths": draw.integers(1, 9, size=count),
+        "finished": [True] * count,
+        "gram": gram[:count, :count].ravel(),
+        "pair_logps": logps[count:],
+        "pair_ref_logps": ref_logps[count:],
+        "pair_lengths": [4, 6],
+        "pair_truncated": False,
+        "pair_identical": False,
+        "pair_gram": gram[count:].ravel(),
+    } | dict.fromkeys(FLAGS, False)
     return row, scores
 
 
@@ -211,9 +222,14 @@ def test_state_of_a_pair(regime, signal, identical, state):
 
 @pytest.mark.parametrize(
     ("std", "mean", "distinct", "state"),
-    [(0.2, 0.1, 4, "clear"), (0.01, 0.1, 4, "flat"), (0.0, 0.1, 1, "tied"), (0.0, 0.9, 1, "solved"),
-     (0.01, 0.9, 4, "solved")],
-)  # fmt: skip
+    [
+        (0.2, 0.1, 4, "clear"),
+        (0.01, 0.1, 4, "flat"),
+        (0.0, 0.1, 1, "tied"),
+        (0.0, 0.9, 1, "solved"),
+        (0.01, 0.9, 4, "solved"),
+    ],
+)
 def test_state_of_a_prompts_rewards(std, mean, distinct, state):
     row = {"reward_std": std, "reward_mean": mean, "reward_distinct": distinct}
     assert rft_state(row, Thresholds(0.05, 0.5)) == state
@@ -221,8 +237,11 @@ def test_state_of_a_prompts_rewards(std, mean, distinct, state):
 
 def test_verdict_names_who_has_a_signal():
     assert [verdict(p, r) for p in ("clear", "saturated") for r in ("clear", "tied")] == [
-        "both", "dpo_only", "rft_only", "neither",
-    ]  # fmt: skip
+        "both",
+        "dpo_only",
+        "rft_only",
+        "neither",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +282,15 @@ def test_angle_of_steps_that_are_known():
     """Over 300 prompts d and grad V have cosine 0.6 each; noise on estimates leaves the pooled cosine there."""
     draw = np.random.default_rng(0)
     noise = draw.normal(size=(3, 300))
-    prompts = pd.DataFrame({
-        "pair_grad_norm": 2.0, "grad_sq": 1 + 3 * noise[0], "pair_reward_product": 1.2 + noise[1], "online_sq": 1.0,
-        "online_product": -1 + 0.1 * noise[2],
-    })  # fmt: skip
+    prompts = pd.DataFrame(
+        {
+            "pair_grad_norm": 2.0,
+            "grad_sq": 1 + 3 * noise[0],
+            "pair_reward_product": 1.2 + noise[1],
+            "online_sq": 1.0,
+            "online_product": -1 + 0.1 * noise[2],
+        }
+    )
     found = angles(prompts)
     assert (
         found["pair"]["low"] < 0.6 < found["pair"]["high"]
@@ -278,8 +302,14 @@ def test_angle_of_steps_that_are_known():
 
 
 def test_products_survive_pairs_without_a_step():
-    table = pd.DataFrame({
-        "pair_incentive_chosen": [0.0], "pair_incentive_rejected": [0.0], "reward_change_chosen": [1.0],
-        "reward_change_rejected": [1.0], "pair_grad_norm": [0.0], "rloo_sample_norm": [1.0],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "pair_incentive_chosen": [0.0],
+            "pair_incentive_rejected": [0.0],
+            "reward_change_chosen": [1.0],
+            "reward_change_rejected": [1.0],
+            "pair_grad_norm": [0.0],
+            "rloo_sample_norm": [1.0],
+        }
+    )
     assert reward_products(table)["pair_reward_cosine"].isna().all()

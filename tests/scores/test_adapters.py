@@ -33,9 +33,11 @@ ADAPTERS: dict[str, tuple[str, dict, set[str]]] = {
     "dora_conv1d": ("gpt2", {"use_dora": True, "target_modules": ["c_attn"]}, set()),
     "dora_embedding": ("llama", {"use_dora": True, "target_modules": ["embed_tokens"]}, {"embed_tokens"}),
     "trainable_tokens": (
-        "llama", {"trainable_token_indices": [3, 4], "target_modules": ["q_proj"]}, {"embed_tokens"},
+        "llama",
+        {"trainable_token_indices": [3, 4], "target_modules": ["q_proj"]},
+        {"embed_tokens"},
     ),
-}  # fmt: skip
+}
 """Architecture, LoRA options, and the modules whose parameters go by the fallback."""
 
 FOLDED_NOWHERE = {

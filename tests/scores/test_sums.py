@@ -21,9 +21,15 @@ GROUPS, PROMPTS = [0, 1, 0, 2], ["a", "b", "a", "c"]
 
 
 def expected(
-    model: nn.Module, batch: RowBatch, groups: Sequence[int], prompts: Sequence[str], *,
-    weights: Tensor | None = None, metric: dict[str, Tensor] | None = None, modules: str = "",
-) -> SumGram:  # fmt: skip
+    model: nn.Module,
+    batch: RowBatch,
+    groups: Sequence[int],
+    prompts: Sequence[str],
+    *,
+    weights: Tensor | None = None,
+    metric: dict[str, Tensor] | None = None,
+    modules: str = "",
+) -> SumGram:
     """By the definition, from the oracle's scores; `weights` `(D, 2n)`; parameters under `modules` alone."""
     n, count = len(groups), max(groups) + 1
     if weights is None:

@@ -74,9 +74,9 @@ def two_members(names: tuple[str, ...], shared: bool) -> Score:
 def score(request: pytest.FixtureRequest) -> tuple[Score, Tensor]:
     """A sum of terms, and the same written out."""
     made = two_members(*request.param)
-    return made, torch.cat([
-        sum((written_out(t) for t in member), torch.zeros(())) for member in made.members
-    ])  # fmt: skip
+    return made, torch.cat(
+        [sum((written_out(t) for t in member), torch.zeros(())) for member in made.members]
+    )
 
 
 @pytest.mark.parametrize("budget", [1, 40, 10**6])

@@ -195,10 +195,12 @@ def test_sums_are_the_pairs_geometry(tails):
     block = expected.geometry
     scale = float((block.sq_chosen * block.sq_rejected).sqrt())
     sums = {
-        "sq_chosen": found.chosen.along_chosen, "inner": found.chosen.along_rejected,
-        "sq_rejected": found.rejected.along_rejected, "gap_chosen": found.chosen.along_difference,
+        "sq_chosen": found.chosen.along_chosen,
+        "inner": found.chosen.along_rejected,
+        "sq_rejected": found.rejected.along_rejected,
+        "gap_chosen": found.chosen.along_difference,
         "gap_rejected": -found.rejected.along_difference,
-    }  # fmt: skip
+    }
     for name, values in sums.items():
         assert float(values.sum()) == pytest.approx(getattr(block, name).item(), abs=1e-9 * scale), name
         assert getattr(found.geometry, name).item() == pytest.approx(

@@ -16,10 +16,27 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*_pattern keys.*:RuntimeWarning
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 
 WALKED = (
-    "apertus", "bert", "bloom", "doge", "gpt_oss", "granitemoehybrid", "jamba", "jetmoe", "lfm2_moe", "llama",
-    "llama4_text", "longcat_flash", "mamba2", "minimax_m2", "mixtral", "phimoe", "qwen3_next", "roberta", "rwkv",
+    "apertus",
+    "bert",
+    "bloom",
+    "doge",
+    "gpt_oss",
+    "granitemoehybrid",
+    "jamba",
+    "jetmoe",
+    "lfm2_moe",
+    "llama",
+    "llama4_text",
+    "longcat_flash",
+    "mamba2",
+    "minimax_m2",
+    "mixtral",
+    "phimoe",
+    "qwen3_next",
+    "roberta",
+    "rwkv",
     "xlnet",
-)  # fmt: skip
+)
 """One for every way of being exact, going by autograd or being refused; the script walks all."""
 
 

@@ -380,8 +380,9 @@ def test_a_file_written_for_trl_is_a_run(inputs: Path, tmp_path: Path) -> None:
     assert found.loss == {"name": "ipo_avg", "beta": 0.2} or found.loss["name"].startswith("ipo")
     assert (found.learning_rate, found.warmup_steps, found.max_steps) == (1e-4, 0.1, 3)
     assert found.options_of_trainer == {
-        "adam_epsilon": 1e-6, "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    }  # fmt: skip
+        "adam_epsilon": 1e-6,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
     assert ignored == ("lora_dropout is left out: TRL switches dropout off in preference training.",)
     file.write_text("loss_type: sigmoid\nlabel_smoothing: 0.1\n")
     assert read_yaml(file, TrainConfig).values["trainer_options"] == (

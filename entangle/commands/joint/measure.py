@@ -93,10 +93,12 @@ def _best_pair(row: Mapping[Any, Any]) -> dict[str, Any] | None:
     block = gram_of(row)[np.ix_(places, places)]
     pair = _pair_row(row["index"], logps, ref_logps, lengths, block)
     return pair | {
-        "identical": False, "truncated": not np.asarray(row["finished"])[places].all(),
-        "chosen_answer": places[0], "rejected_answer": places[1],
+        "identical": False,
+        "truncated": not np.asarray(row["finished"])[places].all(),
+        "chosen_answer": places[0],
+        "rejected_answer": places[1],
         "reward_gap": float(rewards[places[0]] - rewards[places[1]]),
-    }  # fmt: skip
+    }
 
 
 def _pair_row(index: int, logps: Array, ref_logps: Array, lengths: Array, block: Array) -> dict[str, Any]:
@@ -108,11 +110,22 @@ def _pair_row(index: int, logps: Array, ref_logps: Array, lengths: Array, block:
     ref_logps = _told(ref_logps, logps)
     (sq_chosen, inner), (_, sq_rejected) = block
     return {
-        "index": index, "logps_chosen": logps[0], "logps_rejected": logps[1], "ref_logps_chosen": ref_logps[0],
-        "ref_logps_rejected": ref_logps[1], "length_chosen": lengths[0], "length_rejected": lengths[1],
-        "sq_chosen": sq_chosen, "sq_rejected": sq_rejected, "inner": inner, "gap_chosen": sq_chosen - inner,
-        "gap_rejected": sq_rejected - inner, "dropped": False, "empty": False, "non_finite": False,
-    }  # fmt: skip
+        "index": index,
+        "logps_chosen": logps[0],
+        "logps_rejected": logps[1],
+        "ref_logps_chosen": ref_logps[0],
+        "ref_logps_rejected": ref_logps[1],
+        "length_chosen": lengths[0],
+        "length_rejected": lengths[1],
+        "sq_chosen": sq_chosen,
+        "sq_rejected": sq_rejected,
+        "inner": inner,
+        "gap_chosen": sq_chosen - inner,
+        "gap_rejected": sq_rejected - inner,
+        "dropped": False,
+        "empty": False,
+        "non_finite": False,
+    }
 
 
 def _told(ref_logps: Array, logps: Array) -> Array:
@@ -133,9 +146,13 @@ def loss_signal(loss: PreferenceLoss, logps: PairLogps) -> Array:
     """
     assert logps.ref_chosen is not None and logps.ref_rejected is not None
     start = PairLogps(
-        logps.ref_chosen, logps.ref_rejected, logps.length_chosen, logps.length_rejected, logps.ref_chosen,
+        logps.ref_chosen,
         logps.ref_rejected,
-    )  # fmt: skip
+        logps.length_chosen,
+        logps.length_rejected,
+        logps.ref_chosen,
+        logps.ref_rejected,
+    )
     now, then = (_size(loss.incentives(at)) for at in (logps, start))
     return torch.where(then > 0, (now / then).clamp(max=1.0), torch.nan).numpy()
 
@@ -229,9 +246,11 @@ def shared_columns(row: Mapping[Any, Any], loss: PreferenceLoss) -> dict[str, An
     chosen, rejected = _pair_gram(row)[:, :count] @ centred
     trace = float(np.trace(gram) - gram.sum() / count) / (count - 1)
     return {
-        "index": row["index"], "answer_distance": math.sqrt(max(2 * trace, 0.0)),
-        "reward_change_chosen": chosen, "reward_change_rejected": rejected,
-    } | _online_columns(row, gram, rewards, loss)  # fmt: skip
+        "index": row["index"],
+        "answer_distance": math.sqrt(max(2 * trace, 0.0)),
+        "reward_change_chosen": chosen,
+        "reward_change_rejected": rejected,
+    } | _online_columns(row, gram, rewards, loss)
 
 
 def _online_columns(

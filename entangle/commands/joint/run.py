@@ -185,8 +185,9 @@ def _close(
         states = measured[["index", *(name for name in measured if name not in prompts)]]
         prompts = prompts.merge(states, on="index", how="left")
         limits = dataclasses.asdict(thresholds) | {
-            "signal": config.signal_threshold, "rft_signal": config.std_threshold,
-        }  # fmt: skip
+            "signal": config.signal_threshold,
+            "rft_signal": config.std_threshold,
+        }
         summary |= {"thresholds": limits} | summarise_joint(measured, thresholds)
     notes = measurement.notes(summary) + (
         [f"{further} pairs of the data set have the prompt of an earlier one and were left out."]

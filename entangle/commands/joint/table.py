@@ -41,10 +41,23 @@ RANKED = {
 then it is negative."""
 
 DISTRIBUTIONS = (
-    "pair_signal", "best_signal", "online_signal", "online_yield", "rft_signal", "pair_cosine", "best_cosine",
-    "pair_distance", "best_distance", "answer_distance", "pair_grad_norm", "best_grad_norm", "pair_margin",
-    "reward_mean", "reward_std", "pair_reward_cosine",
-)  # fmt: skip
+    "pair_signal",
+    "best_signal",
+    "online_signal",
+    "online_yield",
+    "rft_signal",
+    "pair_cosine",
+    "best_cosine",
+    "pair_distance",
+    "best_distance",
+    "answer_distance",
+    "pair_grad_norm",
+    "best_grad_norm",
+    "pair_margin",
+    "reward_mean",
+    "reward_std",
+    "pair_reward_cosine",
+)
 """Columns whose quantiles the summary holds."""
 
 
@@ -97,17 +110,22 @@ def summarise_joint(prompts: pd.DataFrame, thresholds: Thresholds) -> dict[str, 
         "states": {
             name: {state: share(int((prompts[column] == state).sum()), len(prompts)) for state in states}
             for name, column, states in (
-                ("pair", "pair_state", STATES), ("best", "best_state", STATES), ("rft", "rft_state", RFT_STATES),
+                ("pair", "pair_state", STATES),
+                ("best", "best_state", STATES),
+                ("rft", "rft_state", RFT_STATES),
             )
         },
         "verdicts": {name: share(int((prompts["verdict"] == name).sum()), len(prompts)) for name in VERDICTS},
         "neither_if_independent": float(lost_pair.mean() * lost_rft.mean()),
         "reasons": {
-            pair: {rft: int(cells.get((pair, rft), 0)) for rft in RFT_STATES} for pair in STATES if pair != "tied"
+            pair: {rft: int(cells.get((pair, rft), 0)) for rft in RFT_STATES}
+            for pair in STATES
+            if pair != "tied"
         },
         "prevalence": prevalence(prompts, thresholds),
         "rank_correlations": {
-            name: rank_correlation(prompts[first], prompts[second]) for name, (first, second) in RANKED.items()
+            name: rank_correlation(prompts[first], prompts[second])
+            for name, (first, second) in RANKED.items()
         },
         "angles": angles(prompts),
         "gradient": gradient_summary(prompts),
@@ -116,7 +134,7 @@ def summarise_joint(prompts: pd.DataFrame, thresholds: Thresholds) -> dict[str, 
             name: _mean(prompts[f"reward_change_{name}"].to_numpy()) for name in ("chosen", "rejected")
         },
         "quantiles": {name: quantiles(prompts[name]) for name in DISTRIBUTIONS},
-    }  # fmt: skip
+    }
 
 
 def angles(prompts: pd.DataFrame) -> dict[str, Any]:
@@ -137,8 +155,9 @@ def angles(prompts: pd.DataFrame) -> dict[str, Any]:
         low, high = bootstrap(_cosine_of_columns, *values.T)
         positive = share(int((columns["ab"] > 0).sum()), len(columns))
         found[name] = {"cosine": float(pooled_cosine(values.sum(0))), "low": low, "high": high} | {
-            "product": _mean(values[:, 0]), "positive": positive,
-        }  # fmt: skip
+            "product": _mean(values[:, 0]),
+            "positive": positive,
+        }
     return found
 
 

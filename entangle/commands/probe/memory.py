@@ -85,10 +85,17 @@ def probe(
             "in memory with entangle.Policy.of(model, tokenizer)."
         )
     options = ProbeConfig(
-        max_length=max_length, skip_invalid=skip_invalid, group_by=group_by, loss_batch_size=loss_batch_size,
-        modules=modules, diagnostics=tuple(diagnostics), verify=verify, batch_size=batch_size, engine=engine,  # pyright: ignore
+        max_length=max_length,
+        skip_invalid=skip_invalid,
+        group_by=group_by,
+        loss_batch_size=loss_batch_size,
+        modules=modules,
+        diagnostics=tuple(diagnostics),
+        verify=verify,
+        batch_size=batch_size,
+        engine=engine,  # pyright: ignore
         fast_matmul=fast_matmul,
-    )  # fmt: skip
+    )
     judged_losses = build_losses(losses)
     if not judged_losses:
         raise ConfigError("At least one loss is needed; got none. `entangle losses` lists them.")

@@ -103,9 +103,13 @@ def _load_prompts(config: RftConfig) -> list[Prompt]:
             "prompt=NAME."
         )
     return load_prompts(
-        config.dataset_place, split=config.dataset_train_split, config=config.dataset_config,
-        column=columns.get("prompt", "prompt"), limit=config.limit, seed=config.seed,
-    )  # fmt: skip
+        config.dataset_place,
+        split=config.dataset_train_split,
+        config=config.dataset_config,
+        column=columns.get("prompt", "prompt"),
+        limit=config.limit,
+        seed=config.seed,
+    )
 
 
 def read_rollouts(config: RftConfig, policy: Policy, reward: RewardFunction) -> Recorded:
