@@ -117,6 +117,13 @@ COMMANDS = {
             "Other losses and hyper-parameters on a finished probe's pairs, without the model.",
         ),
         Command(
+            "forecast",
+            "entangle.config.forecast:ForecastConfig",
+            "entangle.commands.forecast.run:command",
+            "Decide",
+            "Training curves of a finished probe's pairs under any loss, without training.",
+        ),
+        Command(
             "filter",
             "entangle.config.filter:FilterConfig",
             "entangle.commands.filter:command",

@@ -216,3 +216,30 @@ def joint_sentences(summary: Mapping[str, Any]) -> list[str]:
         f"The rank correlation of the pair's cosine and the reward's std is {correlation_text(rho)}: if entangled "
         "pairs were the prompts with a small std, it would be negative.",
     ]
+
+
+def forecast_sentence(summary: Mapping[str, Any]) -> str:
+    """Which losses let the mean chosen log-prob fall, and how far a forecast may be believed.
+
+    Args:
+        summary: of `entangle forecast`.
+    """
+    split = "held_out" if summary["held_out"] else "trained"
+    falling = [name for name, row in summary["losses"].items() if row[split]["chosen"]["high"] < 0]
+    open_ = [
+        name
+        for name, row in summary["losses"].items()
+        if row[split]["chosen"]["low"] < 0 and name not in falling
+    ]
+    said = (
+        f"The mean chosen log-prob ends below its start under {', '.join(falling)}."
+        if falling
+        else "The mean chosen log-prob ends below its start under none of these losses in every order of the batches."
+    )
+    if open_:
+        said += f" Under {', '.join(open_)} it depends on the order of the batches."
+    return (
+        f"{said} This is training with all gradients held as they are at the start: it holds for the first steps, "
+        "until they have turned, and a short real run (entangle train) shows how long that is. Clipping, weight decay "
+        "and a schedule of the learning rate aren't in it."
+    )

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from entangle.errors import ConfigError
 from losses import PairLogps, PreferenceLoss
 
 
@@ -132,6 +133,47 @@ def forecast(
         is_trained[batch] = True
     chosen, rejected = torch.stack(path).split(n, 1)
     return Forecast(chosen, rejected, is_trained)
+
+
+def rate_for_margin(
+    gram: Tensor,
+    logps: PairLogps,
+    loss: PreferenceLoss,
+    pairs: Tensor,
+    steps: int,
+    momentum: Momentum = Momentum(),  # noqa: B008, it is frozen
+    nats: float = 1.0,
+) -> float:
+    """The learning rate at which the trained pairs' mean margin would grow by `nats`, at its first speed.
+
+    With u of one step on all M trained pairs: nats / (T mean(K u on chosen rows - K u on rejected rows)), and with a
+    momentum that sums (1 - decay) times that.
+
+    Args:
+        gram: K, `(2N, 2N)`.
+        logps: where the run starts, `(N,)` each.
+        loss: any loss on summed log-probs.
+        pairs: `(M,)` int64, those that are trained on.
+        steps: T.
+        momentum: of the optimiser.
+        nats: growth of log pi(chosen) - log pi(rejected).
+
+    Raises:
+        ConfigError: under this loss the mean margin doesn't grow.
+    """
+    n = len(logps.chosen)
+    incentives = loss.incentives(logps[pairs])
+    upstream = torch.zeros(2 * n, dtype=torch.float64)
+    upstream[pairs] = incentives.chosen.double() / len(pairs)
+    upstream[n + pairs] = -incentives.rejected.double() / len(pairs)
+    chosen, rejected = (gram.double() @ upstream).split(n)
+    speed = float((chosen - rejected)[pairs].mean())
+    if not speed > 0:
+        raise ConfigError(
+            f"Under {loss.label} the mean margin doesn't grow at the start, so no learning rate makes it grow. Give "
+            "--learning_rate."
+        )
+    return nats / (steps * speed) * (1.0 if momentum.is_mean else 1 - momentum.decay)
 
 
 def draw_batches(pairs: Tensor, batch_size: int, steps: int, seed: int = 0) -> list[Tensor]:

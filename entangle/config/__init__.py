@@ -22,6 +22,7 @@ from entangle.config.compare import CompareConfig
 from entangle.config.doctor import DoctorConfig
 from entangle.config.files import YamlOptions, read_yaml
 from entangle.config.filter import Condition, FilterConfig, Rule, parse_rule, parse_weight
+from entangle.config.forecast import ForecastConfig
 from entangle.config.joint import JointConfig
 from entangle.config.losses import LossesConfig
 from entangle.config.objects import build_losses
@@ -44,6 +45,7 @@ __all__ = [
     "DataOptions",
     "DoctorConfig",
     "FilterConfig",
+    "ForecastConfig",
     "InputOptions",
     "JointConfig",
     "LossesConfig",

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import RenderableType
 
+from entangle.analysis.predictions import is_scored
 from entangle.commands.whatif.run import WhatIf, what_if
 from entangle.commands.whatif.source import ProbedRows
 from entangle.config import ProbeConfig
@@ -84,6 +86,18 @@ class ProbeResult(Shown):
                 "run_probe(ProbeConfig(...)) or `entangle probe`."
             )
         return self.run
+
+    def scored(self, limit: int | None, least: int) -> pd.DataFrame:
+        """Rows of the scored pairs, `limit` of them evenly spread where there are more.
+
+        Raises:
+            RunError: there are fewer than `least`.
+        """
+        rows = self.pairs[is_scored(self.pairs)]
+        if len(rows) < least:
+            raise RunError(f"Expected at least {least} scored pairs; this probe has {len(rows)}.")
+        count = min(limit or len(rows), len(rows))
+        return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)].reset_index(drop=True)
 
     @property
     def set(self) -> MeasuredSet:

@@ -1,0 +1,1 @@
+"""`entangle forecast`: training curves from a Gram matrix."""
