@@ -25,7 +25,7 @@ def forecast_figure(curves: pd.DataFrame, width: float = 9.0) -> Figure:
     parts = list(curves[curves["split"] == split].groupby("loss", sort=False))
     columns = min(3, len(parts))
     rows = math.ceil(len(parts) / columns)
-    figure, axes = panels(rows, columns, width, 2.6 * rows, sharex=True)
+    figure, axes = panels(rows, columns, width, 2.6 * rows, sharex=False)
     for each, (label, part) in zip(axes, parts, strict=False):
         _course(each, part)
         each.set_title(str(label), fontsize=10, loc="left")

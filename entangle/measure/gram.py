@@ -14,6 +14,7 @@ from entangle.data import TokenizedPair
 from entangle.measure.across import CrossProducts, Weights
 from entangle.measure.plan import Plan
 from entangle.models import Policy
+from entangle.runs.folder import RunFolder
 from entangle.runs.session import Session
 from entangle.scores import Engine, Metric
 from entangle.scores.directions import directions_at_a_time
@@ -33,6 +34,12 @@ class PairGram:
 
     products: Tensor
     indices: tuple[int, ...]
+
+    @classmethod
+    def load(cls, run: RunFolder) -> PairGram | None:
+        """What `entangle forecast` has kept in a probe's run folder; None: nothing."""
+        table = run.table(GRAM)
+        return None if table is None else cls.of_rows(table)
 
     @classmethod
     def of_rows(cls, rows: pd.DataFrame) -> PairGram:

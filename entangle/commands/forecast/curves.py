@@ -12,7 +12,8 @@ import torch
 from rich.console import RenderableType
 
 from entangle.analysis.forecast import Forecast, Momentum, draw_batches, forecast, rate_for_margin
-from entangle.analysis.predictions import logps_of
+from entangle.analysis.predictions import check_labels, logps_of
+from entangle.commands.whatif.choice import allowed_losses
 from entangle.errors import RunError
 from entangle.measure.gram import PairGram
 from entangle.tables.base import Shown
@@ -75,6 +76,8 @@ def forecast_pairs(
         ConfigError: a loss needs what the rows don't hold.
     """
     logps, trained = logps_of(pairs), ~held_out(pairs, eval_share)
+    check_labels(losses)
+    allowed_losses(losses, logps, named=True)
     indices = torch.from_numpy(np.flatnonzero(trained))
     if len(indices) < batch_size:
         raise RunError(
@@ -97,12 +100,12 @@ def forecast_pairs(
             )
             for seed in seeds
         }
-        table = pd.concat([_rows(loss, seed, run, trained) for seed, run in runs.items()], ignore_index=True)
-        if not np.isfinite(table[["chosen", "rejected"]].to_numpy()).all():
+        if not all(run.chosen.isfinite().all() and run.rejected.isfinite().all() for run in runs.values()):
             raise RunError(
                 f"Under {loss.label} log-probs grow without bound at learning rate {rate:.3g}: with gradients held as "
                 "they are, steps of this length overshoot. Choose a smaller --learning_rate."
             )
+        table = pd.concat([_rows(loss, seed, run, trained) for seed, run in runs.items()], ignore_index=True)
         curves.append(table)
         ends[loss.label] = {"learning_rate": rate} | {
             split: _end(part) for split, part in table.groupby("split", sort=False)

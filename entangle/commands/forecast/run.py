@@ -48,13 +48,14 @@ def run_forecast(config: ForecastConfig, console: Console | None = None) -> Fore
     """
     probe = ProbeResult.load(config.run)
     rows = probe.scored(config.limit, least=4)
-    gram = _kept(probe, rows) or _measure(config, probe, rows, console)
-    options = options_of(probe.folder)
+    gram = PairGram.load(probe.folder)
+    if gram is None or list(gram.indices) != rows["index"].tolist():
+        gram = _measure(config, probe, rows, console)
     result = forecast_pairs(
         gram,
         rows,
         build_losses(config.losses or (str(probe.predictions["loss"].iloc[0]),)),
-        metric=options.metric,
+        metric=str(probe.provenance["metric"]),
         learning_rate=config.learning_rate,
         batch_size=config.per_device_train_batch_size,
         steps=config.max_steps,
@@ -70,14 +71,6 @@ def run_forecast(config: ForecastConfig, console: Console | None = None) -> Fore
 
         save(forecast_figure(result.curves), probe.folder.path / "forecast.png")
     return result
-
-
-def _kept(probe: ProbeResult, rows: pd.DataFrame) -> PairGram | None:
-    """The Gram matrix of these pairs, if the folder holds it."""
-    table = probe.folder.table(GRAM)
-    if table is None or table["index"].tolist() != rows["index"].tolist():
-        return None
-    return PairGram.of_rows(table)
 
 
 def _measure(

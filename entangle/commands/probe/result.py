@@ -12,10 +12,12 @@ import pandas as pd
 from rich.console import RenderableType
 
 from entangle.analysis.predictions import is_scored
+from entangle.commands.forecast.curves import ForecastResult, forecast_pairs
 from entangle.commands.whatif.run import WhatIf, what_if
 from entangle.commands.whatif.source import ProbedRows
-from entangle.config import ProbeConfig
+from entangle.config import ProbeConfig, build_losses
 from entangle.errors import RunError
+from entangle.measure.gram import PairGram
 from entangle.measure.measured_set import MeasuredSet
 from entangle.measure.sets import NO_SET
 from entangle.runs.folder import RunFolder
@@ -127,6 +129,28 @@ class ProbeResult(Shown):
             UserError: as `entangle.what_if`.
         """
         return what_if(self, losses, grid, **options)
+
+    def forecast(self, losses: Sequence[Any] = (), **options: Any) -> ForecastResult:
+        """Training curves of these pairs under any loss, without the model; `run_forecast` measures what it needs once.
+
+        Args:
+            losses: loss objects, names, or `name:key=value,...`; none: the probe's first.
+            options: further ones of `entangle.commands.forecast.curves.forecast_pairs`.
+
+        Raises:
+            RunError: the run folder holds no Gram matrix, or as `forecast_pairs`.
+        """
+        gram = PairGram.load(self.folder)
+        if gram is None:
+            raise RunError(
+                f"{self.folder.path} holds no Gram matrix of its pairs. Measure it once: entangle forecast "
+                f"{self.folder.path}"
+            )
+        rows = self.pairs.set_index("index", drop=False).loc[list(gram.indices)].reset_index(drop=True)
+        names = losses or (str(self.predictions["loss"].iloc[0]),)
+        return forecast_pairs(
+            gram, rows, build_losses(names), metric=str(self.provenance["metric"]), **options
+        )
 
     def renderable(self, worst: int = 3) -> RenderableType:
         """The tables as rich objects: regimes, groups, distributions and the `worst` pairs."""
