@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as progress
 
 from entangle.analysis.geometry import RESOLUTION
 from entangle.config.places import is_local, near
@@ -33,6 +34,19 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+@contextmanager
+def _bars_of_downloads_only(name: str) -> Iterator[None]:
+    """No progress bar for weights that are read from a folder; a download keeps its own."""
+    if not is_local(name) or not progress.is_progress_bar_enabled():
+        yield
+        return
+    progress.disable_progress_bar()
+    try:
+        yield
+    finally:
+        progress.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -106,16 +120,17 @@ def load_base(origin: Origin, loading: Loading) -> PreTrainedModel:
         )
         options["device_map"] = loading.device_map or {"": loading.target}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=origin.base_revision,
-            dtype=loading.computing,
-            attn_implementation=loading.attn_implementation,
-            trust_remote_code=loading.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with _bars_of_downloads_only(name):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=origin.base_revision,
+                dtype=loading.computing,
+                attn_implementation=loading.attn_implementation,
+                trust_remote_code=loading.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except LOADING_ERRORS as error:
         where = "from its folder" if is_local(name) else "from the hub (there is no such folder here)"
         raise ModelError(
