@@ -122,10 +122,10 @@ def forecast(
     gain = 1 - momentum.decay if momentum.is_mean else 1.0
     for step, (batch, rate) in enumerate(zip(batches, rates, strict=True), start=1):
         now = replace(logps[batch], chosen=at[batch], rejected=at[n + batch])
-        push = loss.incentives(now)
+        incentives = loss.incentives(now)
         upstream = torch.zeros_like(at)
-        upstream.index_add_(0, batch, push.chosen.double() / len(batch))
-        upstream.index_add_(0, n + batch, -push.rejected.double() / len(batch))
+        upstream.index_add_(0, batch, incentives.chosen.double() / len(batch))
+        upstream.index_add_(0, n + batch, -incentives.rejected.double() / len(batch))
         memory = momentum.decay * memory + gain * (kernel @ upstream)
         correction = 1 - momentum.decay**step if momentum.is_mean else 1.0
         at = at + rate / correction * memory

@@ -30,8 +30,8 @@ _ON = {
     Regime.DEGENERATE: "a change is too small for its sign to be known on",
 }
 _CAUSES = {
-    Regime.BOTH_DOWN: "Where both fall, pushing the rejected response down drags the chosen one along.",
-    Regime.BOTH_UP: "Where both rise, pulling the chosen response up lifts the rejected one.",
+    Regime.BOTH_DOWN: "Where both fall, lowering the rejected response drags the chosen one along.",
+    Regime.BOTH_UP: "Where both rise, raising the chosen response lifts the rejected one.",
     Regime.INVERTED: "Where the chosen falls and the rejected rises, the loss's incentives point the wrong way.",
     Regime.DEGENERATE: "Where no sign is known, a change is smaller than the errors of the arithmetic.",
 }

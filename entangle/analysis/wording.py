@@ -14,9 +14,9 @@ from entangle.analysis.regimes import Regime
 _HAPPENS = {
     "identical": "Chosen and rejected are the same text: no loss can separate them.",
     Regime.IDEAL: "Under {loss} the chosen rises and the rejected falls.",
-    Regime.BOTH_DOWN: "Under {loss} both fall: pushing the rejected response down drags the chosen one along "
+    Regime.BOTH_DOWN: "Under {loss} both fall: lowering the rejected response drags the chosen one along "
     "(their gradients' product is {ratio_chosen:.2f} of the chosen's own square).",
-    Regime.BOTH_UP: "Under {loss} both rise: pulling the chosen response up lifts the rejected one "
+    Regime.BOTH_UP: "Under {loss} both rise: raising the chosen response lifts the rejected one "
     "(their gradients' product is {ratio_rejected:.2f} of the rejected's own square).",
     Regime.INVERTED: "Under {loss} the chosen falls and the rejected rises: its incentives point the wrong way here.",
     Regime.DEGENERATE: "Under {loss} a change is too small for this precision to know its sign.",
@@ -24,7 +24,7 @@ _HAPPENS = {
 _BAND = "It would be ideal for an incentive ratio between {lower:.3g} and {upper:.3g}{narrow}; {loss} has {rho:.3g}: "
 _HELPS = {
     "": "",
-    "signs": "It pushes with d_w = {d_w:.3g} and d_l = {d_l:.3g}.",
+    "signs": "Its incentives are d_w = {d_w:.3g} and d_l = {d_l:.3g}.",
     "parallel": "The gradients are parallel to within the precision: no loss separates them.",
     "more": _BAND.replace("{narrow}", "") + "more weight on the chosen side.",
     "more_narrow": _BAND.replace("{narrow}", ", a narrow band") + "more weight on the chosen side.",

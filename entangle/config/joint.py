@@ -21,7 +21,7 @@ class JointConfig(AnswerOptions, RunOptions, InputOptions):
     losses: Losses = ("dpo",)
     """The one preference loss that is compared, name or name:key=value,... (`entangle losses` lists them)."""
     signal_threshold: float = 0.1
-    """A pair is saturated if the loss pushes with less than this share of its incentive at the start of training."""
+    """A pair is saturated if the loss has less than this share of its incentive at the start of training left."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -156,7 +156,7 @@ def sampler_mismatch(log: TrainingLog, threshold: float) -> Finding | None:
 
 
 def _by_ratio(ratio: pd.Series, threshold: float) -> Finding | None:
-    """The same by the mean importance ratio, which is 1 between equal policies (capped ratios pull it down)."""
+    """The same by the mean importance ratio, which is 1 between equal policies (capped ratios lower it)."""
     ends = trend(ratio)
     if ends is None or ends.end > 0 and abs(math.log(ends.end)) <= 5 * threshold:
         return None

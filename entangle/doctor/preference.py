@@ -186,7 +186,7 @@ def saturation(log: TrainingLog, threshold: float) -> Finding | None:
     rest = 1 - (step - loss.index[0]) / max(loss.index[-1] - loss.index[0], 1)
     return Finding(
         f"Saturated from step {step} on: at most {100 * left:.0f} % of the incentive is left, and {100 * rest:.0f} % "
-        "of the run came after. More steps only pull on the few pairs that aren't separated yet.",
+        "of the run came after. More steps only act on the few pairs that aren't separated yet.",
         step,
         {"incentive_left": left, "share_of_run": rest},
     )
@@ -324,7 +324,7 @@ PREFERENCE_RULES = (
         "preference",
         FAR,
         "margin at the end, in units of reward",
-        "a sigmoid loss has e^-20 of its incentive left: nothing pulls back, and every further nat was for nothing",
+        "a sigmoid loss has e^-20 of its incentive left: nothing holds it back, and every further nat was for nothing",
         overshoot,
         f"what is left of the answers: sample from the checkpoint; how far one step may go: {PROBE}",
         needs=(("rewards/margins",),),

@@ -93,7 +93,8 @@ def summarise_modules(modules: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, d
     For each: `cosine` with `low` and `high` (median, 5 % and 95 % quantile over pairs of c_m / sqrt(A_m B_m), the
     cosine if nothing else were trained), `cosine_part` (mean of c_m / sqrt(A B); the parts sum to the mean cosine),
     `inner_share` (that part of the mean cosine), `norm_share` (mean of A_m / A and B_m / B), and `chosen_falls` (share
-    of pairs with A_m < c_m, whose chosen log-prob an equal push on both responses lowers if nothing else were trained).
+    of pairs with A_m < c_m, whose chosen log-prob equal incentives on both responses would lower if nothing else were
+    trained).
     What is outside the layers stands under its kind.
 
     Args:

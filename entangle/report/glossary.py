@@ -44,13 +44,13 @@ GLOSSARY: dict[str, Entry] = {
     "cosine": Entry(
         "cosine",
         "cos = c / sqrt(A B)",
-        "1: both responses pull the parameters the same way; 0: they have nothing to do with each other; negative: "
+        "1: both responses move the parameters the same way; 0: they have nothing to do with each other; negative: "
         "raising one lowers the other. A high cosine alone is no diagnosis: the norm ratio counts as well.",
     ),
     "norm_ratio": Entry(
         "norm ratio",
         "r* = |g_l| / |g_w| = sqrt(B / A)",
-        "How much harder the rejected response pulls. It is the middle of a pair's ideal band.",
+        "How much longer the rejected response's gradient is. It is the middle of a pair's ideal band.",
     ),
     "ratio_chosen": Entry(
         "c / A", "c / A", "Under a loss with rho = 1 (DPO) the chosen log-prob falls iff this is above 1."
@@ -61,7 +61,7 @@ GLOSSARY: dict[str, Entry] = {
     "incentives": Entry(
         "incentives d_w, d_l",
         "d_w = -d loss / d log pi(chosen),  d_l = d loss / d log pi(rejected)",
-        "How hard a loss pushes the chosen up and the rejected down, per nat. A step of SGD adds "
+        "How strongly a loss raises the chosen and lowers the rejected, per nat. A step of SGD adds "
         "learning rate x (d_w g_w - d_l g_l) to the parameters.",
     ),
     "rho": Entry(
@@ -90,8 +90,8 @@ GLOSSARY: dict[str, Entry] = {
     "regime": Entry(
         "regime",
         "signs of the two predicted changes",
-        "ideal (+, -): chosen rises, rejected falls. both up (+, +): pulling the chosen up lifts the rejected. "
-        "both down (-, -): pushing the rejected down drags the chosen along. inverted (-, +): the incentives point the "
+        "ideal (+, -): chosen rises, rejected falls. both up (+, +): raising the chosen lifts the rejected. "
+        "both down (-, -): lowering the rejected drags the chosen along. inverted (-, +): the incentives point the "
         "wrong way. degenerate: a change is smaller than the errors of the arithmetic, so its sign isn't guessed.",
     ),
     "interval": Entry(
@@ -160,13 +160,13 @@ GLOSSARY: dict[str, Entry] = {
     "module_falls": Entry(
         "chosen falls in a module",
         "A_m < c_m",
-        "Share of the pairs whose chosen log-prob an equal push on both responses would lower if nothing but this "
+        "Share of the pairs whose chosen log-prob equal incentives on both responses would lower if nothing but this "
         "module were trained.",
     ),
     "knob": Entry(
         "knob",
         "incentives along a line: fixed + setting x slope",
-        "One hyper-parameter turned from a base loss: an NLL weight (pushes the chosen more), DPOP's penalty, "
+        "One hyper-parameter turned from a base loss: an NLL weight (more incentive on the chosen), DPOP's penalty, "
         "DPO-Shift's factor on the rejected, a length exponent. The settings that make a pair ideal form one "
         "interval, known exactly.",
     ),

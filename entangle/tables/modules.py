@@ -22,7 +22,7 @@ def module_tables(summary: Mapping[str, Mapping[str, Any]]) -> RenderableType:
     kinds = _table("By kind of module, largest share of c first", "module", by_kind)
     kinds.caption = (
         "share of c: of the two gradients' product; norms: of the squared gradients; cosine and falling pairs (chosen "
-        "log-prob, equal push on both responses) as if nothing else were trained"
+        "log-prob, equal incentives on both responses) as if nothing else were trained"
     )
     return Group(layers, kinds)
 

@@ -34,7 +34,7 @@ highest reward against the one with the lowest. They are prefixes of columns."""
 STATES = {
     "clear": "the chosen rises and the rejected falls",
     "entangled": "one of the two log-probs moves the wrong way",
-    "saturated": "the pair is learnt: the loss hardly pushes any more",
+    "saturated": "the pair is learnt: hardly any of the loss's incentive is left",
     "degenerate": "the two responses can't be told apart, or a change not from 0",
     "tied": "all sampled answers have one reward: no pair can be formed",
 }
@@ -138,11 +138,11 @@ def _pair_gram(row: Mapping[Any, Any]) -> Array:
 
 
 def loss_signal(loss: PreferenceLoss, logps: PairLogps) -> Array:
-    """How hard a loss still pushes, `(B,)` in [0, 1]: |d_w| + |d_l| over its value at policy = reference.
+    """How much of a loss's incentive is left, `(B,)` in [0, 1]: |d_w| + |d_l| over its value at policy = reference.
 
-    At most 1 (a loss that pushes harder than at its start isn't short of signal). For DPO it is
+    At most 1 (a loss whose incentive has grown since its start isn't short of signal). For DPO it is
     min(1, 2 s(-beta D)): 1 at the start of training, towards 0 as the margin grows. NaN for a loss that
-    doesn't push at the start.
+    has no incentive at the start.
     """
     assert logps.ref_chosen is not None and logps.ref_rejected is not None
     start = PairLogps(
@@ -199,7 +199,7 @@ def pair_columns(frame: pd.DataFrame, loss: PreferenceLoss, resolution: float) -
 def pair_state(row: Mapping[str, Any], threshold: float) -> str:
     """The state of a pair (see `STATES`) from its columns.
 
-    Saturation is judged first: a pair that is hardly pushed is lost whichever way it would go.
+    Saturation is judged first: a pair with hardly any incentive is lost whichever way it would go.
     """
     if not isinstance(row["regime"], str):
         return "tied"

@@ -143,7 +143,7 @@ def angles(prompts: pd.DataFrame) -> dict[str, Any]:
     `cosine`: sum <d, grad V> / sqrt(sum |d|^2 sum ||grad V||^2) over prompts, every sum of unbiased estimates,
     with a bootstrap interval over prompts: the cosine of the two steps if each prompt had parameters of its
     own. NaN where a sum of squares isn't above 0. `product`: mean of <d, grad V>; `positive`: share of prompts
-    where its estimate is above 0 (noise pulls it towards a half).
+    where its estimate is above 0 (noise draws it towards a half).
     """
     squares = {"pair": prompts["pair_grad_norm"] ** 2, "online": prompts["online_sq"]}
     found = {}

@@ -1,7 +1,7 @@
 """Whose gradients move a held-out pair? The pull on other pairs' chosen responses against the push on rejected ones.
 
     python experiments/compare/split.py
-    python experiments/sides/run.py
+    python experiments/pull_and_push/run.py
 
 DPO and others as in experiments/compare/tldr.yaml: a fresh LoRA on the embedded policy, 30 AdamW steps of 4 pairs. A
 held-out pair is in no batch, so neither its own score nor its partner's moves it: all of its change comes from other
@@ -35,7 +35,7 @@ from entangle.runs.progress import progress_bar
 from entangle.scores import Engine, make_engine, row_logps
 from losses import PairLogps, PreferenceLoss, build
 
-DATA, RESULTS = Path("runs/tldr"), Path("experiments/results/sides")
+DATA, RESULTS = Path("runs/tldr"), Path("experiments/results/pull_and_push")
 LOSSES, SEEDS = ("dpo", "simpo", "dpop", "cpo", "dpo_shift:shift=0.85"), (0, 1, 2)
 STEPS, BATCH, HELD, LOOK = 30, 4, 32, 10
 RATE, BETAS, EPS = 1e-3, (0.9, 0.999), 1e-8
@@ -173,7 +173,7 @@ def figure(rows: pd.DataFrame) -> None:
             each.set_ylabel(f"{side}, nats" if j == 0 else "")
             each.set_xlabel("step" if i else "")
     axes[0].legend(frameon=False, fontsize=7)
-    save(drawn, RESULTS / "sides.png")
+    save(drawn, RESULTS / "pull_and_push.png")
 
 
 def main() -> None:
