@@ -276,12 +276,24 @@ def test_options_that_make_no_sense():
             JointConfig(**changes)
 
 
-def test_a_policy_without_reference_is_refused(folder, tmp_path):
+def test_a_policy_without_reference_is_its_own(folder, tmp_path):
+    """As TRL takes it at the start of a training; said, and kept with the run."""
     options = answer_options(folder, tmp_path / "run", adapter_name_or_path=None)
     with pytest.raises(ConfigError, match="--reference self"):
-        run_joint(JointConfig(**options))
-    result = run_joint(JointConfig(**options, reference="self", limit=2))
+        run_joint(JointConfig(**options, reference="none"))
+    result = run_joint(JointConfig(**options, limit=2))
     assert (result.prompts["pair_signal"] == 1).all() and (result.prompts["pair_margin"] == 0).all()
+    assert any("the policy itself" in note for note in result.run.read_json("provenance.json")["notes"])
+
+
+def test_what_the_data_says_is_kept_with_the_run(folder, tmp_path):
+    """Prompts that are what both responses begin with: told by joint as by a probe."""
+    texts = ["the cat sat on the mat", "the cat they said"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(dict(zip(("chosen", "rejected"), texts, strict=True))) + "\n")
+    options = answer_options(folder, tmp_path / "run") | {"dataset_name": str(file)}
+    told = run_joint(JointConfig(**options)).run.read_json("provenance.json")["notes"]
+    assert any("no column 'prompt'" in note for note in told)
 
 
 # --- reading a run ------------------------------------------------------------------------------------------

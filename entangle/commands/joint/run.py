@@ -21,7 +21,7 @@ from entangle.commands.rft.result import PromptsResult
 from entangle.config import JointConfig, build_losses
 from entangle.data import PreferencePair, hash_pairs
 from entangle.errors import ConfigError, DataError
-from entangle.measure.inputs import load_pairs_of, load_policy_of
+from entangle.measure.inputs import load_policy_of, read_pairs_of
 from entangle.measure.plan import extremes
 from entangle.measure.prompts import (
     ANSWERS,
@@ -32,7 +32,7 @@ from entangle.measure.prompts import (
     reward_function_of,
 )
 from entangle.measure.rows import texts_of
-from entangle.models import Columns, NoReference, Policy
+from entangle.models import Columns, NoReference, Policy, settle_reference
 from entangle.rewards.functions import FromFile, RewardFunction
 from entangle.rewards.recorded import read_recorded
 from entangle.rewards.rollouts import Prompt, Rollout, prompts_of
@@ -73,22 +73,26 @@ def run_joint(config: JointConfig, console: Console | None = None) -> JointResul
     """
     session = Session.start(config, console)
     loss, reward_function = loss_of(config), reward_function_of(config)
-    pairs = load_pairs_of(dataclasses.replace(config, limit=None))
+    data = read_pairs_of(dataclasses.replace(config, limit=None))
+    pairs = data.pairs
     asked = prompts_of(pairs, config.limit, config.seed)
-    policy = load_policy_of(config, session.processes)
+    policy = settle_reference(load_policy_of(config, session.processes), pairs)
     _check_reference(policy)
     read = _read_rollouts(config, policy, reward_function, asked, session)
     prompts = [rollout.prompt for rollout in read] or [prompt for prompt, _ in asked.values()]
     chosen = {prompt.index: asked[prompt.index][1] for prompt in prompts}
-    data = {"data": hash_pairs(list(chosen.values())), "rollouts": hash_rollouts(read)}
-    if not session.begin(dict(policy.identity) | data):
+    identity = {"data": hash_pairs(list(chosen.values())), "rollouts": hash_rollouts(read)}
+    if not session.begin(dict(policy.identity) | identity):
         return JointResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     done = policy.tokenize(list(chosen.values()), config.max_length)
     tokenized = dict(zip(chosen, done.tokens, strict=True))
+    told = (*data.notes, *done.notes)
+    for note in told:
+        session.note(note)
     if ends := extremes(done.tokens):
         engine.check(policy.collate(ends))
-    measurement = PromptMeasurement(config, policy, engine, reward_function, pairs=tokenized)
+    measurement = PromptMeasurement(config, policy, engine, reward_function, pairs=tokenized, told=told)
     compute_answers(session, measurement, prompts, read)
     further = len(pairs) - len({pair.prompt_hash for pair in pairs})
     return JointResult.load(session.finish(lambda: _close(session, measurement, loss, chosen, further)))
@@ -119,7 +123,8 @@ def _check_reference(policy: Policy) -> None:
     if isinstance(policy.reference, Columns | NoReference):
         raise ConfigError(
             "joint compares with the start of a preference training, so it needs a reference that can score sampled "
-            "answers: an adapter, --ref_model_name_or_path, or --reference self (the policy is where training starts)."
+            "answers: an adapter, --ref_model_name_or_path, or --reference self (the policy is where training starts); "
+            "log-probs in columns of the data set, or none, won't do."
         )
 
 
