@@ -238,8 +238,18 @@ def forecast_sentence(summary: Mapping[str, Any]) -> str:
     )
     if open_:
         said += f" Under {', '.join(open_)} it depends on the order of the batches."
+    short = [
+        f"{name} from step {row['holds_to'] + 1}"
+        for name, row in summary["losses"].items()
+        if row["holds_to"] < summary["steps"]
+    ]
+    beyond = (
+        f" Don't believe {', '.join(short)} on: by then the trained pairs' margin has grown by more than {summary['horizon']:g} nat."
+        if short
+        else ""
+    )
     return (
-        f"{said} This is training with all gradients held as they are at the start: it holds for the first steps, "
-        "until they have turned, and a short real run (entangle train) shows how long that is. Clipping, weight decay "
-        "and a schedule of the learning rate aren't in it."
+        f"{said}{beyond} This is training with all gradients held as they are at the start: it holds for the first "
+        "steps, until they have turned, and a short real run (entangle train) shows how long that is. Clipping, weight "
+        "decay and a schedule of the learning rate aren't in it."
     )

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from rich.console import RenderableType
 
-from entangle.analysis.forecast import Forecast, Momentum, draw_batches, forecast, rate_for_margin
+from entangle.analysis.forecast import HORIZON, Forecast, Momentum, draw_batches, forecast, rate_for_margin
 from entangle.analysis.predictions import check_labels, logps_of
 from entangle.commands.whatif.choice import allowed_losses
 from entangle.errors import RunError
@@ -33,7 +33,8 @@ class ForecastResult(Shown):
             `both_fell`, the share of pairs where both lie below their start.
         summary: `pairs`, `held_out`, `metric`, `steps`, `batch_size`, `momentum`, and `losses`: by label the
             `learning_rate` and by split the means over seeds at the last step, each with its `low` and `high` over
-            seeds, and `chosen_falls_at`, the first step from which the mean chosen log-prob stays below its start.
+            seeds, and `chosen_falls_at`, the first step from which the mean chosen log-prob stays below its start;
+            `holds_to`, the last step at which the trained pairs' mean margin is within `HORIZON`.
     """
 
     curves: pd.DataFrame
@@ -107,7 +108,7 @@ def forecast_pairs(
             )
         table = pd.concat([_rows(loss, seed, run, trained) for seed, run in runs.items()], ignore_index=True)
         curves.append(table)
-        ends[loss.label] = {"learning_rate": rate} | {
+        ends[loss.label] = {"learning_rate": rate, "holds_to": _holds_to(table)} | {
             split: _end(part) for split, part in table.groupby("split", sort=False)
         }
     summary = {
@@ -118,6 +119,7 @@ def forecast_pairs(
         "batch_size": batch_size,
         "momentum": decay,
         "seeds": list(seeds),
+        "horizon": HORIZON,
         "losses": ends,
     }
     return ForecastResult(pd.concat(curves, ignore_index=True), summary)
@@ -155,6 +157,13 @@ def _rows(loss: PreferenceLoss, seed: int, run: Forecast, trained: np.ndarray) -
             )
         )
     return pd.concat(tables)
+
+
+def _holds_to(table: pd.DataFrame) -> int:
+    """The last step up to which the trained pairs' mean margin, over seeds, has grown by at most `HORIZON`."""
+    margin = table[table["split"] == "trained"].groupby("step")["margin"].mean()
+    beyond = np.flatnonzero(margin.to_numpy() > HORIZON)
+    return int(beyond[0]) - 1 if len(beyond) else int(margin.index.max())
 
 
 def _end(part: pd.DataFrame) -> dict[str, Any]:
