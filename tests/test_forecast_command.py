@@ -88,6 +88,7 @@ def test_the_gram_matrix_is_that_of_all_scores(options):
     policy, pairs = scored_batch(options)
     engine = make_engine(policy.model, policy.parameters, "autograd")
     kept = PairGram.load(ProbeResult.load(options.output_dir).folder)
+    assert kept is not None
     torch.testing.assert_close(
         kept.products, score_gram(engine, [policy.collate(pairs)]), rtol=1e-9, atol=1e-12
     )
@@ -120,7 +121,9 @@ def test_short_real_training_goes_where_it_says(options, momentum):
                 torch.tensor(rows[f"length_{side}"].to_numpy())[batch] for side in ("chosen", "rejected")
             ]
             optimiser.zero_grad()
-            DPO().per_pair(PairLogps(*now, *lengths, *reference[:, batch])).mean().backward()
+            DPO().per_pair(
+                PairLogps(now[0], now[1], lengths[0], lengths[1], *reference[:, batch])
+            ).mean().backward()
             optimiser.step()
         moved = row_logps(policy.model, whole).detach().view(2, n) - before
     last = found.curves[found.curves["step"] == steps].set_index("split")

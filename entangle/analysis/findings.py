@@ -244,7 +244,8 @@ def forecast_sentence(summary: Mapping[str, Any]) -> str:
         if row["holds_to"] < summary["steps"]
     ]
     beyond = (
-        f" Don't believe {', '.join(short)} on: by then the trained pairs' margin has grown by more than {summary['horizon']:g} nat."
+        f" Don't believe {', '.join(short)} on: by then the means of the trained pairs have moved by more than "
+        f"{summary['horizon']:g} nat."
         if short
         else ""
     )

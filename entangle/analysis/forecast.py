@@ -22,10 +22,10 @@ from torch import Tensor
 from entangle.errors import ConfigError
 from losses import PairLogps, PreferenceLoss
 
-
 HORIZON = 1.0
-"""Nats of mean margin of the trained pairs up to which forecasts agreed with real runs (`experiments/forecast`): SGD and
-AdamW, fresh and trained LoRA, held-out means within 20 %; beyond it at a high learning rate no longer."""
+"""Nats that the trained pairs' mean log-probs and margin may have moved: up to there forecasts agreed with real runs
+(`experiments/forecast`, SGD and AdamW, fresh and trained LoRA, held-out means within 20 %), and at a high learning rate
+no longer beyond."""
 
 
 @dataclass(frozen=True)

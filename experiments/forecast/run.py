@@ -62,7 +62,8 @@ class Study:
     def at(self, logps: Tensor, rows: Tensor | slice = slice(None)) -> PairLogps:
         """Log-probs of some pairs as a loss reads them."""
         lengths = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in self.pairs]).T
-        return PairLogps(*logps, *lengths[:, rows], *self.reference[:, rows])
+        own = lengths[:, rows]
+        return PairLogps(logps[0], logps[1], own[0], own[1], *self.reference[:, rows])
 
     def step(self, optimiser: torch.optim.Optimizer, batch: Tensor) -> None:
         """One step of DPO on a batch of pairs."""

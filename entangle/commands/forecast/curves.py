@@ -34,7 +34,7 @@ class ForecastResult(Shown):
         summary: `pairs`, `held_out`, `metric`, `steps`, `batch_size`, `momentum`, and `losses`: by label the
             `learning_rate` and by split the means over seeds at the last step, each with its `low` and `high` over
             seeds, and `chosen_falls_at`, the first step from which the mean chosen log-prob stays below its start;
-            `holds_to`, the last step at which the trained pairs' mean margin is within `HORIZON`.
+            `holds_to`, the last step at which the trained pairs' means have moved by no more than `HORIZON`.
     """
 
     curves: pd.DataFrame
@@ -160,10 +160,10 @@ def _rows(loss: PreferenceLoss, seed: int, run: Forecast, trained: np.ndarray) -
 
 
 def _holds_to(table: pd.DataFrame) -> int:
-    """The last step up to which the trained pairs' mean margin, over seeds, has grown by at most `HORIZON`."""
-    margin = table[table["split"] == "trained"].groupby("step")["margin"].mean()
-    beyond = np.flatnonzero(margin.to_numpy() > HORIZON)
-    return int(beyond[0]) - 1 if len(beyond) else int(margin.index.max())
+    """The last step up to which the trained pairs' mean log-probs and margin, over seeds, moved at most `HORIZON`."""
+    means = table[table["split"] == "trained"].groupby("step")[["chosen", "rejected", "margin"]].mean()
+    beyond = np.flatnonzero((means.abs() > HORIZON).any(axis=1))
+    return int(beyond[0]) - 1 if len(beyond) else int(means.index.max())
 
 
 def _end(part: pd.DataFrame) -> dict[str, Any]:
