@@ -226,7 +226,9 @@ def _answer(words: Sequence[str]) -> int:
         print(__version__)
         return 0
     if words[0] not in COMMANDS:
-        print(f"entangle: unknown command {words[0]!r}. Known: {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(
+            f"entangle: unknown command {visible(words[0])!r}. Known: {', '.join(COMMANDS)}.", file=sys.stderr
+        )
         return 2
     _quieten()
     was_grouped = _is_in_group()
@@ -256,11 +258,10 @@ def _live(command: Command, arguments: Sequence[str]) -> int:
 
 def _show(command: Command, result: Any) -> int:
     """Print a result and where it is kept, in one process of several; the exit status."""
-    from rich.console import Console
-
     from entangle.commands.output import Output
+    from entangle.tables.console import SafeConsole
 
-    class Reader(Console):
+    class Reader(SafeConsole):
         """A terminal or a pipe; one that was closed is `main`'s to answer."""
 
         def on_broken_pipe(self) -> None:
@@ -275,13 +276,13 @@ def _show(command: Command, result: Any) -> int:
     if _is_main():
         console = Reader()
         if isinstance(result.content, str):
-            print(result.content)
+            print(visible_lines(result.content))
         else:
             console.print(result.content, soft_wrap=not result.wraps)
         if result.place:
             console.print(result.place, markup=False, soft_wrap=True)
         if page:
-            print(page)
+            print(visible(page, None))
     return result.status
 
 

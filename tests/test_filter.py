@@ -197,6 +197,25 @@ def test_what_stays_is_written_as_it_was_in_every_format(suffix, policy, files, 
     assert [pair.chosen for pair in load_pairs(out)] == [load_pairs(files[suffix])[i].chosen for i in kept]
 
 
+@pytest.mark.parametrize("formulas", ["say", "quote"])
+def test_texts_that_a_spreadsheet_would_run(formulas, policy, tmp_path):
+    """Said and left, or an apostrophe before each; numbers below 0 aren't formulas."""
+    rows = [
+        {"prompt": f"the cat {k}", "chosen": "=1+1", "rejected": "+ no", "note": "@x", "score": -1.5}
+        for k in range(4)
+    ]
+    source, out = tmp_path / "rows.csv", tmp_path / "out.csv"
+    pd.DataFrame(rows).to_csv(source, index=False)
+    run = probe_of(policy, source, tmp_path / "run")
+    done = filtered(run, out, drop=("cosine highest 25%",), formulas=formulas)
+    kept = pd.read_csv(out, dtype=str)
+    before = "'" if formulas == "quote" else ""
+    assert kept["chosen"].unique().tolist() == [before + "=1+1"] and kept["note"].iloc[0] == before + "@x"
+    assert kept["score"].iloc[0] == "-1.5"
+    assert done.summary["formulas"] == 9
+    assert "9 texts" in done.table(80).replace("\n", " ")
+
+
 def test_provenance_names_run_rules_hashes_and_every_row_that_went(run, files, tmp_path):
     out = tmp_path / "out.jsonl"
     done = filtered(run, out, drop=("cosine highest 30%",))

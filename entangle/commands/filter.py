@@ -111,11 +111,13 @@ def run_filter(config: FilterConfig) -> FilterResult:
             "The rules drop every row, so nothing would be left to write. --dry_run says which does."
         )
     summary = _summary(probe, table, decisions, [*drops, *(rule for _, rule in weights)], loss)
-    result = FilterResult(out, decisions, summary)
-    if not config.dry_run:
-        scores = [*SCORES, *_columns_of_rules(drops, weights), *_diagnostics_of(probe)]
-        data.write(out, added_columns(decisions, scores, config if weights else None, data.columns))
-        _write_provenance(result, config, options, source, found)
+    if config.dry_run:
+        return FilterResult(out, decisions, summary)
+    scores = [*SCORES, *_columns_of_rules(drops, weights), *_diagnostics_of(probe)]
+    added = added_columns(decisions, scores, config if weights else None, data.columns)
+    formulas = data.write(out, added, quotes_formulas=config.formulas == "quote")
+    result = FilterResult(out, decisions, summary | {"formulas": formulas, "formulas_are": config.formulas})
+    _write_provenance(result, config, options, source, found)
     return result
 
 
@@ -351,8 +353,11 @@ class StoredData:
             return list(self.content.schema.names)  # pyright: ignore[reportAttributeAccessIssue]
         return list(dict.fromkeys(name for row in self.content for name in row))
 
-    def write(self, out: Path, added: pd.DataFrame) -> None:
+    def write(self, out: Path, added: pd.DataFrame, *, quotes_formulas: bool = False) -> int:
         """Write the rows of `added` (by its index) with its columns, in the format of the name; whole or not at all.
+
+        Returns:
+            Texts of a .csv file that a spreadsheet would take for formulas.
 
         Raises:
             DataError: the file can't be written.
@@ -360,11 +365,11 @@ class StoredData:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with replacing(out) as temporary:
-                self._write(temporary, out.suffix.lower(), added)
+                return self._write(temporary, out.suffix.lower(), added, quotes_formulas)
         except OSError as error:
             raise DataError(f"Can't write {out}: {error.strerror or error}.") from error
 
-    def _write(self, path: Path, suffix: str, added: pd.DataFrame) -> None:
+    def _write(self, path: Path, suffix: str, added: pd.DataFrame, quotes_formulas: bool) -> int:
         if suffix == ".parquet" or isinstance(self.content, pa.Table):
             table = self._table().take(pa.array(added.index))
             for name, column in added.items():
@@ -373,22 +378,38 @@ class StoredData:
                 table = table.append_column(str(name), pa.array(column, from_pandas=True))
             if suffix == ".parquet":
                 parquet.write_table(table, path)
-                return
+                return 0
             rows = table.to_pylist()
         else:
             extra = added.astype(object).where(added.notna(), None).to_dict("records")
             rows = [self.content[i] | new for i, new in zip(added.index, extra, strict=True)]
         if suffix == ".csv":
             names = dict.fromkeys([*self.columns, *map(str, added.columns)])
-            pd.DataFrame(rows, columns=pd.Index(list(names))).to_csv(path, index=False)
-        elif suffix == ".json":
+            cells = pd.DataFrame(rows, columns=pd.Index(list(names)))
+            formulas = cells.map(is_formula)
+            cells = cells.mask(formulas, "'" + cells.astype(str)) if quotes_formulas else cells
+            cells.to_csv(path, index=False)
+            return int(formulas.to_numpy().sum())
+        if suffix == ".json":
             path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         else:
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
             path.write_text("".join(lines), encoding="utf-8")
+        return 0
 
     def _table(self) -> pa.Table:
         return self.content if isinstance(self.content, pa.Table) else pa.Table.from_pylist(self.content)
+
+
+def is_formula(cell: Any) -> bool:
+    """Whether a spreadsheet would run a cell: a text, not a number, that begins with = + - @, tab or carriage return."""
+    if not isinstance(cell, str) or cell[:1] not in tuple("=+-@\t\r"):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
 
 
 def added_columns(

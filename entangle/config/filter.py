@@ -127,6 +127,9 @@ class FilterConfig(Options):
     """Name of the column of weights."""
     unprobed: Literal["keep", "drop"] = "keep"
     """What happens to rows of the data set that the run left out (--limit)."""
+    formulas: Literal["say", "quote"] = "say"
+    """Texts in a .csv file that a spreadsheet would run (they begin with = + - @): `say` counts them and leaves them as
+    they are, since the file is for training; `quote` puts an apostrophe before each."""
     dry_run: bool = False
     """Say what would go and why, and write nothing."""
     overwrite: bool = False

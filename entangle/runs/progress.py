@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from entangle.tables.console import SafeConsole
+
 
 class Interrupted(Exception):
     """The user pressed Ctrl-C; what was finished is in the run folder."""
@@ -31,8 +33,8 @@ def notes_console(console: Console | None = None, *, is_shown: bool = True) -> C
         is_shown: whether this process speaks; of several, one does.
     """
     if not is_shown:
-        return Console(quiet=True)
-    return console or Console(stderr=True, force_jupyter=False)
+        return SafeConsole(quiet=True)
+    return console or SafeConsole(stderr=True, force_jupyter=False)
 
 
 def say(console: Console, sentence: str) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from entangle.analysis.regimes import Regime
+from entangle.tables.console import SafeConsole
 
 REGIME_STYLES = {
     Regime.IDEAL: "green",
@@ -93,7 +94,7 @@ def snippet(text: str, width: int = 150) -> str:
 
 def render(renderable: RenderableType, width: int = 100) -> str:
     """Plain text of a table, for a notebook or a file."""
-    console = Console(width=width, color_system=None, force_terminal=False, force_jupyter=False)
+    console = SafeConsole(width=width, color_system=None, force_terminal=False, force_jupyter=False)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
@@ -116,7 +117,7 @@ class Shown(ABC):
 
 def to_html(renderable: RenderableType, width: int = 100) -> str:
     """The same as HTML for a notebook, in colour; everything in it is escaped."""
-    console = Console(width=width, record=True, file=io.StringIO(), force_jupyter=False)
+    console = SafeConsole(width=width, record=True, file=io.StringIO(), force_jupyter=False)
     console.print(renderable)
     style = (
         "overflow-x:auto;white-space:pre;line-height:1.25;font-family:ui-monospace,Menlo,Consolas,monospace"
