@@ -402,7 +402,7 @@ class StoredData:
 
 
 def is_formula(cell: Any) -> bool:
-    """Whether a spreadsheet would run a cell: a text, not a number, that begins with = + - @, tab or carriage return."""
+    """Whether a spreadsheet would run a cell: a text, not a number, beginning with = + - @, tab or carriage return."""
     if not isinstance(cell, str) or cell[:1] not in tuple("=+-@\t\r"):
         return False
     try:
