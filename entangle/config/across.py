@@ -30,7 +30,7 @@ class AcrossConfig(RecordedOptions):
     batch_size: int | None = None
     """Pairs of a pass; by default as many as make 4096 tokens."""
     plots: bool = True
-    """Draw the figure (needs entangle[plots])."""
+    """Draw the figure (needs matplotlib)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

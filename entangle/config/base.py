@@ -75,9 +75,9 @@ class ModelOptions(Options):
     trust_remote_code: bool = False
     """Run code that comes with a model from the hub."""
     load_in_4bit: bool = False
-    """Load the base in 4 bits (needs entangle[quantization])."""
+    """Load the base in 4 bits (needs bitsandbytes)."""
     load_in_8bit: bool = False
-    """Load the base in 8 bits (needs entangle[quantization])."""
+    """Load the base in 8 bits (needs bitsandbytes)."""
     use_peft: bool = False
     """Put a fresh LoRA on the model. Its B factor is 0, so only B has a gradient at first."""
     lora_r: int = 16

@@ -48,7 +48,7 @@ class CompareConfig(TrainConfig):
     max_completion_length: int = 48
     """Tokens of a summary at most."""
     plots: bool = True
-    """Draw the figures (needs entangle[plots])."""
+    """Draw the figures (needs matplotlib)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -53,7 +53,7 @@ class ForecastConfig(RecordedOptions):
     batch_size: int | None = None
     """Pairs of a pass of the measurement; by default as many as make 4096 tokens."""
     plots: bool = True
-    """Draw the figure (needs entangle[plots])."""
+    """Draw the figure (needs matplotlib)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,7 +46,7 @@ class AnswerOptions(Options):
     save_text: bool = True
     """Keep prompts and answers in the run folder."""
     plots: bool = True
-    """Draw the figures (needs entangle[plots])."""
+    """Draw the figures (needs matplotlib)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

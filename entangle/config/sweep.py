@@ -38,7 +38,7 @@ class SweepConfig(ProbeConfig):
     """Measure at every checkpoint, too, what the other pairs do to each pair over an epoch (see entangle across). Two
     more passes over the pairs."""
     plots: bool = True
-    """Draw the figure (needs entangle[plots])."""
+    """Draw the figure (needs matplotlib)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

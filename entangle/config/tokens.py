@@ -25,7 +25,7 @@ class TokensConfig(Options):
     """Losses of the run whose worst pairs are taken; tables show the changes under the first. By default the run's
     first loss."""
     matrix: bool = False
-    """Also draw the cosines of all pairs of tokens as heat maps (needs entangle[plots]): a backward pass per token."""
+    """Also draw the cosines of all pairs of tokens as heat maps (needs matplotlib): a backward pass per token."""
     dtype: Literal["float32", "float64"] | None = None
     """Precision of the computation; by default the probe's."""
     rows: int = 8

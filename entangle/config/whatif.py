@@ -34,7 +34,7 @@ class WhatIfConfig(Options):
     rows: int = 12
     """Rows of the table of verdicts."""
     plots: bool = True
-    """Draw the figures (needs entangle[plots])."""
+    """Draw the figures (needs matplotlib)."""
     output_dir: str | None = None
     """Where the result goes; by default RUN/whatif. An earlier result there is replaced."""
 

@@ -1,4 +1,4 @@
-"""What all figures share: colours, marks, empty axes, legends, files. Needs entangle[plots].
+"""What all figures share: colours, marks, empty axes, legends, files. Needs matplotlib.
 
 Every colour that a figure uses stands here with its counterpart on a dark page, so that the same drawing is read on
 both.
@@ -101,7 +101,7 @@ def panels(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("Figures need matplotlib: pip install 'entangle[plots]'.") from error
+        raise UserError("Figures need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).flat)
     for each in axes:

@@ -1,4 +1,4 @@
-"""The heat map of a pair's tokens. Needs entangle[plots]. Tokens are untrusted text: escaped before they are drawn."""
+"""The heat map of a pair's tokens. Needs matplotlib. Tokens are untrusted text: escaped before they are drawn."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Loading:
         if self.is_quantised and importlib.util.find_spec("bitsandbytes") is None:
             raise ModelError(
                 "Loading in 4 or 8 bits needs the package bitsandbytes, which isn't installed. "
-                "Install it with: pip install 'entangle[quantization]'"
+                "Install it with: pip install bitsandbytes"
             )
 
     @property

@@ -61,7 +61,7 @@ def svg(draw: Callable[[float], Figure], width: float, key: str) -> str:
     try:
         from matplotlib import rc_context
     except ImportError as error:
-        raise UserError("The report needs matplotlib: pip install 'entangle[report]'.") from error
+        raise UserError("The report needs matplotlib: pip install jinja2 matplotlib") from error
     settings: dict[Any, Any] = {**SETTINGS, "svg.hashsalt": key}
     with rc_context(settings), any_script():
         text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The figures of a run as files. Needs entangle[plots]."""
+"""The figures of a run as files. Needs matplotlib."""
 
 from __future__ import annotations
 

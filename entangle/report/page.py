@@ -1,7 +1,7 @@
 """One self-contained HTML file from one or several runs. Text from data is untrusted: escaped wherever it goes.
 
 Nothing is loaded from elsewhere: a content security policy forbids the network, and of scripts it allows only those of
-the page, by their hashes. Needs entangle[report].
+the page, by their hashes. Needs jinja2 and matplotlib.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _environment() -> Any:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise UserError("The report needs jinja2: pip install 'entangle[report]'.") from error
+        raise UserError("The report needs jinja2: pip install jinja2 matplotlib") from error
     environment = Environment(
         loader=PackageLoader("entangle.report"),
         autoescape=True,

@@ -352,4 +352,4 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = {"rouge_score": "rouge-score"}.get(name.partition(".")[0], name.partition(".")[0])
-        raise RewardError(f"This reward needs the package {package}: pip install 'entangle[rft]'.") from error
+        raise RewardError(f"This reward needs the package {package}: pip install {package}.") from error

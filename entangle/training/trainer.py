@@ -23,7 +23,7 @@ from losses import CATALOGUE, DPO, MissingTokens, PairLogps, PreferenceLoss, Tok
 try:
     from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 except ImportError as error:
-    raise ImportError("entangle.training needs TRL 1.16 or newer: pip install 'entangle[train]'.") from error
+    raise ImportError("entangle.training needs TRL 1.16 or newer: pip install 'trl>=1.16,<2'.") from error
 
 LOSS_OPTIONS = (
     "loss_type",
