@@ -203,3 +203,21 @@ def test_nothing_is_pickled(options):
     forecast_of(options)
     table = pd.read_parquet(Path(str(options.output_dir)) / "gram.parquet")
     assert table.columns.tolist() == ["index", "products_chosen", "products_rejected"]
+
+
+def test_the_first_step_of_the_set_is_exact_for_each_pair_s_own_incentives(options):
+    """Means over pairs of different prompts, straight from the Gram matrix and the probe's predictions."""
+    found = forecast_of(options, losses=("ipo",)).summary["losses"]["ipo"]["first_step"]
+    probe = ProbeResult.load(options.output_dir)
+    gram = PairGram.load(probe.folder)
+    assert gram is not None
+    rows = probe.scored(None, 1)
+    own = probe.predictions.query("loss == 'ipo'").set_index("index").loc[rows["index"]]
+    apart = rows["prompt_hash"].to_numpy()[:, None] != rows["prompt_hash"].to_numpy()
+    blocks = gram.products.numpy().reshape(2, len(rows), 2, len(rows))
+    for side, block in zip(SIDES, blocks, strict=True):
+        moved = (
+            block[:, 0] * own["incentive_chosen"].to_numpy()
+            - block[:, 1] * own["incentive_rejected"].to_numpy()
+        )
+        assert found[side]["value"] == pytest.approx(moved[apart].mean(), rel=1e-9)

@@ -29,30 +29,37 @@ def ends_table(summary: Mapping[str, Any]) -> Table:
     )
     table.add_column("loss", overflow="fold")
     for column in (
-        "learning\nrate",
+        "rate",
         "chosen",
         "rejected",
         "margin",
-        "both fell,\n% of pairs",
-        "chosen falls\nfrom step",
+        "both\nfell, %",
+        "falls\nat",
+        "drift",
     ):
         table.add_column(column, justify="right", no_wrap=True)
     for label, row in summary["losses"].items():
         end = row[split]
-        falls = end["chosen_falls_at"]
+        falls, drift = end["chosen_falls_at"], row["first_step"]["drift"]
         table.add_row(
             Text(label),
             number(row["learning_rate"], ".2g"),
             *(_with_spread(end[name]) for name in ("chosen", "rejected", "margin")),
             f"{100 * end['both_fell']['mean']:.0f}",
             "-" if falls is None else str(falls),
+            number(drift["value"], "+.2g") if drift["has_meaning"] else "?",
         )
     orders = len(summary["seeds"])
     table.caption = (
-        f"Means over {orders} orders of the batches, ± half of their range; both fell: % of the pairs."
+        f"Means over {orders} orders of the batches, ± half of their range. both fell: % of the pairs. falls at: "
+        "the step from which the mean chosen stays below the start. drift: of the set of all pairs, ? where they are "
+        "too few."
     )
     return table
 
 
 def _with_spread(end: Mapping[str, float]) -> str:
-    return f"{end['mean']:+.2f} ±{(end['high'] - end['low']) / 2:.2f}"
+    spread = (end["high"] - end["low"]) / 2
+    return (
+        f"{end['mean']:+.2f} ±{spread:.2f}" if abs(end["mean"]) < 10 else f"{end['mean']:+.1f} ±{spread:.1f}"
+    )

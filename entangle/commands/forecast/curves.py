@@ -12,13 +12,17 @@ import torch
 from rich.console import RenderableType
 
 from entangle.analysis.forecast import HORIZON, Forecast, Momentum, draw_batches, forecast, rate_for_margin
-from entangle.analysis.predictions import check_labels, logps_of
+from entangle.analysis.jackknife import assign_groups
+from entangle.analysis.predictions import check_labels, incentives_of, logps_of
+from entangle.analysis.sets import SetGeometry, SetMove, sums_of_gram
 from entangle.commands.whatif.choice import allowed_losses
 from entangle.errors import RunError
 from entangle.measure.gram import PairGram
+from entangle.measure.set_content import move_content
+from entangle.measure.sets import GROUPS
 from entangle.tables.base import Shown
 from entangle.tables.forecast import forecast_tables
-from losses import PreferenceLoss
+from losses import Incentives, PreferenceLoss
 
 SPLITS = ("trained", "held_out")
 
@@ -34,7 +38,9 @@ class ForecastResult(Shown):
         summary: `pairs`, `held_out`, `metric`, `steps`, `batch_size`, `momentum`, and `losses`: by label the
             `learning_rate` and by split the means over seeds at the last step, each with its `low` and `high` over
             seeds, and `chosen_falls_at`, the first step from which the mean chosen log-prob stays below its start;
-            `holds_to`, the last step at which the trained pairs' means have moved by no more than `HORIZON`.
+            `first_step`, what a step on all pairs does to their means (drift with its interval, exact for incentives
+            that differ from pair to pair); `holds_to`, the last step at which the trained pairs' means have moved by no
+            more than `HORIZON`.
     """
 
     curves: pd.DataFrame
@@ -108,9 +114,11 @@ def forecast_pairs(
             )
         table = pd.concat([_rows(loss, seed, run, trained) for seed, run in runs.items()], ignore_index=True)
         curves.append(table)
-        ends[loss.label] = {"learning_rate": rate, "holds_to": _holds_to(table)} | {
-            split: _end(part) for split, part in table.groupby("split", sort=False)
-        }
+        ends[loss.label] = {
+            "learning_rate": rate,
+            "holds_to": _holds_to(table),
+            "first_step": move_content(_first_step(gram, pairs, incentives_of(loss, logps, batch_size))),
+        } | {split: _end(part) for split, part in table.groupby("split", sort=False)}
     summary = {
         "pairs": len(pairs),
         "held_out": int((~trained).sum()),
@@ -157,6 +165,14 @@ def _rows(loss: PreferenceLoss, seed: int, run: Forecast, trained: np.ndarray) -
             )
         )
     return pd.concat(tables)
+
+
+def _first_step(gram: PairGram, pairs: pd.DataFrame, incentives: Incentives) -> SetMove:
+    """What a step on all pairs does to their mean log-probs: exact for incentives that differ from pair to pair."""
+    prompts = pairs["prompt_hash"].tolist()
+    groups, _ = assign_groups(prompts, GROUPS)
+    weights = torch.cat([incentives.chosen, -incentives.rejected])[None]
+    return SetGeometry.from_sums(sums_of_gram(gram.products, groups, prompts, weights)).move_along(2)
 
 
 def _holds_to(table: pd.DataFrame) -> int:
