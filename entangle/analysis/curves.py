@@ -19,6 +19,7 @@ import pandas as pd
 
 from entangle.analysis.geometry import SIDES
 from entangle.analysis.regimes import REGIMES
+from entangle.analysis.set_verdict import finding
 from entangle.analysis.statistics import Z
 
 
@@ -94,6 +95,29 @@ def set_point(content: Mapping[str, Any], loss: str) -> dict[str, float]:
         **{f"{name}_low": _number(found["low"], -math.inf) for name, found in estimates.items()},
         **{f"{name}_high": _number(found["high"], math.inf) for name, found in estimates.items()},
     }
+
+
+def set_row(content: Mapping[str, Any], loss: str | None) -> dict[str, Any]:
+    """`set_point` and what a table of a run's probes says beside it.
+
+    Columns: metric, set_pairs; set_change_chosen and set_change_rejected, nats per unit of learning rate, with their
+    intervals as *_low and *_high; set_regime by their signs, and set_finding, what is known for certain (see
+    `entangle.analysis.set_verdict.finding`).
+
+    Args:
+        content: the set at one step.
+        loss: the loss's label; None where it can't be judged: then only the geometry is there.
+    """
+    row: dict[str, Any] = {"metric": content["metric"], "set_pairs": content["pairs"]}
+    if loss is None or loss not in content["losses"]:
+        return row | {"set_cosine": _number(content["cosine"]["value"], math.nan)}
+    move = content["losses"][loss]
+    row |= set_point(content, loss)
+    for side in SIDES:
+        row[f"set_change_{side}"] = _number(move[side]["value"], math.nan)
+        row[f"set_change_{side}_low"] = _number(move[side]["low"], -math.inf)
+        row[f"set_change_{side}_high"] = _number(move[side]["high"], math.inf)
+    return row | {"set_regime": move["regime"], "set_finding": finding(move)}
 
 
 def _number(value: float | None, missing: float) -> float:
