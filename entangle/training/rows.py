@@ -52,25 +52,31 @@ class StepRows:
         self.shards = shards
         self._is_shared, self._is_main = args.world_size > 1, args.process_index == 0
         self._own: list[dict[str, Any]] = []
-        self._all: list[dict[str, Any]] = []
+        self._unlogged: list[dict[str, Any]] = []
+        self._unwritten: list[dict[str, Any]] = []
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rows of this process."""
         self._own += rows
 
     def collect(self) -> pd.DataFrame:
-        """All processes' rows since the last time; all must call."""
-        new = gather_object(self._own) if self._is_shared else self._own
-        self._own = []
-        self._all += new
+        """All processes' rows since the last time that this was called; all must call."""
+        self._gather()
+        new, self._unlogged = self._unlogged, []
         return pd.DataFrame(new)
 
     def write(self, step: int) -> None:
         """Write the rows since the last time as a shard; all processes must call."""
-        self.collect()
-        if self._all and self._is_main:
-            self.shards.write(step, pd.DataFrame(self._all).sort_values("step", kind="stable"))
-        self._all = []
+        self._gather()
+        if self._unwritten and self._is_main:
+            self.shards.write(step, pd.DataFrame(self._unwritten).sort_values("step", kind="stable"))
+        self._unwritten = []
+
+    def _gather(self) -> None:
+        new = gather_object(self._own) if self._is_shared else self._own
+        self._own = []
+        self._unlogged += new
+        self._unwritten += new
 
 
 def live_rows(batch: MicroBatch, number: int, processes: int) -> list[dict[str, Any]]:
