@@ -307,7 +307,7 @@ class EntanglementCallback(TrainerCallback):
         """Say, once each, what the set does if it isn't what a loss is for; where it can't tell, what the pairs do."""
         label = None if self._loss is None else self._loss.label
         content = found.sets.get("adamw", found.sets.get("sgd"))
-        if content is not None and label in content["losses"]:
+        if content is not None and label is not None and label in content["losses"]:
             if (said := set_alert(content, label)) is not None:
                 self._alert(said[0], f"At step {step}: {said[1]}")
             if finding(content["losses"][label]) not in (UNKNOWN, UNSURE):

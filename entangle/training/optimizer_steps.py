@@ -42,7 +42,12 @@ def preconditioner(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
 
 
 def metric_of(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor] | None:
-    """P of all parameters by name (see `preconditioner`); None where one has none."""
+    """P of all parameters by name (see `preconditioner`); None where one has none.
+
+    Args:
+        optimizer: torch's own.
+        parameters: by name.
+    """
     found = {name: preconditioner(optimizer, p) for name, p in parameters.items()}
     known = {name: value for name, value in found.items() if value is not None}
     return known if len(known) == len(found) else None

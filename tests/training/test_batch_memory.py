@@ -158,7 +158,7 @@ def gradients(done: Any, inputs: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_effects_on_a_real_model_are_those_of_plain_autograd(optim: str, tmp_path: Path) -> None:
     """Two steps of accumulation 2 with TRL's trainer; the second step's E from autograd and the optimiser's state."""
-    done = runs.trainer(tmp_path, args={"optim": optim, "gradient_accumulation_steps": 2})
+    done: Any = runs.trainer(tmp_path, args={"optim": optim, "gradient_accumulation_steps": 2})
     done.create_optimizer_and_scheduler(2)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -173,6 +173,7 @@ def test_effects_on_a_real_model_are_those_of_plain_autograd(optim: str, tmp_pat
     recorder = BatchRecorder(done.model, geometry=False, memory=memory)
     forward = done.model.__dict__.get("forward")
     halves, found = torch.zeros(2, 1), None
+    signs = torch.tensor([-1.0, 1.0])
     for step, batches in enumerate(([[0, 3], [5, 9]], [[1, 2, 4], [6, 7, 8]])):
         scores, applied = [], []
         for rows in batches:
@@ -192,11 +193,10 @@ def test_effects_on_a_real_model_are_those_of_plain_autograd(optim: str, tmp_pat
         mine = [s.view(2, -1, s.shape[1]) for s in scores]
         if step == 0:
             assert found is None
-            signs = torch.tensor([-1.0, 1.0])
-            halves = sum(
-                torch.einsum("s,sn,snp->sp", signs, u.view(2, -1), s)
-                for u, s in zip(applied, mine, strict=True)
-            )
+            parts = zip(applied, mine, strict=True)
+            halves = torch.stack(
+                [torch.einsum("s,sn,snp->sp", signs, u.view(2, -1), s) for u, s in parts]
+            ).sum(0)
             optimizer.step()
             optimizer.zero_grad()
             continue
