@@ -19,6 +19,7 @@ import pandas as pd
 
 from entangle.analysis.geometry import SIDES
 from entangle.analysis.regimes import REGIMES
+from entangle.analysis.set_verdict import finding
 from entangle.analysis.statistics import Z
 
 
@@ -75,8 +76,10 @@ def set_point(content: Mapping[str, Any], loss: str) -> dict[str, float]:
     """What the set of pairs does at one step, as columns beside those of `curve`.
 
     Columns: set_cosine of the mean scores; set_low and set_high, the incentive ratios between which the set is ideal;
-    set_rho, the loss's own; set_drift, nats of both log-probs per nat of margin; cosine and drift with their intervals
-    as *_low and *_high. NaN where the mean scores have no common direction, or no margin is gained.
+    set_rho, the loss's own; set_drift, nats of both log-probs per nat of margin; set_change_chosen and
+    set_change_rejected, what a step does to the mean log-probs, nats per unit of learning rate; cosine, drift and
+    changes with their intervals as *_low and *_high. NaN where the mean scores have no common direction, or no margin
+    is gained.
 
     Args:
         content: a probe's `summary["set"]`, in which null stands for what isn't finite.
@@ -85,6 +88,7 @@ def set_point(content: Mapping[str, Any], loss: str) -> dict[str, float]:
     move, (lower, upper) = content["losses"][loss], content["band"]
     chosen, rejected = move["incentive_chosen"], move["incentive_rejected"]
     estimates = {"set_cosine": content["cosine"], "set_drift": move["drift"]}
+    estimates |= {f"set_change_{side}": move[side] for side in SIDES}
     has_direction = content["cosine"]["value"] is not None
     return {
         "set_low": _number(lower["value"], math.nan) if has_direction else math.nan,
@@ -94,6 +98,23 @@ def set_point(content: Mapping[str, Any], loss: str) -> dict[str, float]:
         **{f"{name}_low": _number(found["low"], -math.inf) for name, found in estimates.items()},
         **{f"{name}_high": _number(found["high"], math.inf) for name, found in estimates.items()},
     }
+
+
+def set_row(content: Mapping[str, Any], loss: str | None) -> dict[str, Any]:
+    """`set_point` and what a table of a run's probes says beside it.
+
+    Columns: metric, set_pairs, set_regime by the signs of the two changes, and set_finding, what is known for certain
+    (see `entangle.analysis.set_verdict.finding`).
+
+    Args:
+        content: the set at one step.
+        loss: the loss's label; None where it can't be judged: then only the geometry is there.
+    """
+    row: dict[str, Any] = {"metric": content["metric"], "set_pairs": content["pairs"]}
+    if loss is None or loss not in content["losses"]:
+        return row | {"set_cosine": _number(content["cosine"]["value"], math.nan)}
+    move = content["losses"][loss]
+    return row | set_point(content, loss) | {"set_regime": move["regime"], "set_finding": finding(move)}
 
 
 def _number(value: float | None, missing: float) -> float:
@@ -131,10 +152,13 @@ def pair_onsets(rows: pd.DataFrame) -> pd.Series:
 def over_seeds(curves: pd.DataFrame, by: Sequence[str] = ("variant", "loss", "step")) -> pd.DataFrame:
     """Mean over seeds of every number, and its smallest and largest value as *_low and *_high.
 
+    A number's own interval, which has these names already, is left out.
+
     Args:
         curves: rows of `curve` with a column `seed` and those of `by`.
         by: what a row is told apart by, beside the seed.
     """
-    numbers = curves.drop(columns=["seed"]).groupby(list(by), sort=False)
+    ends = [f"{name}{end}" for name in curves for end in ("_low", "_high") if f"{name}{end}" in curves]
+    numbers = curves.drop(columns=["seed", *ends]).groupby(list(by), sort=False)
     low, high = numbers.min().add_suffix("_low"), numbers.max().add_suffix("_high")
     return numbers.mean().join(low).join(high).reset_index()

@@ -17,6 +17,13 @@ UNKNOWN, RISE, FALL, IDEAL, INVERTED, UNSURE = "unknown", "rise", "fall", "ideal
 """Of a set under a loss: nothing is known; both rise; both fall; the chosen rises and the rejected falls, or the other
 way round; one of two of these."""
 
+ALERTS = {
+    FALL: "Both log-probs fall",
+    RISE: "Both log-probs rise",
+    INVERTED: "The margin shrinks",
+}
+"""Titles of warnings, by what is found of a set."""
+
 _SURE = {Regime.BOTH_UP: RISE, Regime.BOTH_DOWN: FALL, Regime.IDEAL: IDEAL, Regime.INVERTED: INVERTED}
 
 
@@ -87,6 +94,40 @@ def set_verdict(content: Mapping[str, Any], loss: str) -> str:
         f"{start} let the two log-probs part or make both {side} under {loss}, these pairs can't tell which: both "
         f"drift by {drift_text(move['drift'])} per nat of margin, and within half a nat they part."
     )
+
+
+def set_alert(content: Mapping[str, Any], loss: str) -> tuple[str, str] | None:
+    """Title and sentence of a warning, where it is known that the set doesn't do what a loss is for; else None.
+
+    Args:
+        content: a summary's `set`.
+        loss: the loss's label.
+    """
+    title = ALERTS.get(finding(content["losses"][loss]))
+    return None if title is None else (title, set_verdict(content, loss))
+
+
+def live_verdict(move: Mapping[str, Any], steps: int, pairs: int) -> str:
+    """What the last steps say of a run's own batches, in one sentence.
+
+    Args:
+        move: what the optimiser's memory does to fresh pairs, as plain values (see `finding`).
+        steps: of the window.
+        pairs: in these steps.
+    """
+    what, start = finding(move), f"Over the last {steps} steps ({pairs} pairs)"
+    if what in (UNKNOWN, UNSURE):
+        return f"{start} it can't be told which way training moves the log-probs of fresh pairs."
+    if what == INVERTED:
+        return f"{start} training lowers the chosen and raises the rejected log-probs of fresh pairs."
+    if what == IDEAL:
+        return f"{start} training raises the chosen and lowers the rejected log-probs of fresh pairs."
+    price = (
+        f": {drift_text(move['drift'], absolute=True)} for each nat of margin"
+        if move["drift"]["has_meaning"]
+        else ""
+    )
+    return f"{start} training makes both log-probs of fresh pairs {what}{price}."
 
 
 def set_advice(content: Mapping[str, Any], loss: str) -> list[str]:

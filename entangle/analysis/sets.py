@@ -150,6 +150,29 @@ class SetGeometry:
             pairs_per_prompt=float((sums.squares * left).sum()) / max(pairs, 1),
         )
 
+    @classmethod
+    def from_batches(cls, blocks: Tensor, pairs: Tensor) -> SetGeometry:
+        """From one block per training batch, as if each batch were a group of the jackknife: their mean over pairs.
+
+        Args:
+            blocks: `(T, 2, 2)`, products of a batch's mean chosen and mean rejected score (rows) with two directions
+                that are independent of the batch (columns).
+            pairs: `(T,)` int64, pairs in each batch.
+        """
+        jackknife = Jackknife(pairs)
+        weights = torch.cat([torch.ones(1, len(pairs), dtype=torch.float64), jackknife.weights]) * pairs
+        values = torch.einsum("rt,tij->rij", weights / weights.sum(1, keepdim=True), blocks.double())
+        nothing = torch.full_like(values, torch.nan)
+        return cls(
+            products=values[0],
+            own=nothing[0],
+            replicates=torch.stack([values, nothing], 1)[1:],
+            jackknife=jackknife,
+            pairs=int(pairs.sum()),
+            prompts=int(pairs.sum()),
+            pairs_per_prompt=1.0,
+        )
+
     @property
     def sq_chosen(self) -> Estimate:
         """U_ww = |mean chosen score|^2, unbiased; its interval has a meaning if it tells the sign."""
@@ -185,13 +208,14 @@ class SetGeometry:
 
     @property
     def band(self) -> tuple[Estimate, Estimate]:
-        """(U_wl / U_ww, U_ll / U_wl): incentive ratios between which the set is ideal; (0, inf) where U_wl <= 0.
+        """(U_wl / U_ww, U_ll / U_lw): incentive ratios between which the set is ideal; (0, inf) where U_wl <= 0.
 
-        Where `may_be_parallel`, the ends may come out in the wrong order: then too the band may be empty, or not.
+        U_lw = U_wl but for products of two sorts of pairs. Where `may_be_parallel`, the ends may come out in the wrong
+        order: then too the band may be empty, or not.
         """
-        lower, upper = self._ratio((0, 1), (0, 0)), self._ratio((1, 1), (0, 1))
-        if self.products[0, 1] <= 0:
-            is_known = self.inner.high < 0
+        lower, upper = self._ratio((0, 1), (0, 0)), self._ratio((1, 1), (1, 0))
+        if self.products[1, 0] <= 0:
+            is_known = self._product(1, 0).high < 0
             upper = replace(upper, value=math.inf, low=math.inf if is_known else 0.0, high=math.inf)
         return clipped(lower, 0.0, math.inf), clipped(upper, 0.0, math.inf)
 

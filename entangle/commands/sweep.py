@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console, RenderableType
 
+from entangle.analysis.agreement import drift_agreement, drifts
 from entangle.analysis.curves import curve, onset, pair_onsets, set_point, with_changes
 from entangle.analysis.geometry import GEOMETRY_COLUMNS, SIDES
 from entangle.analysis.predictions import is_scored
@@ -54,10 +55,11 @@ class SweepResult(Shown):
             changes of both log-probs since the start. What depends on the metric is SGD's, and as *_adamw AdamW's
             where it was asked for and a checkpoint has its state.
         curve: one row per checkpoint (see `analysis.curves.curve`), with *_adamw likewise; where the probes have
-            measured the set, also what it does under the first loss (see `analysis.curves.set_point`); with `--across`
+            measured the set, also what it does under the first loss (see `analysis.curves.set_point`), and AdamW's as
+            *_adamw; with `--across`
             also set_chosen and set_rejected with *_error (what the other pairs do to the mean log-probs over an epoch
             of these pairs under that loss, to first order: nats per unit of learning rate / batch size).
-        summary: onset and start.
+        summary: onset and start, and how well the set at each checkpoint foretold the next (`drift_agreement`).
     """
 
     run: RunFolder
@@ -195,13 +197,13 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], ac
         )
         steps = steps.merge(_suffixed(other, ["step", "index"], PREDICTED), on=["step", "index"], how="left")
         points = points.merge(_suffixed(curve(other), ["step"], CURVE_OF_METRIC), on="step", how="left")
-    sets = [
-        {"step": step} | set_point(probe.summary["set"], loss)
-        for step, probe in probes.items()
-        if "set" in probe.summary
-    ]
-    if sets:
-        points = points.merge(pd.DataFrame(sets), on="step", how="left")
+    sets = {metric: _sets(found, loss) for metric, found in by_metric.items()}
+    if len(sets["sgd"]):
+        points = points.merge(sets["sgd"].drop(columns="metric"), on="step", how="left")
+    if len(of_adamw := sets.get("adamw", pd.DataFrame())):
+        numbers = [str(name) for name in of_adamw if name not in ("step", "metric")]
+        points = points.merge(_suffixed(of_adamw, ["step"], numbers), on="step", how="left")
+    foretold = _foretold(rows, pd.concat(sets.values()), loss)
     if across:
         others = [{"step": step} | _others(probe, loss) for step, probe in probes.items()]
         points = points.merge(pd.DataFrame(others), on="step")
@@ -211,9 +213,28 @@ def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], ac
         "checkpoints": list(probes),
         "onset": onset(points),
         "fallen_pairs": share(int(pairs.notna().sum()), len(pairs)),
+        "drift_agreement": foretold,
         "pair_onsets": {str(step): share(int((pairs <= step).sum()), len(pairs)) for step in probes},
     }
     return SweepResult(folder, steps, points, summary)
+
+
+def _sets(probes: Mapping[int, ProbeResult], loss: str) -> pd.DataFrame:
+    """What the set says at every checkpoint where it was measured under a metric."""
+    found = {step: probe.summary["set"] for step, probe in probes.items() if "set" in probe.summary}
+    return pd.DataFrame(
+        [
+            {"step": step, "metric": content["metric"]} | set_point(content, loss)
+            for step, content in found.items()
+        ]
+    )
+
+
+def _foretold(rows: pd.DataFrame, sets: pd.DataFrame, loss: str) -> dict[Any, Any] | None:
+    """How well the set at each checkpoint foretold the means at the next one; None where it can't be said."""
+    labels = {"variant": loss, "loss": loss, "seed": 0}
+    table = drifts(rows.assign(**labels), sets.assign(**labels)) if len(sets) else sets
+    return drift_agreement(table).to_dict("records")[0] if len(table) else None
 
 
 def _others(probe: ProbeResult, loss: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ adapter/, model/   what was trained: `entangle probe --model_name_or_path RUN/ad
 loss.json          the loss, as `losses.build` reads it
 log_history.json   every row of the trainer's log
 held_out.parquet  log-probs of each held-out pair at the start and at the end
-steps/, ledger/    what the callback saw, where it was asked to
+steps/, set/, ...  what the callback saw, where it was asked to
 sft/               the run of the fine-tuning before, with its merged model
 selection.parquet  what pairs were selected by, and which were kept
 """
@@ -103,7 +103,8 @@ class TrainResult(Shown):
 
     def renderable(self) -> RenderableType:
         """The table as a rich object, and in a sentence each why the log-probs moved, where a ledger was kept."""
-        table, ledger = train_table(self.summary, self.log), self.run.table("ledger.parquet")
+        table = train_table(self.summary, self.log, self.run.table("set.parquet"))
+        ledger = self.run.table("ledger.parquet")
         if ledger is None:
             return table
         return Group(table, *(Text(describe_change(ledger, side)) for side in ("chosen", "rejected")))

@@ -35,12 +35,7 @@ def set_content(
     total = _added(grams.values())
     geometry = SetGeometry.from_sums(total, grouping.kinds)
     content = {
-        "metric": metric,
-        "pairs": geometry.pairs,
-        "prompts": geometry.prompts,
-        "groups": len(grouping.kinds),
-        **block_of(geometry),
-        "losses": moves_of(geometry, predictions),
+        **brief_content(grams, grouping, predictions, metric),
         "epoch": block_of(geometry.epoch()) | {"losses": moves_of(geometry.epoch(), predictions)},
         "layers": {
             name: block_of(SetGeometry.from_sums(gram, grouping.kinds)) for name, gram in _by_layer(grams)
@@ -62,6 +57,21 @@ def set_content(
             ],
         }
     return content
+
+
+def brief_content(
+    grams: Mapping[str, SumGram], grouping: Grouping, predictions: pd.DataFrame, metric: str
+) -> dict[str, Any]:
+    """The set's block and what each loss does to it, all that a sentence needs; arguments as in `set_content`."""
+    geometry = SetGeometry.from_sums(_added(grams.values()), grouping.kinds)
+    return {
+        "metric": metric,
+        "pairs": geometry.pairs,
+        "prompts": geometry.prompts,
+        "groups": len(grouping.kinds),
+        **block_of(geometry),
+        "losses": moves_of(geometry, predictions),
+    }
 
 
 def geometry_of_content(content: Mapping[str, Any]) -> SetGeometry:

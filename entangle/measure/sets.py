@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from entangle.analysis.jackknife import assign_groups
 from entangle.data import TokenizedPair
@@ -99,7 +99,11 @@ class SetSums:
 
     @classmethod
     def over(
-        cls, parameters: Mapping[str, nn.Parameter], pairs: Sequence[TokenizedPair], column: str | None
+        cls,
+        parameters: Mapping[str, nn.Parameter],
+        pairs: Sequence[TokenizedPair],
+        column: str | None,
+        limit: int = MEMORY,
     ) -> SetSums | None:
         """Sums over these pairs; None where there are no two prompts or memory allows no groups.
 
@@ -107,13 +111,27 @@ class SetSums:
             parameters: the probed parameters by name.
             pairs: all pairs.
             column: of the pairs' own columns, to tell kinds apart by.
+            limit: bytes that the sums may take.
         """
-        grouping = grouping_of(parameters, pairs, column)
+        grouping = grouping_of(parameters, pairs, column, limit)
         return None if grouping is None else cls(parameters, grouping)
 
+    def share(self, total: Callable[[Tensor], Tensor], gathered: Callable[[list], list]) -> None:
+        """Join what all processes summed, each over its own pairs (see `GroupSums.share`); each must call."""
+        self._is_given_up = any(gathered([self._is_given_up]))
+        if not self._is_given_up:
+            self._sums.share(total, gathered)
+
     def joined(self, metric: Metric | None = None) -> dict[str, SumGram] | None:
-        """Products by module; None if sums were given up."""
+        """Products by module, in the metric of the passes; None if sums were given up."""
         return None if self._is_given_up else self._sums.module_grams(metric)
+
+    def joined_under(self, metric: Metric) -> dict[str, SumGram] | None:
+        """Products by module in another metric than the passes': of different groups alone, own terms being unknown."""
+        found = self.joined(metric)
+        return found and {
+            module: replace(gram, own=torch.full_like(gram.own, torch.nan)) for module, gram in found.items()
+        }
 
 
 class RunSums:
@@ -225,7 +243,10 @@ def _of_pass(sums: GroupSums, grouping: Grouping, pairs: Sequence[TokenizedPair]
 
 
 def grouping_of(
-    parameters: Mapping[str, nn.Parameter], pairs: Sequence[TokenizedPair], column: str | None
+    parameters: Mapping[str, nn.Parameter],
+    pairs: Sequence[TokenizedPair],
+    column: str | None,
+    limit: int = MEMORY,
 ) -> Grouping | None:
     """Groups of these pairs that memory allows; None where it allows none or there are no two prompts.
 
@@ -233,8 +254,9 @@ def grouping_of(
         parameters: the probed parameters by name.
         pairs: all pairs.
         column: of the pairs' own columns, to tell kinds apart by.
+        limit: bytes that the sums may take.
     """
-    groups = affordable_groups(parameters)
+    groups = affordable_groups(parameters, limit)
     prompts = {pair.prompt_hash for pair in pairs if is_scorable(pair)}
     return Grouping.make(pairs, groups, column) if groups and len(prompts) >= 2 else None
 

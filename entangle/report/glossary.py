@@ -76,6 +76,12 @@ GLOSSARY: dict[str, Entry] = {
         "The incentive ratios under which one step raises the chosen and lowers the rejected response. Its centre on "
         "the log axis is the norm ratio, its half-width -log cos; at cosine 1 nothing is left of it.",
     ),
+    "drift": Entry(
+        "drift",
+        "(D_w + D_l) / (2 (D_w - D_l))",
+        "By how many nats both mean log-probs move for each nat of margin that a step on the whole set gains; D_w and "
+        "D_l are the changes of the two means. Above 1/2 both rise, below -1/2 both fall, in between they part.",
+    ),
     "slack": Entry(
         "slack",
         "min(log rho - log(c/A), log(B/c) - log rho)",

@@ -33,7 +33,12 @@ def training_blocks(source: Source) -> list[Block]:
         blocks.append(_course(points))
     if source.curve is not None and "set_cosine" in source.curve:
         heads, rows = set_rows(source.curve)
-        terms = {"ideal for rho between": "across", "rho": "rho", "others on chosen": "across"}
+        terms = {
+            "ideal for rho between": "across",
+            "rho": "rho",
+            "drift": "drift",
+            "others on chosen": "across",
+        }
         title = SET_TITLE.format(**source.summary)
         blocks.append(Table(title, [Heading(head, terms.get(head, "")) for head in heads], rows))
         blocks.append(Prose(set_caption(source.curve), is_quiet=True))

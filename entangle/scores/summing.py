@@ -141,7 +141,7 @@ class PassSums:
             for direction, weights in enumerate(self._weights_of(own).view(-1, 2, len(own))):
                 for member, weight in zip(members, weights, strict=True):
                     for term in member if weight.any() else ():
-                        _add_term(into[group, direction], term, weight * self._sign)
+                        add_term(into[group, direction], term, weight * self._sign)
 
     def add_twins(self, module: str, number: int, gram: Tensor) -> None:
         """Take note of the products of `twins[number]` in one parameter, `(2k, 2k)`, chosen rows first.
@@ -244,8 +244,30 @@ class Sink:
         self.sums.add_factored(self.name, score, is_finite)
 
 
-def _add_term(into: Tensor, term: Term, weight: Tensor) -> None:
-    """Add sum_i weight_i term_i to `into` `(a, b)`, in place; `weight` `(m,)`."""
+def weighted_sums(term: Term, weights: Tensor) -> Tensor:
+    """sum_i weights_ki term_i for every k: `(K, a, b)` float32.
+
+    Args:
+        term: `(m rows)`.
+        weights: `(K, m)`.
+    """
+    if not isinstance(term, Outer):
+        value = term.value.flatten(1).float()
+        return (weights.to(value) @ value).view(len(weights), *term.value.shape[1:])
+    total = torch.zeros(len(weights), term.left.shape[-1], term.right.shape[-1], device=term.device)
+    for into, weight in zip(total, weights, strict=True):
+        add_term(into, term, weight.to(into))
+    return total
+
+
+def add_term(into: Tensor, term: Term, weight: Tensor) -> None:
+    """Add sum_i weight_i term_i to `into` `(a, b)`, in place.
+
+    Args:
+        into: the sum.
+        term: m rows.
+        weight: `(m,)`.
+    """
     if not isinstance(term, Outer):
         into.add_(torch.tensordot(weight.to(into), term.value.to(into), 1).view_as(into))
         return

@@ -15,10 +15,11 @@ taken off a group's product with itself, they leave products of different prompt
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -48,6 +49,16 @@ class SumGram:
     pairs: Tensor
     squares: Tensor
     prompts: Tensor
+
+
+class Counted(NamedTuple):
+    """What sums hold beside the sums themselves: see `GroupSums`."""
+
+    own: dict[str, Tensor]
+    pairs: Tensor
+    squares: Tensor
+    is_torn: Tensor
+    prompts: dict[int, int]
 
 
 class GroupSums:
@@ -145,6 +156,25 @@ class GroupSums:
         for prompt, group in other._prompts.items():
             self._meet(prompt, group)
         self.shards |= other.shards
+
+    def share(
+        self, total: Callable[[Tensor], Tensor], gathered: Callable[[list[Counted]], list[Counted]]
+    ) -> None:
+        """Add what all processes summed, each over pairs of its own; each must call.
+
+        Args:
+            total: the sum of a tensor over processes.
+            gathered: the lists of all processes, one behind the other.
+        """
+        own = Counted(self._own, self._pairs, self._squares, self._is_torn, self._prompts)
+        whole = GroupSums({}, self.groups, directions=self.directions)
+        for part in gathered([own]):
+            other = GroupSums({}, self.groups, directions=self.directions)
+            other._own, other._pairs, other._squares, other._is_torn, other._prompts = part
+            whole.merge(other)
+        self._own, self._pairs, self._squares = whole._own, whole._pairs, whole._squares
+        self._is_torn, self._prompts = whole._is_torn, whole._prompts
+        self._sums = {name: total(self.sum_of(name)) for name in self.parameters}
 
     def gram(self, metric: Mapping[str, Tensor] | None = None) -> SumGram:
         """Products over all parameters; `metric` is the one that the passes had."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ COLUMNS: dict[str, tuple[str, float, str]] = {
     "rejected": ("moved_rejected", 1, "+.2f"),
     "both fell": ("both_fell", 100, ".0f"),
     "predicted to": ("both_down", 100, ".0f"),
+    "drift": ("set_drift", 1, "+.2f"),
     "accuracy": ("accuracy", 100, ".0f"),
     "ROUGE-L": ("rouge_l_greedy", 100, ".1f"),
     "length": ("length_greedy", 1, ".0f"),
@@ -27,8 +29,9 @@ LONGEST = 12
 
 CAPTION = (
     "Probed pairs (held out, unless probe_trained is given): change of the mean log-probs since the start, nats; "
-    "pairs that lost both, pairs predicted to under one step on themselves, pairs whose margin grew, %. Greedy "
-    "summaries: ROUGE-L, %, and tokens."
+    "pairs that lost both, pairs predicted to under one step on themselves, pairs whose margin grew, %. Drift: nats by "
+    "which both means move per nat of margin, as the set of these pairs foretells; between -1/2 and 1/2 they part. "
+    "Greedy summaries: ROUGE-L, %, and tokens."
 )
 
 
@@ -39,7 +42,8 @@ def final_rows(variants: pd.DataFrame, start: Mapping[str, float]) -> tuple[list
         variants: one row per loss and setting: its last point, over seeds.
         start: quality of the summaries before training.
     """
-    shown = {title: what for title, what in COLUMNS.items() if what[0] in variants}
+    columns = COLUMNS | ({"drift": ("set_drift_adamw", 1, "+.2f")} if "set_drift_adamw" in variants else {})
+    shown = {title: what for title, what in columns.items() if what[0] in variants}
     rows = [
         [str(row["variant"]), *(_spread(row, *what) for what in shown.values())]
         for row in variants.to_dict("records")
@@ -77,6 +81,8 @@ def comparison_tables(variants: pd.DataFrame, start: Mapping[str, float], seeds:
 
 def _spread(row: Mapping[Any, Any], name: str, scale: float, form: str) -> str:
     """The mean over seeds, and half the range where there is one."""
+    if math.isnan(row[name]):
+        return ""
     half = scale * (row[f"{name}_high"] - row[f"{name}_low"]) / 2
     return format(scale * row[name], form) + (f"±{half:{form.lstrip('+')}}" if half else "")
 

@@ -10,6 +10,7 @@ import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from entangle.analysis.agreement import drift_sentence
 from entangle.analysis.findings import cosine_text, onset_sentence
 from entangle.analysis.geometry import SIDES
 from entangle.analysis.statistics import Z
@@ -62,6 +63,8 @@ def sweep_tables(points: pd.DataFrame, summary: Mapping[str, Any]) -> Renderable
         for row in rows:
             below.add_row(*row)
         below.caption = set_caption(points)
+    if summary.get("drift_agreement"):
+        parts.append(Text(drift_sentence(summary["drift_agreement"], "checkpoints")))
     return Group(*parts)
 
 

@@ -6,23 +6,39 @@ import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self, cast
 
+import pandas as pd
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+from entangle.analysis.cross_batch import WINDOW
 from entangle.analysis.regimes import Regime
+from entangle.analysis.set_verdict import ALERTS, FALL, UNKNOWN, UNSURE, finding, live_verdict, set_alert
 from entangle.config.foreign import losses_of_trl, names_in_trl
 from entangle.data import Pairs, PreferencePair, TokenizedPair, load_pairs
 from entangle.runs.shards import StepShards
 from entangle.training.accounting import LedgerRecorder
 from entangle.training.live import BatchRecorder
-from entangle.training.probing import ProbeSet
-from entangle.training.rows import StepRows, ledger_metrics, live_metrics, live_rows, probe_metrics
+from entangle.training.memory import BatchMemory, batch_memory
+from entangle.training.optimizer_steps import innermost, metric_of
+from entangle.training.probing import Probed, ProbeSet
+from entangle.training.rows import (
+    StepRows,
+    batch_metrics,
+    batch_row,
+    ledger_metrics,
+    live_metrics,
+    live_rows,
+    probe_metrics,
+    set_metrics,
+    set_rows,
+)
 from entangle.training.trainer import LOSS_OPTIONS, TrainingError
 from losses import PreferenceLoss, build
 
@@ -44,8 +60,15 @@ class EntanglementCallback(TrainerCallback):
     - **Probe set** (`pairs`; `steps.parquet`): before the first step, every `every` steps and after the last one,
       each pair's geometry, log-probs and, under the trained loss, incentives, predicted changes and regime. The
       numbers are those of the stored weights in eval mode: no dropout, no autocast. Logged as `entangle/probe/*`.
+      From the same pass the set of these pairs as one (`entangle.analysis.sets`), which on real data decides which way
+      the mean log-probs go: cosine, band and drift under the loss's present incentives, in the plain metric and under
+      Adam's preconditioner as the run holds it (`set.parquet`). Logged as `entangle/set/*`.
     - **Live** (`live.parquet`): at every step the geometry of the very batch, read off the step's own backward pass
       (`BatchRecorder`); incentives carry the mean over the batch and its accumulation. Logged as `entangle/live/*`.
+      And what the optimiser's memory of earlier batches does to this one, from which the drift of fresh pairs follows
+      without any probe (`batches.parquet`, `entangle.analysis.cross_batch`). Logged as `entangle/set/live_*`. The
+      memory is of one epoch and isn't in checkpoints: a resumed run gathers it anew. It is left out above 134 million
+      trained parameters.
     - **Ledger** (`ledger.parquet`): at every step the change of each probed pair's log-probs, split by its causes
       (`entangle.analysis.ledger`). It costs a forward and backward and a forward over the probe set per accounted step.
       Logged as `entangle/ledger/*`, nats since the last row of the log.
@@ -63,7 +86,9 @@ class EntanglementCallback(TrainerCallback):
         ledger_every: account for one step in so many; the changes in between are then unaccounted for.
         loss: the trained loss; None: the trainer's (PreferenceTrainer, and TRL's DPOTrainer by its `loss_type`).
         output_dir: where rows go; None: the folder `entangle` in the trainer's output_dir.
-        max_both_down: warn, once, when a larger share of the probed pairs is predicted to lose both log-probs.
+        max_both_down: where the set doesn't decide: warn, once, when a larger share of the probed pairs is predicted to
+            lose both log-probs. Where it is known that the set makes both log-probs fall or both rise, that is what the
+            warning says, once each.
         batch_size: pairs of a probe's pass; None: as many as make 4096 tokens.
 
     Raises:
@@ -98,7 +123,7 @@ class EntanglementCallback(TrainerCallback):
         self.max_both_down = max_both_down
         self.batch_size = batch_size
         self._trainer: Trainer | None = None
-        self._has_alerted = False
+        self._alerted: set[str] = set()
         self._clear()
 
     def attach(self, trainer: Trainer) -> Self:
@@ -129,13 +154,16 @@ class EntanglementCallback(TrainerCallback):
             self._loss = trained_loss(self._trainer)
         folder = Path(args.output_dir) / "entangle" if self.output_dir is None else Path(self.output_dir)
         self._steps = StepShards(folder, "steps")
-        asked = {"live": self.live, "ledger": self.ledger}
+        self._sets = StepShards(folder, "set")
+        asked = {"live": self.live, "batches": self.live, "ledger": self.ledger}
         self._tables = {
             kind: StepRows(StepShards(folder, kind), args) for kind, is_asked in asked.items() if is_asked
         }
-        model = kwargs["model"]
+        model, self._optimizer = kwargs["model"], innermost(kwargs["optimizer"])
+        if self.live:
+            self._memory = batch_memory(model, self._optimizer)
         if self.live or self.ledger:
-            self._batches = BatchRecorder(model, geometry=self.live)
+            self._batches = BatchRecorder(model, geometry=self.live, memory=self._memory)
         if self.pairs:
             self._set = self._probe_set(args, model, kwargs["processing_class"])
         if self.ledger and self._set and self._batches and self._trainer:
@@ -154,6 +182,8 @@ class EntanglementCallback(TrainerCallback):
         self._set: ProbeSet | None = None
         self._batches: BatchRecorder | None = None
         self._ledger_recorder: LedgerRecorder | None = None
+        self._memory: BatchMemory | None = None
+        self._window = pd.DataFrame()
         self._tables: dict[str, StepRows] = {}
         self._last_probe = -1
 
@@ -177,8 +207,17 @@ class EntanglementCallback(TrainerCallback):
         if self._args.world_size > 1:
             gather_object([step])  # nobody deletes what another process still reads
         if self._args.process_index == 0:
-            for shards in (self._steps, *(table.shards for table in self._tables.values())):
+            for shards in self._shards:
                 shards.drop_after(step)
+
+    @property
+    def _shards(self) -> list[StepShards]:
+        return [self._steps, self._sets, *(table.shards for table in self._tables.values())]
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The pairs come anew: a memory of them would meet them again."""
+        if self._memory is not None:
+            self._memory.forget()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step's gradients are there: take what the hooks have seen, and take the step apart."""
@@ -203,6 +242,8 @@ class EntanglementCallback(TrainerCallback):
                 for row in live_rows(batch, number, args.world_size)
             ]
             self._tables["live"].add([{"step": state.global_step + 1} | row for row in rows])
+            if self._memory is not None and (found := self._memory.close()) is not None:
+                self._tables["batches"].add([batch_row(state.global_step + 1, *found)])
         if self._ledger_recorder and (state.global_step + 1) % self.ledger_every == 0:
             self._ledger_recorder.before(state.global_step, batches)
 
@@ -217,7 +258,10 @@ class EntanglementCallback(TrainerCallback):
         if control.should_log:
             summaries = {"live": live_metrics, "ledger": ledger_metrics}
             for kind, table in self._tables.items():
-                self._log(summaries[kind](table.collect()))
+                if kind == "batches":
+                    self._log_batches(table.collect(), state.global_step)
+                else:
+                    self._log(summaries[kind](table.collect()))
         if state.global_step % self.every == 0 or control.should_training_stop:
             self._write(state.global_step)
             self._probe(state)
@@ -233,7 +277,7 @@ class EntanglementCallback(TrainerCallback):
         self._write(state.global_step)
         self._probe(state)
         if args.process_index == 0:
-            for shards in (self._steps, *(table.shards for table in self._tables.values())):
+            for shards in self._shards:
                 shards.join()
         self._clear()
 
@@ -246,21 +290,51 @@ class EntanglementCallback(TrainerCallback):
             return
         self._last_probe = state.global_step
         with self._batches.paused() if self._batches else nullcontext():
-            rows = self._set.measure(self._loss, self._args.per_device_train_batch_size)
+            metric = metric_of(self._optimizer, self._set.policy.parameters)
+            found = self._set.measure(self._loss, self._args.per_device_train_batch_size, metric)
+        rows, label = found.rows, None if self._loss is None else self._loss.label
         rows.insert(0, "step", state.global_step)
+        sets = [{"step": state.global_step} | row for row in set_rows(found.sets, label)]
         if self._args.process_index == 0:
             self._steps.write(state.global_step, rows)
+            if sets:
+                self._sets.write(state.global_step, pd.DataFrame(sets))
         metrics = probe_metrics(rows)
-        self._log(metrics)
-        share = metrics.get(f"entangle/probe/{Regime.BOTH_DOWN}", 0.0)
-        if share > self.max_both_down and not self._has_alerted and self._args.process_index == 0:
-            self._has_alerted = True
-            alert(
-                "Both log-probs fall",
-                f"At step {state.global_step}, {share:.0%} of the {len(rows)} probed pairs are predicted to lose "
-                f"log-prob of both responses (more than max_both_down={self.max_both_down:g}).",
-                self._args.report_to,
+        self._log(set_metrics(sets) | metrics)
+        self._warn_of_probe(state.global_step, found, metrics.get(f"entangle/probe/{Regime.BOTH_DOWN}", 0.0))
+
+    def _warn_of_probe(self, step: int, found: Probed, share: float) -> None:
+        """Say, once each, what the set does if it isn't what a loss is for; where it can't tell, what the pairs do."""
+        label = None if self._loss is None else self._loss.label
+        content = found.sets.get("adamw", found.sets.get("sgd"))
+        if content is not None and label is not None and label in content["losses"]:
+            if (said := set_alert(content, label)) is not None:
+                self._alert(said[0], f"At step {step}: {said[1]}")
+            if finding(content["losses"][label]) not in (UNKNOWN, UNSURE):
+                return
+        if share > self.max_both_down:
+            self._alert(
+                ALERTS[FALL],
+                f"At step {step}, {share:.0%} of the {len(found.rows)} probed pairs are predicted to lose log-prob of "
+                f"both responses (more than max_both_down={self.max_both_down:g}).",
             )
+
+    def _log_batches(self, rows: pd.DataFrame, step: int) -> None:
+        """What the last steps' batches say of fresh pairs, and a warning if it isn't what a loss is for."""
+        if rows.empty:
+            return
+        self._window = pd.concat([self._window, rows], ignore_index=True)
+        self._window = self._window[self._window["step"] > self._window["step"].max() - WINDOW]
+        metrics, move = batch_metrics(self._window)
+        self._log(metrics)
+        if move is not None and (title := ALERTS.get(finding(move))) is not None:
+            self._alert(title, f"At step {step}: {live_verdict(move, move['steps'], move['pairs'])}")
+
+    def _alert(self, title: str, text: str) -> None:
+        """Warn once under a title."""
+        if title not in self._alerted and self._args.process_index == 0:
+            self._alerted.add(title)
+            alert(title, text, self._args.report_to)
 
     def _log(self, metrics: dict[str, float]) -> None:
         """A row of its own in the run's log; TRL's `log` would empty its buffers into it."""
@@ -340,6 +414,7 @@ def training_pairs(trainer: Trainer | None, count: int) -> list[TokenizedPair]:
                 prompt[:limit],
                 chosen,
                 rejected,
+                prompt_hash=blake2b(repr(prompt).encode(), digest_size=8).hexdigest(),
                 identical=chosen == rejected,
                 empty=is_empty,
                 **reference,

@@ -30,6 +30,7 @@ from entangle.scores.reduce import pair_block
 from entangle.scores.rules import Call
 from entangle.scores.sites import Site, detached, find_sites
 from entangle.scores.terms import Dense, Outer, Score, Term
+from entangle.training.memory import BatchMemory
 from entangle.training.trainer import TrainingError
 
 SMALLEST_UPSTREAM = 1e-20
@@ -70,6 +71,7 @@ class MicroBatch:
     _terms: dict[str, list[Term]] = field(default_factory=lambda: defaultdict(list))
     _blocks: dict[str, Tensor] = field(default_factory=dict)
     _dtypes: set[torch.dtype] = field(default_factory=set)
+    _weights: Tensor | None = None
 
     @property
     def pairs(self) -> int:
@@ -132,13 +134,15 @@ class BatchRecorder:
 
     Args:
         model: the policy, whose forward returns `log_probs` (TRL's fused head) and is given `labels`.
-        geometry: whether the Gram blocks are wanted; without them nothing in the layers is hooked.
+        geometry: whether the Gram blocks are wanted.
+        memory: what is told of every micro-batch's scores; None: nothing. Without it and without `geometry` nothing in
+            the layers is hooked.
 
     Raises:
         TrainingError: a trained parameter has no rule, so that its part of the scores can't be read off.
     """
 
-    def __init__(self, model: nn.Module, *, geometry: bool) -> None:
+    def __init__(self, model: nn.Module, *, geometry: bool, memory: BatchMemory | None = None) -> None:
         self._current: MicroBatch | None = None
         self._done: list[MicroBatch] = []
         self._is_paused = False
@@ -148,7 +152,8 @@ class BatchRecorder:
             model.register_forward_pre_hook(self._begins, with_kwargs=True),
             model.register_forward_hook(self._ends),
         ]
-        if geometry:
+        self._wants_blocks, self._memory = geometry, memory
+        if geometry or memory is not None:
             self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
             self._hook_layers(model)
 
@@ -211,6 +216,13 @@ class BatchRecorder:
         spread = ((grad - mean[:, None]).abs() * scored).amax(1)
         batch.upstream = torch.where(spread <= EVENNESS * mean.abs(), mean, torch.nan)
         batch._inverse = torch.where(batch.is_known, 1 / batch.upstream, 0)
+        if self._memory is not None:
+            both = batch.is_known.view(2, -1).all(0).repeat(2)
+            sign = torch.ones_like(batch.upstream)
+            sign[: batch.pairs] = -1.0
+            applied = torch.where(batch.is_known, sign * batch.upstream, 0)  # d_w and d_l
+            batch._weights = torch.stack([both.to(applied), applied])
+            self._memory.count(int(both.sum()) // 2)
 
     def _hook_layers(self, model: nn.Module) -> None:
         self._shapes = {name: matrix_shape(p) for name, p in self._parameters.items()}
@@ -289,6 +301,11 @@ class BatchRecorder:
 
     def _reduce(self, batch: MicroBatch, name: str) -> None:
         terms, n = batch._terms.pop(name), batch.pairs
+        if self._memory is not None and batch._weights is not None:
+            self._memory.add(name, terms, batch._weights)
+        if not self._wants_blocks:
+            batch._blocks[name] = torch.empty(0)
+            return
         members = tuple(term[:n] for term in terms), tuple(term[n:] for term in terms)
         batch._blocks[name] = pair_block(Score(members, self._shapes[name]), None)
 

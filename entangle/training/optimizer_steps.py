@@ -6,11 +6,51 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from entangle.analysis.ledger import ParameterStep, adamw_step, sgd_step
 from entangle.training.trainer import TrainingError
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """The torch optimiser inside accelerate's."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def momentum_of(optimizer: Optimizer) -> float | None:
+    """The decay of the optimiser's average of gradients: beta1 of Adam's kin, momentum of SGD; None without one."""
+    first = optimizer.param_groups[0]
+    return float(first["betas"][0] if "betas" in first else first.get("momentum", 0.0)) or None
+
+
+def preconditioner(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
+    """P = 1 / (sqrt(v / (1 - beta2^t)) + eps) of Adam and AdamW after t steps; None of others, or before a step.
+
+    Args:
+        optimizer: torch's own.
+        parameter: one that it holds.
+    """
+    state = optimizer.state.get(parameter, {})
+    if not isinstance(optimizer, Adam) or "exp_avg_sq" not in state:
+        return None
+    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    square = state["exp_avg_sq"] / (1 - group["betas"][1] ** int(state["step"]))
+    return 1 / (square.float().sqrt() + group["eps"])
+
+
+def metric_of(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor] | None:
+    """P of all parameters by name (see `preconditioner`); None where one has none.
+
+    Args:
+        optimizer: torch's own.
+        parameters: by name.
+    """
+    found = {name: preconditioner(optimizer, p) for name, p in parameters.items()}
+    known = {name: value for name, value in found.items() if value is not None}
+    return known if len(known) == len(found) else None
 
 
 def check_optimizer(optimizer: Any) -> Optimizer:
@@ -19,9 +59,7 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     Raises:
         TrainingError: it doesn't; the message names those it knows.
     """
-    inner = optimizer
-    while hasattr(inner, "optimizer"):
-        inner = inner.optimizer
+    inner = innermost(optimizer)
     groups = inner.param_groups
     odd = [flag for flag in ("amsgrad", "maximize") if any(group.get(flag) for group in groups)]
     if not isinstance(inner, Adam | SGD) or odd:

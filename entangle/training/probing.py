@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, reduce
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from entangle.analysis.predictions import predict_losses, usable_losses
 from entangle.data import PreferencePair, TokenizedPair, tokenize_pair
 from entangle.measure.passes import Measurement, rows_of_shard
 from entangle.measure.plan import Plan, is_scorable, longest
 from entangle.measure.rows import number_columns
+from entangle.measure.set_content import brief_content
+from entangle.measure.sets import SetSums
 from entangle.models import (
     AdapterOff,
     Columns,
@@ -27,12 +29,29 @@ from entangle.models import (
     undisturbed,
 )
 from entangle.models.reference import START
-from entangle.scores import Engine, make_engine
+from entangle.runs.folder import as_json
+from entangle.scores import Engine, Metric, make_engine
 from entangle.scores.rows import RowBatch
 from losses import PreferenceLoss
 
+SET_MEMORY = 2**31
+"""Bytes that the set's sums may take beside a training: 16 groups of a LoRA of 16 million parameters, 4 of 67."""
+
 PUSH_COLUMNS = ("incentive_chosen", "incentive_rejected", "change_chosen", "change_rejected", "regime")
 """What a step's rows take from `predict_losses`."""
+
+
+class Probed(NamedTuple):
+    """What one probe found.
+
+    Args:
+        rows: one per pair: the columns of a probe's pairs, and under the loss incentives, changes and regime.
+        sets: the set of these pairs as one, by metric: `sgd`, and under a preconditioner `adamw` (see
+            `entangle.measure.set_content.brief_content`); empty where it can't be measured.
+    """
+
+    rows: pd.DataFrame
+    sets: dict[str, dict[str, Any]]
 
 
 class ProbeSet:
@@ -89,8 +108,10 @@ class ProbeSet:
                 part = batch[start : start + (most or len(batch))]
                 yield part, self.policy.collate(part)
 
-    def measure(self, loss: PreferenceLoss | None, loss_batch_size: int) -> pd.DataFrame:
-        """One row per pair: the columns of a probe's pairs, and under `loss` incentives, changes and regime.
+    def measure(
+        self, loss: PreferenceLoss | None, loss_batch_size: int, metric: Metric | None = None
+    ) -> Probed:
+        """Every pair, and in the same pass the set of them all.
 
         Reference log-probs are computed once and kept. A pair that can't be scored, and the incentives of a loss
         that weighs tokens, are left empty.
@@ -98,22 +119,42 @@ class ProbeSet:
         Args:
             loss: the trained loss; None: no incentives, changes and regimes.
             loss_batch_size: pairs per batch of a batch-coupled loss.
+            metric: the optimiser's preconditioner, in which the set is wanted too; None: it has none.
         """
+        sums = SetSums.over(self.policy.parameters, list(self.pairs.values()), None, SET_MEMORY)
         with undisturbed(self.policy.model):
             if self.has_reference and not self._is_referenced:
                 self._keep_reference()
             plan = Plan((self._own,), self._batch_size)
-            measurement = Measurement(self.policy, self.engine, [number_columns])
+            measurement = Measurement(self.policy, self.engine, [number_columns], sums=sums)
             own = rows_of_shard(plan, 0, measurement, lambda count: None).rows
         rows = pd.DataFrame(self._gathered(own)).sort_values("index", ignore_index=True)
         for side in ("chosen", "rejected"):
             rows[f"logps_per_token_{side}"] = rows[f"logps_{side}"] / rows[f"length_{side}"]
+        judged = self._judged(rows, loss, loss_batch_size)
+        sets = {} if sums is None else self._sets(sums, judged, metric)
+        if judged.empty:
+            return Probed(rows.assign(**dict.fromkeys(PUSH_COLUMNS[:-1], float("nan")), regime=None), sets)
+        return Probed(rows.merge(judged[["index", *PUSH_COLUMNS]], on="index", how="left"), sets)
+
+    def _judged(self, rows: pd.DataFrame, loss: PreferenceLoss | None, loss_batch_size: int) -> pd.DataFrame:
+        """Predictions under the loss; empty where it can't be judged."""
         has_reference = bool(rows["ref_logps_chosen"].notna().any())
         usable, _ = usable_losses([loss] if loss else [], has_reference=has_reference)
         if not usable:
-            return rows.assign(**dict.fromkeys(PUSH_COLUMNS[:-1], float("nan")), regime=None)
-        judged = predict_losses(rows, usable, resolution=self.engine.resolution, batch_size=loss_batch_size)
-        return rows.merge(judged[["index", *PUSH_COLUMNS]], on="index", how="left")
+            return pd.DataFrame(columns=["loss"])
+        return predict_losses(rows, usable, resolution=self.engine.resolution, batch_size=loss_batch_size)
+
+    def _sets(self, sums: SetSums, judged: pd.DataFrame, metric: Metric | None) -> dict[str, dict[str, Any]]:
+        """The set as one, by metric; every process calls."""
+        if self._is_shared:
+            sums.share(lambda value: cast(Tensor, reduce(value, "sum")), gather_object)
+        found = {"sgd": sums.joined(), "adamw": None if metric is None else sums.joined_under(metric)}
+        return {
+            name: as_json(brief_content(grams, sums.grouping, judged, name))
+            for name, grams in found.items()
+            if grams is not None
+        }
 
     def restore_reference(self, rows: pd.DataFrame) -> None:
         """Take the reference log-probs from rows that were measured earlier in the same run."""

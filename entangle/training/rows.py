@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
 from accelerate.utils import gather_object
 
+from entangle.analysis.cross_batch import EFFECTS, live_point, window_geometry
+from entangle.analysis.curves import set_row
 from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.analysis.ledger import PARTS, cumulate
 from entangle.analysis.regimes import REGIMES, predict
+from entangle.measure.set_content import move_content
+from entangle.runs.folder import as_json
 from entangle.runs.shards import StepShards
 from entangle.training.live import MicroBatch
 from losses import Incentives
 
 MEANS = ("logps_chosen", "logps_rejected", "logps_per_token_chosen", "logps_per_token_rejected")
 """Columns of the probe set that are logged as means over pairs."""
+
+
+SET_METRICS = {
+    "cosine": "cosine",
+    "band_low": "low",
+    "band_high": "high",
+    "rho": "rho",
+    "drift": "drift",
+    "drift_low": "drift_low",
+    "drift_high": "drift_high",
+    "change_chosen": "change_chosen",
+    "change_rejected": "change_rejected",
+    "pairs": "pairs",
+}
+"""What is logged of the set, by the column (after `set_`) that it comes from."""
 
 
 class StepRows:
@@ -31,25 +52,31 @@ class StepRows:
         self.shards = shards
         self._is_shared, self._is_main = args.world_size > 1, args.process_index == 0
         self._own: list[dict[str, Any]] = []
-        self._all: list[dict[str, Any]] = []
+        self._unlogged: list[dict[str, Any]] = []
+        self._unwritten: list[dict[str, Any]] = []
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Rows of this process."""
         self._own += rows
 
     def collect(self) -> pd.DataFrame:
-        """All processes' rows since the last time; all must call."""
-        new = gather_object(self._own) if self._is_shared else self._own
-        self._own = []
-        self._all += new
+        """All processes' rows since the last time that this was called; all must call."""
+        self._gather()
+        new, self._unlogged = self._unlogged, []
         return pd.DataFrame(new)
 
     def write(self, step: int) -> None:
         """Write the rows since the last time as a shard; all processes must call."""
-        self.collect()
-        if self._all and self._is_main:
-            self.shards.write(step, pd.DataFrame(self._all).sort_values("step", kind="stable"))
-        self._all = []
+        self._gather()
+        if self._unwritten and self._is_main:
+            self.shards.write(step, pd.DataFrame(self._unwritten).sort_values("step", kind="stable"))
+        self._unwritten = []
+
+    def _gather(self) -> None:
+        new = gather_object(self._own) if self._is_shared else self._own
+        self._own = []
+        self._unlogged += new
+        self._unwritten += new
 
 
 def live_rows(batch: MicroBatch, number: int, processes: int) -> list[dict[str, Any]]:
@@ -110,6 +137,59 @@ def probe_metrics(rows: pd.DataFrame) -> dict[str, float]:
     """What a tracker is told about a probe: means of log-probs, median cosine, shares of the regimes."""
     metrics = {name: float(rows[name].mean()) for name in MEANS} | {"cosine": float(rows["cosine"].median())}
     return _named("probe", metrics | _regime_shares(rows))
+
+
+def set_rows(sets: Mapping[str, Mapping[str, Any]], loss: str | None) -> list[dict[str, Any]]:
+    """A probe's set, a row per metric (see `entangle.analysis.curves.set_row`).
+
+    Args:
+        sets: by metric.
+        loss: the trained loss's label; None where it can't be judged.
+    """
+    return [set_row(content, loss) for content in sets.values()]
+
+
+def set_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What a tracker is told of the set at a probe: cosine, band, drift with its interval, regime, pairs.
+
+    Names under the optimiser's preconditioner end in `_adamw`. The regime is a 1 at its name.
+
+    Args:
+        rows: of `set_rows`.
+    """
+    metrics: dict[str, float] = {}
+    for row in rows:
+        ending = "" if row["metric"] == "sgd" else f"_{row['metric']}"
+        found = {name: row[f"set_{column}"] for name, column in SET_METRICS.items() if f"set_{column}" in row}
+        if "set_regime" in row:
+            found |= {str(regime): float(row["set_regime"] == regime) for regime in REGIMES}
+        metrics |= {f"{name}{ending}": float(value) for name, value in found.items()}
+    return _named("set", {name: value for name, value in metrics.items() if math.isfinite(value)})
+
+
+def batch_row(step: int, pairs: int, effects: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """A step's row of the table `batches`.
+
+    Args:
+        step: counts it.
+        pairs: of its batch, in this process.
+        effects: E, `(2, 2)`.
+    """
+    return {"step": step, "pairs": pairs} | dict(zip(EFFECTS, chain(*effects), strict=True))
+
+
+def batch_metrics(rows: pd.DataFrame) -> tuple[dict[str, float], dict[str, Any] | None]:
+    """What a tracker is told of the last steps' batches, and what these say of fresh pairs (see `live_verdict`).
+
+    Args:
+        rows: step, pairs and products of at least a window's steps.
+    """
+    geometry = None if rows.empty else window_geometry(rows)
+    if geometry is None:
+        return {}, None
+    numbers = {name: value for name, value in live_point(geometry).items() if math.isfinite(value)}
+    move = as_json(move_content(geometry.move(1.0, 1.0)))
+    return _named("set", numbers), move | {"pairs": geometry.pairs, "steps": len(geometry.jackknife.sizes)}
 
 
 def _regime_shares(rows: pd.DataFrame) -> dict[str, float]:

@@ -13,11 +13,11 @@ import yaml
 from rich.console import Console
 
 import entangle.commands.compare.run
+from entangle.analysis.agreement import agreement, directions, drift_agreement, drift_sentence, drifts
 from entangle.analysis.curves import over_seeds
 from entangle.analysis.ledger import PARTS
 from entangle.cli import main
 from entangle.commands.compare import CompareResult, run_compare, trials_of
-from entangle.commands.compare.agreement import agreement, directions
 from entangle.commands.compare.quality import means, summaries
 from entangle.commands.train import TrainResult
 from entangle.config import CompareConfig, ModelOptions, parse
@@ -304,6 +304,57 @@ def test_agreement_by_hand():
     assert found.loc["chosen", "clear_agrees"] == 1 and found.loc["chosen", "ideal_agrees"] == 0.75
     assert (found.loc["chosen", "low"], found.loc["chosen", "high"]) == (0.5, 1.0)
     assert found.loc["chosen", "runs"] == 2
+
+
+def sets_of(*changes: tuple[float, float], metric: str = "sgd", seed: int = 0) -> pd.DataFrame:
+    """What the set said at steps 0, 1, ...: predicted changes of both means."""
+    columns = ["set_change_chosen", "set_change_rejected"]
+    rows = pd.DataFrame(list(changes), columns=columns).assign(step=range(len(changes)))
+    ends = {"set_drift_low": -1.0, "set_drift_high": 1.0, "metric": metric}
+    return rows.assign(variant="dpo", loss="dpo", seed=seed, **ends)
+
+
+def test_the_sets_agreement_by_hand():
+    """Both means per interval: run 0 parts, then is inverted; run 1 parts twice. The later metric of a step counts."""
+    first = rows_of((0.0, 0.0), (3.0, 1.0), (1.0, 1.0), predicted=(5.0, -1.0))
+    second = rows_of((0.0, 0.0), (4.0, 4.0), (8.0, 8.0), predicted=(-3.0, 1.0), seed=1)
+    second["logps_rejected"] += 2.0 * second["step"]  # rejected -2 a step, chosen +4: a drift of 1/6
+    rows = pd.concat([first, second])
+    sets = pd.concat(
+        [
+            sets_of((1.0, -1.0), (-1.0, 2.0), (9.0, 9.0)),
+            sets_of((-1.0, -3.0), seed=1),
+            sets_of((2.0, -1.0), metric="adamw", seed=1),
+        ]
+    )
+    sides = directions(rows, sets).set_index(["seed", "step", "side"])
+    assert sides["set_agrees"].loc[0].tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert (
+        sides["set_agrees"].loc[1].tolist()[:2] == [1.0, 1.0] and sides["set_agrees"].loc[1, 1].isna().all()
+    )
+    assert agreement(sides.reset_index()).set_index("side").loc["chosen", "set_agrees"] == 1.0
+    table = drifts(rows, sets)
+    assert table["step"].tolist() == [0, 1, 0]
+    assert table["measured"].tolist() == table["set_says"].tolist() == ["part", "inverted", "part"]
+    assert table["pairs_say"].tolist() == ["part", "part", "inverted"]
+    assert table["measured_drift"].tolist()[2] == pytest.approx((4 - 2) / (2 * 6))
+    assert table["drift"].tolist()[2] == pytest.approx(1 / 6)
+    assert table["gains"].tolist() == [True, False, True]
+    found = drift_agreement(table).to_dict("records")[0]
+    assert (found["set_agrees"], found["probes"], found["gains"], found["runs"]) == (1.0, 3, 1, 2)
+    assert found["pairs_agree"] == pytest.approx(1 / 3) and found["ideal_agrees"] == pytest.approx(2 / 3)
+    assert (
+        found["set_off"] == found["pairs_off"] == found["ideal_off"] == pytest.approx(0.0)
+    )  # of run 0 alone
+    second = drift_agreement(table.assign(pairs_drift=0.5), by="seed").iloc[1]
+    assert [second[name] for name in ("set_off", "pairs_off", "ideal_off")] == pytest.approx(
+        [0, 1 / 3, 1 / 6]
+    )
+    said = drift_sentence(found)
+    assert (
+        "in 100 % (the pairs alone in 33 %; they parted as intended in 67 %)" in said
+        and "(1 of them)" in said
+    )
 
 
 def test_band_over_seeds_is_mean_and_range():

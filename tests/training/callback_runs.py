@@ -35,6 +35,6 @@ def are_same_run(one: DPOTrainer, other: DPOTrainer) -> bool:
 
 def own_rows(done: DPOTrainer) -> list[dict[str, Any]]:
     """Rows of the log that the trainer itself wrote, without what a clock says."""
-    ours = ("entangle/probe/", "entangle/live/", "entangle/ledger/")
+    ours = ("entangle/probe/", "entangle/live/", "entangle/ledger/", "entangle/set/")
     rows = [row for row in done.state.log_history if not any(key.startswith(ours) for key in row)]
     return [{k: v for k, v in row.items() if not k.endswith(("runtime", "per_second"))} for row in rows]

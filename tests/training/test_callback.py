@@ -83,7 +83,8 @@ def test_training_is_bit_identical(setting: str, tmp_path: Path) -> None:
     recorded = train(tmp_path / "recorded", everything(), args=args, **options())
     assert are_same_run(plain, recorded)
     folder = tmp_path / "recorded" / "entangle"
-    assert {len(pd.read_parquet(folder / f"{kind}.parquet")) for kind in ("steps", "live", "ledger")} > {20}
+    tables = ("steps", "live", "ledger", "set", "batches")
+    assert all(len(pd.read_parquet(folder / f"{kind}.parquet")) for kind in tables)
     assert not any(
         m._forward_hooks for n, m in recorded.model.named_modules() if n.endswith("lora_A.default")
     )
@@ -194,7 +195,7 @@ def test_rows_survive_a_kill_and_a_resumed_run_equals_an_unbroken_one(tmp_path: 
     everything().attach(resumed)
     resumed.train(resume_from_checkpoint=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-    for kind in ("steps", "live", "ledger"):
+    for kind in ("steps", "live", "ledger", "set"):
         there, here = (
             pd.read_parquet(tmp_path / name / "entangle" / f"{kind}.parquet") for name in ("whole", "broken")
         )
@@ -316,6 +317,7 @@ def test_two_processes_are_bit_identical_and_share_the_work(tmp_path: Path) -> N
         ("steps", ["step", "index"]),
         ("ledger", ["step", "index", "side"]),
         ("live", ["step", "pair"]),
+        ("set", ["step", "metric"]),
     ):
         there, here = (
             pd.read_parquet(tmp_path / name / "entangle" / f"{kind}.parquet").sort_values(

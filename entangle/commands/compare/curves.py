@@ -6,11 +6,20 @@ from typing import Any
 
 import pandas as pd
 
+from entangle.analysis.agreement import KEYS
 from entangle.analysis.curves import curve, onset, with_changes
 from entangle.analysis.ledger import PARTS, cumulate
 from entangle.commands.compare.trials import Trial
 
-KEYS = ["variant", "loss", "seed"]
+ESTIMATES = ("set_cosine", "set_drift", "set_change_chosen", "set_change_rejected")
+
+SET_NUMBERS = (
+    "set_low",
+    "set_high",
+    "set_rho",
+    *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
+)
+"""Columns of the set's that go into curves."""
 
 
 def labelled(trial: Trial, rows: pd.DataFrame) -> pd.DataFrame:
@@ -19,13 +28,26 @@ def labelled(trial: Trial, rows: pd.DataFrame) -> pd.DataFrame:
     return with_changes(rows, start).assign(variant=trial.variant, loss=trial.loss, seed=trial.seed)
 
 
-def run_curves(rows: pd.DataFrame) -> pd.DataFrame:
-    """`entangle.analysis.curves.curve` of every run, one below the other, with variant, loss and seed."""
+def run_curves(rows: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
+    """`entangle.analysis.curves.curve` of every run, one below the other, with variant, loss and seed.
+
+    Beside it stand the numbers of the set, in the plain metric, and as *_adamw under Adam's preconditioner.
+
+    Args:
+        rows: probe rows of all runs (see `labelled`).
+        sets: rows of their sets, with variant, loss and seed; may be empty.
+    """
     parts = []
     for key, own in rows.groupby(KEYS, sort=False):
         labels: dict[str, Any] = dict(zip(KEYS, key, strict=True))
         parts.append(curve(own).assign(**labels))
-    return pd.concat(parts, ignore_index=True)
+    points = pd.concat(parts, ignore_index=True)
+    for metric, ending in (("sgd", ""), ("adamw", "_adamw")) if len(sets) else ():
+        own = sets[sets["metric"] == metric]
+        numbers = [name for name in SET_NUMBERS if name in own]
+        named = own[[*KEYS, "step", *numbers]].rename(columns={name: name + ending for name in numbers})
+        points = points.merge(named, on=[*KEYS, "step"], how="left") if len(own) else points
+    return points
 
 
 def ledger_means(trial: Trial, ledger: pd.DataFrame) -> pd.DataFrame:

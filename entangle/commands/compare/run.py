@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from entangle import embedded
+from entangle.analysis.agreement import KEYS, agreement, directions, drift_agreement, drift_sentence, drifts
 from entangle.analysis.curves import over_seeds
-from entangle.commands.compare.agreement import agreement, directions
-from entangle.commands.compare.curves import KEYS, final_numbers, labelled, ledger_means, run_curves
+from entangle.commands.compare.curves import final_numbers, labelled, ledger_means, run_curves
 from entangle.commands.compare.quality import means, summaries
 from entangle.commands.compare.trials import Trial, trials_of
 from entangle.commands.train import TrainResult, check_training, run_train
@@ -30,7 +31,7 @@ from entangle.tables.base import Shown
 from entangle.tables.compare import comparison_tables
 from entangle.tables.ledger import ledger_tables
 
-TABLES = ("curves", "runs", "variants", "directions", "ledger")
+TABLES = ("curves", "runs", "variants", "directions", "drifts", "ledger")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class CompareResult(Shown):
         curves: one row per run and probe, with variant, loss and seed (see `entangle.analysis.curves.curve`).
         runs: one row per run: its last point, the onset, the quality of its summaries.
         variants: the same as means over seeds, with the smallest and largest value as *_low and *_high.
-        directions: predicted and measured directions of the mean log-probs (see `compare.agreement`).
+        directions: predicted and measured directions of the mean log-probs (see `entangle.analysis.agreement`).
+        drifts: both means at once, as the set foretold them and as they were measured (likewise); may be empty.
         ledger: one row per run and side: what its ledger says of the mean change (`analysis.ledger`); empty
             unless the runs kept one.
         start: quality of the summaries before training; empty if none was asked for.
@@ -53,6 +55,7 @@ class CompareResult(Shown):
     runs: pd.DataFrame
     variants: pd.DataFrame
     directions: pd.DataFrame
+    drifts: pd.DataFrame
     ledger: pd.DataFrame
     start: dict[str, float]
 
@@ -65,6 +68,7 @@ class CompareResult(Shown):
         """
         run = RunFolder.open(path, CompareConfig.VERB)
         tables: dict[str, Any] = {name: run.table(f"{name}.parquet") for name in TABLES}
+        tables["drifts"] = pd.DataFrame() if tables["drifts"] is None else tables["drifts"]
         return cls(run=run, start=run.read_json("summary.json")["start"], **tables)
 
     @property
@@ -76,10 +80,18 @@ class CompareResult(Shown):
         """How often the inner-product condition gave the direction of the mean log-probs, with intervals."""
         return agreement(self.directions, by)
 
+    def drift_agreement(self, by: str | None = None) -> pd.DataFrame:
+        """How well the set foretold both mean log-probs (see `entangle.analysis.agreement.drift_agreement`)."""
+        return drift_agreement(self.drifts, by)
+
     def renderable(self) -> RenderableType:
         """The tables as a rich object."""
-        table = comparison_tables(self.variants, self.start, self.runs["seed"].nunique())
-        return Group(table, ledger_tables(self.ledger)) if len(self.ledger) else table
+        parts = [comparison_tables(self.variants, self.start, self.runs["seed"].nunique())]
+        if len(self.drifts):
+            parts.append(Text(drift_sentence(self.drift_agreement().to_dict("records")[0])))
+        if len(self.ledger):
+            parts.append(ledger_tables(self.ledger))
+        return Group(*parts)
 
 
 def run_compare(config: CompareConfig, console: Console | None = None) -> CompareResult:
@@ -185,7 +197,8 @@ def _summaries(
 def _collect(folder: RunFolder, trials: Sequence[Trial], texts: str) -> CompareResult:
     """All tables of a comparison from its trials' folders."""
     rows = pd.concat([labelled(trial, steps_of(trial)) for trial in trials], ignore_index=True)
-    curves = run_curves(rows)
+    sets = sets_of(trials)
+    curves = run_curves(rows, sets)
     qualities = [
         {"variant": trial.variant, "loss": trial.loss, "seed": trial.seed} | means(table)
         for trial in trials
@@ -205,7 +218,8 @@ def _collect(folder: RunFolder, trials: Sequence[Trial], texts: str) -> CompareR
         curves=curves,
         runs=runs,
         variants=over_seeds(runs, by=("variant", "loss")),
-        directions=directions(rows),
+        directions=directions(rows, sets),
+        drifts=drifts(rows, sets),
         ledger=pd.concat(ledgers, ignore_index=True) if ledgers else pd.DataFrame(),
         start={} if start is None else means(start),
     )
@@ -225,6 +239,16 @@ def steps_of(trial: Trial) -> pd.DataFrame:
     return rows
 
 
+def sets_of(trials: Sequence[Trial]) -> pd.DataFrame:
+    """What the set said at the probes of all runs, with variant, loss and seed; empty where no run measured it."""
+    tables = [
+        table.assign(variant=trial.variant, loss=trial.loss, seed=trial.seed)
+        for trial in trials
+        if (table := trial.run.table("set.parquet")) is not None
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
 def _write(result: CompareResult, config: CompareConfig) -> None:
     folder = result.run
     folder.write_yaml("config.yaml", dataclasses.asdict(config))
@@ -242,6 +266,7 @@ def _write(result: CompareResult, config: CompareConfig) -> None:
             "variants": result.variants.to_dict("records"),
             "start": result.start,
             "agreement": overall,
+            "drift_agreement": result.drift_agreement().to_dict("records")[0] if len(result.drifts) else None,
             "seeds": sorted(set(config.seeds)),
         },
     )
