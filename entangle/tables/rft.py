@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entangle.tables.base import measured_on, number, percent, snippet, with_interval
+from entangle.tables.groups import group_tables
 
 _MEANINGS = {
     "reward_mean": "mean reward",
@@ -35,6 +36,8 @@ def reward_tables(
     parts: list[RenderableType] = [prompt_heading(summary, provenance)]
     if "prevalence" not in summary:
         return Group(*parts, "No prompt could be measured.")
+    if "groups" in summary:
+        parts.append(group_tables(summary["groups"]))
     parts += [prevalence_table(summary), quantile_table(summary), gradient_table(summary)]
     if "trl" in summary:
         parts.append(trl_lines(summary))
