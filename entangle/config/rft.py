@@ -21,7 +21,10 @@ class AnswerOptions(Options):
     """Answers to a prompt: how they are drawn or where they are read, what rewards them, which spread is small."""
 
     rollouts: DataName | None = None
-    """File with answers drawn before (prompt, completions[, rewards], or a row per answer); else they are sampled."""
+    """File with answers drawn before (prompt, completions[, rewards], or a row per answer), or verl's folder of dumps;
+    else they are sampled."""
+    rollouts_step: int | None = None
+    """Step of the training whose answers are scored, where the file holds several; by default the last one."""
     reward: Reward | None = None
     """Reward function, as name, name:key=value,... or module:function. Default: rouge_l against the column chosen; with
     --rollouts, the file's own rewards."""

@@ -99,7 +99,7 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     )
     compute_answers(session, measurement, prompts, read)
     again = partial(rollouts_again, measurement, prompts, read)
-    return RftResult.load(session.finish(lambda: _close(session, measurement, again)))
+    return RftResult.load(session.finish(lambda: _close(session, measurement, again, recorded.history)))
 
 
 def _load_prompts(config: RftConfig) -> list[Prompt]:
@@ -138,6 +138,7 @@ def read_rollouts(config: RftConfig, policy: Policy, reward: RewardFunction) -> 
         columns=config.column_map,
         reward=reward.column if from_file else "",
         needs_rewards=from_file,
+        step=config.rollouts_step,
     )
 
 
@@ -145,6 +146,7 @@ def _close(
     session: Session,
     measurement: PromptMeasurement,
     again: Callable[[Sequence[int]], dict[int, Rollout]],
+    history: pd.DataFrame,
 ) -> None:
     """Measure every prompt from the kept answers, and write what closes a run, its summary last."""
     run, config, seconds = session.run, measurement.config, session.seconds
@@ -176,6 +178,9 @@ def _close(
             summary["groups"]["verification"] = summarise_groups(checked)
         for name, table in tables_to_write(tables).items():
             run.write_table(name, table)
+    if len(history):
+        run.write_table("history.parquet", history)
+        summary["history"] = history.to_dict("records")
     notes = measurement.notes(summary)
     if gamma == gamma:
         notes.append(
