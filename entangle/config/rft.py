@@ -9,13 +9,22 @@ from entangle.config.base import InputOptions, Options, RunOptions, check_at_lea
 from entangle.config.kinds import DataName, Reward, RunName
 from entangle.errors import ConfigError
 
+LossType = Literal["grpo", "dapo", "bnpo", "dr_grpo", "rloo"]
+"""TRL's `loss_type`, and `rloo`, its other trainer."""
+
+ScaleRewards = Literal["group", "batch", "none"]
+"""TRL's `scale_rewards`: what advantages are divided by."""
+
 
 @dataclass(frozen=True)
 class AnswerOptions(Options):
     """Answers to a prompt: how they are drawn or where they are read, what rewards them, which spread is small."""
 
     rollouts: DataName | None = None
-    """File with answers drawn before (prompt, completions[, rewards], or a row per answer); else they are sampled."""
+    """File with answers drawn before (prompt, completions[, rewards], or a row per answer), or verl's folder of dumps;
+    else they are sampled."""
+    rollouts_step: int | None = None
+    """Step of the training whose answers are scored, where the file holds several; by default the last one."""
     reward: Reward | None = None
     """Reward function, as name, name:key=value,... or module:function. Default: rouge_l against the column chosen; with
     --rollouts, the file's own rewards."""
@@ -81,11 +90,29 @@ class RftConfig(AnswerOptions, RunOptions, InputOptions):
     """Finished run of this command before a fine-tuning: compare it with --after, without a model."""
     after: RunName | None = None
     """Finished run on the same prompts with the same reward, after the fine-tuning."""
+    loss_types: tuple[LossType, ...] = ("grpo", "dapo", "dr_grpo", "rloo")
+    """Steps whose effect on the answers is predicted, by TRL's names; the first one leads."""
+    scale_rewards: ScaleRewards = "group"
+    """What advantages are divided by: the std of the group's rewards, of the batch's, or nothing. Not for rloo."""
+    mask_truncated_completions: bool = False
+    """Answers that were cut before they ended take no part in the step."""
+    negative_weight: float = 1.0
+    """Factor on the weights of answers with a negative advantage; 0: positive ones only."""
+    across: bool = True
+    """Sum scores over prompts too: what a batch of prompts does to the answers of others (one more pass)."""
+    verify: int = 0
+    """Check the predictions by real steps on the groups of this many prompts."""
     gamma_positions: int = 0
     """Prompts at one answer token of which gamma of the paper's bound is estimated (from below); 0: leave it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, {"gamma_positions": 0})
+        check_at_least(self, {"gamma_positions": 0, "verify": 0})
+        if not self.loss_types:
+            raise ConfigError(
+                "At least one loss type is needed; got none. They are grpo, dapo, bnpo, dr_grpo, rloo."
+            )
+        if not self.negative_weight >= 0:
+            raise ConfigError(f"negative_weight must be at least 0; got {self.negative_weight}.")
         if (self.before is None) != (self.after is None):
             raise ConfigError(f"--before and --after belong together; got {self.before} and {self.after}.")

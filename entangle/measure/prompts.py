@@ -16,10 +16,12 @@ import torch
 
 from entangle.config import EMBEDDED, JointConfig, RftConfig
 from entangle.data import TokenizedPair
+from entangle.measure.group_sums import PromptSums
 from entangle.models import Policy, check_reference
 from entangle.rewards.functions import AnswerSet, FromFile, RewardError, RewardFunction, build_reward_function
 from entangle.rewards.rollouts import Prompt, Rollout, Sampling, hash_prompts, prompt_tokens, sample_answers
 from entangle.rewards.statistics import Support, cut_answers
+from entangle.rewards.steps import Group
 from entangle.runs.provenance import environment
 from entangle.runs.session import Session
 from entangle.scores import Engine, row_logps
@@ -71,6 +73,7 @@ class PromptMeasurement:
         gamma_indices: the prompts at which the Jacobian norm is measured.
         pairs: by prompt index, a preference pair whose responses are scored together with the answers.
         told: notes on the data that were told before, kept with the run.
+        sums: where the scores of prompts with rewards that differ are added up; None: nowhere.
     """
 
     config: RftConfig | JointConfig
@@ -80,6 +83,7 @@ class PromptMeasurement:
     gamma_indices: frozenset[int] = frozenset()
     pairs: Mapping[int, TokenizedPair] = field(default_factory=dict)
     told: Sequence[str] = ()
+    sums: PromptSums | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -133,8 +137,12 @@ class PromptMeasurement:
         count = len(rollout.answer_ids)
         rewards = self._rewards(rollout, logps[:count], None if reference is None else ref_logps[:count])
         gram = self.engine.gram(batch).double().cpu().numpy()
+        is_finite = bool(np.isfinite(np.concatenate([rewards, logps, gram.ravel()])).all())
+        if self.sums is not None and is_finite:
+            lengths = np.array([len(ids) for ids in rollout.answer_ids], dtype=np.float64)
+            self.sums.add(prompt, batch, Group(rewards, lengths, np.array(rollout.finished, dtype=bool)))
         row |= {
-            "non_finite": not bool(np.isfinite(np.concatenate([rewards, logps, gram.ravel()])).all()),
+            "non_finite": not is_finite,
             "prompt_length": min(map(len, rollout.prompt_ids)),
             "answers": count,
             "rewards": rewards.tolist(),
@@ -252,12 +260,36 @@ def compute_answers(
     """
     size, rollouts = measurement.config.shard_size, {rollout.prompt.index: rollout for rollout in read}
     shards = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    session.compute(
-        ANSWERS,
-        list(map(len, shards)),
-        lambda number, advance: {ANSWERS: _shard_rows(measurement, shards[number], rollouts, advance)},
-        unit="prompts",
-    )
+    sums = None if measurement.sums is None else measurement.sums.sums
+
+    def tables_of(number: int, advance: Callable[[int], None]) -> dict[str, pd.DataFrame]:
+        if sums is not None:
+            sums.start(number)
+        return {ANSWERS: _shard_rows(measurement, shards[number], rollouts, advance)}
+
+    session.compute(ANSWERS, list(map(len, shards)), tables_of, unit="prompts", further=sums)
+
+
+def rollouts_again(
+    measurement: PromptMeasurement, prompts: Sequence[Prompt], read: Sequence[Rollout], wanted: Sequence[int]
+) -> dict[int, Rollout]:
+    """The answers to some prompts, read or drawn as they were drawn before: by their shards.
+
+    Args:
+        measurement: what makes a row of a prompt.
+        prompts: all prompts, in their order.
+        read: answers that were read; none: they are sampled.
+        wanted: indices of prompts.
+    """
+    if read:
+        return {r.prompt.index: r for r in read if r.prompt.index in wanted}
+    size = measurement.config.shard_size
+    found: dict[int, Rollout] = {}
+    for start in range(0, len(prompts), size):
+        shard = prompts[start : start + size]
+        if any(prompt.index in wanted for prompt in shard):
+            found |= measurement.rollouts(shard)
+    return {index: found[index] for index in wanted}
 
 
 def _shard_rows(

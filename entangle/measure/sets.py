@@ -144,17 +144,26 @@ class RunSums:
         parameters: the probed parameters by name.
         grouping: of the run's pairs.
         process: number of this process.
+        directions: sums kept of each group.
+        table: folder of the shards' tables.
     """
 
     def __init__(
-        self, run: RunFolder, parameters: Mapping[str, nn.Parameter], grouping: Grouping, process: int = 0
+        self,
+        run: RunFolder,
+        parameters: Mapping[str, nn.Parameter],
+        grouping: Grouping,
+        process: int = 0,
+        *,
+        directions: int = 2,
+        table: str = "pairs",
     ) -> None:
-        self._run, self.grouping, self._parameters = run, grouping, parameters
+        self._run, self.grouping, self._parameters, self._table = run, grouping, parameters, table
         self._file = run.path / FOLDER / f"{process:03d}.safetensors"
         self._sums = (
             GroupSums.load(self._file, parameters)
             if self._file.is_file()
-            else GroupSums(parameters, len(grouping.kinds))
+            else GroupSums(parameters, len(grouping.kinds), directions=directions)
         )
         self._pace = Pace()
         self._mark = run.path / FOLDER / GIVEN_UP
@@ -180,11 +189,22 @@ class RunSums:
             return None
         return _of_pass(self._sums, self.grouping, pairs)
 
+    def add(self, index: int, prompt: str, parts: Mapping[str, Tensor]) -> None:
+        """Add what one prompt has in every direction (see `GroupSums.add`).
+
+        Args:
+            index: of the prompt, as in the grouping.
+            prompt: what tells prompts apart.
+            parts: `(D, parameter's size)` by parameter.
+        """
+        if not (self._is_paused or self.is_given_up):
+            self._sums.add(prompt, self.grouping.groups[index], parts)
+
     @property
     def kept(self) -> set[int]:
         """Shards that are in the files of any process; all finished ones where sums were given up."""
         if self.is_given_up:
-            return set(self._run.shards_of("pairs"))
+            return set(self._run.shards_of(self._table))
         found: set[int] = set()
         for file in _files(self._run):
             with safe_open(file, "pt") as content:
@@ -261,10 +281,18 @@ def grouping_of(
     return Grouping.make(pairs, groups, column) if groups and len(prompts) >= 2 else None
 
 
-def affordable_groups(parameters: Mapping[str, nn.Parameter], limit: int = MEMORY) -> int:
-    """How many groups the memory allows, a power of two up to `GROUPS`; 0 where it isn't even `FEWEST_GROUPS`."""
+def affordable_groups(
+    parameters: Mapping[str, nn.Parameter], limit: int = MEMORY, directions: int = 2
+) -> int:
+    """How many groups the memory allows, a power of two up to `GROUPS`; 0 where it isn't even `FEWEST_GROUPS`.
+
+    Args:
+        parameters: the probed parameters by name.
+        limit: bytes.
+        directions: sums kept of each group.
+    """
     groups = GROUPS
-    while groups >= FEWEST_GROUPS and memory(parameters, groups) > limit:
+    while groups >= FEWEST_GROUPS and memory(parameters, groups, directions) > limit:
         groups //= 2
     return groups if groups >= FEWEST_GROUPS else 0
 

@@ -57,17 +57,43 @@ def measure_steps(
         reference: `(2,)` reference log-probs, or None.
         rates: learning rates.
     """
+
+    def of_tokens(tokens: Tensor) -> Tensor:
+        return loss.per_pair(pair_logps(batch, tokens.sum(1, dtype=torch.float64), reference)).mean()
+
+    return step_changes(model, parameters, batch, of_tokens, rates)
+
+
+def step_changes(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: RowBatch,
+    loss: Callable[[Tensor], Tensor],
+    rates: Sequence[float],
+) -> Tensor:
+    """Changes of every row's log-prob, `(rates, rows)` nats, by one step of `torch.optim.SGD` on a loss of the rows.
+
+    Every step starts from the same parameters, which are restored bit for bit afterwards, their gradients too.
+
+    Args:
+        model: the policy, in eval mode.
+        parameters: the probed parameters, those that the step moves.
+        batch: the rows.
+        loss: from the log-probs of their tokens, `(rows, T - 1)`, 0 where a token isn't scored.
+        rates: learning rates.
+    """
     saved = {name: p.detach().clone() for name, p in parameters.items()}
     grads = {name: p.grad for name, p in parameters.items()}
     try:
         for p in parameters.values():
             p.grad = None
-        before = token_logps(model, batch).sum(1, dtype=torch.float64)
-        loss.per_pair(pair_logps(batch, before, reference)).mean().backward()
+        tokens = token_logps(model, batch)
+        before = tokens.detach().sum(1, dtype=torch.float64)
+        loss(tokens).backward()
         changes = []
         for rate in rates:
             torch.optim.SGD(parameters.values(), lr=rate).step()
-            changes.append(row_logps(model, batch) - before.detach())
+            changes.append(row_logps(model, batch) - before)
             _copy(saved, parameters)
         return torch.stack(changes)
     finally:
@@ -134,6 +160,12 @@ def summarise_steps(rows: pd.DataFrame) -> dict[str, Any]:
     """
     if rows.empty:
         return {"pairs": 0, "steps": 0}
+    counts = {"pairs": int(rows["index"].nunique()), "steps": len(rows) // 2}
+    return counts | agreement(rows)
+
+
+def agreement(rows: pd.DataFrame) -> dict[str, Any]:
+    """How far measured changes agree with predicted ones, see `summarise_steps`."""
     predicted, measured = rows["predicted"].to_numpy(), rows["measured"].to_numpy()
     told = np.abs(predicted) > rows["floor"].to_numpy()
     agree = np.sign(predicted[told]) == np.sign(measured[told])
@@ -141,8 +173,6 @@ def summarise_steps(rows: pd.DataFrame) -> dict[str, Any]:
     residual, spread = measured - slope * predicted, measured - measured.mean()
     error, half_error = measured - predicted, rows["measured_half"].to_numpy() - predicted / 2
     return {
-        "pairs": int(rows["index"].nunique()),
-        "steps": len(rows) // 2,
         "signs_compared": int(told.sum()),
         "signs_agree": int(agree.sum()),
         "sign_agreement": float(agree.mean()) if told.any() else float("nan"),
@@ -188,7 +218,7 @@ def verify_losses(
     indices = sample_indices(sorted(predictions["index"].unique().tolist()), count)
     by_index = rows.set_index("index")
     found: list[dict[str, Any]] = []
-    with _in_float64(policy.model):
+    with in_float64(policy.model):
         for index in indices:
             row = by_index.loc[[index]]
             batch = policy.collate([pairs[index]])
@@ -203,7 +233,7 @@ def verify_losses(
 
 
 @contextmanager
-def _in_float64(model: nn.Module) -> Iterator[None]:
+def in_float64(model: nn.Module) -> Iterator[None]:
     """Within: float32 weights as float64, the same function without its rounding. Exact both ways.
 
     Weights of another precision stay as they are: rounding them up would make another function of a 16-bit model.

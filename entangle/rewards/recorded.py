@@ -1,24 +1,40 @@
-"""Answers that were drawn before, from a file: a trainer's record, or a row per answer or per prompt."""
+"""Answers that were drawn before, from a file: a trainer's record, or a row per answer or per prompt.
+
+TRL's table of completions, verl's dumps (`rollout_data_dir`: a file per step, with input, output, score) and OpenRLHF's
+lines (input, output, reward) are read as they are.
+"""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from entangle.analysis.statistics import Array
 from entangle.data import DataError, PreferencePair, tokenize_pair
 from entangle.data.formats.refusals import is_written_messages
 from entangle.data.messages import Text, check_encodable, checked_text, shortened
 from entangle.data.sources import read_rows
+from entangle.rewards.history import reward_history
 from entangle.rewards.rollouts import Prompt, Rollout
 
 COLUMNS = ("prompt", "completion", "completions", "reward", "rewards", "step")
 """Columns that have a meaning; `--columns` names them where a file calls them otherwise."""
+
+ALIASES = {
+    "prompt": ("input", "question", "query"),
+    "completion": ("output", "outputs", "response", "responses"),
+    "reward": ("score", "scores"),
+}
+"""Names that other tools give to these columns, tried where ours isn't there and nothing was named; a reward's only
+beside another one of them."""
 
 _REWARD = re.compile(r"reward|score|correct|accuracy", re.IGNORECASE)
 _NO_REWARD = {"step", "advantage", "advantages", "index", "prompt_index", "epoch", "length", "kl"}
@@ -31,10 +47,12 @@ class Recorded:
     Args:
         rollouts: one for every prompt.
         notes: sentences for people.
+        history: of a file with several steps a row per step, see `entangle.rewards.history`; empty without.
     """
 
     rollouts: list[Rollout]
     notes: tuple[str, ...] = ()
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass
@@ -79,6 +97,7 @@ def read_recorded(
     columns: Mapping[str, str] | None = None,
     reward: str = "",
     needs_rewards: bool = False,
+    step: float | None = None,
 ) -> Recorded:
     """Answers that were drawn before, from a file.
 
@@ -86,11 +105,11 @@ def read_recorded(
     reward]` with a row per answer; rows of one prompt needn't stand together. Answers are tokenised as a
     preference pair's responses are, end-of-sequence token included, and cut at the right to `max_length`
     tokens with their prompt. An answer that is text is the assistant's turn where its prompt is a conversation. Of
-    several steps of a training (a column `step`) only the last one's answers are taken: others come from other
-    policies.
+    several steps of a training (a column `step`, or a folder of files named by their step) one step's answers are
+    taken, since others come from other policies; the rewards of all are summed up by step.
 
     Args:
-        path: the file.
+        path: the file, or a folder with a file per step.
         tokenizer: the policy's.
         max_length: tokens of prompt and answer at most; None cuts nothing.
         limit: at most so many prompts.
@@ -98,22 +117,71 @@ def read_recorded(
         reward: the column that holds the rewards, or several joined by `+`, which are added.
         needs_rewards: whether the file's own rewards are used: then an answer without one (None, NaN) is left out and
             counted, and so is a prompt with fewer than two answers left.
+        step: the step whose answers are taken; None: the last one.
 
     Raises:
         DataError: the file can't be read, lacks a column, or lists don't match.
     """
-    found = read_rows(path, "train", None)
-    rows = [_renamed(found[i], columns or {}) for i in range(len(found))]
-    if not rows:
-        raise DataError(f"Expected at least one row in {path}; it has none.")
-    _check_renamed(columns or {}, rows, path)
     notes: list[str] = []
-    numbered = _last_step(list(enumerate(rows)), notes)
+    rows = _read(path, columns or {}, notes)
+    _check_renamed(columns or {}, rows, path)
+    steps = _by_step(rows)
+    taken = _one_step(steps, step, path, notes)
     chosen = _reward_columns(rows[0], reward, needs_rewards, path, notes)
-    groups = _grouped(numbered, chosen, path)[:limit]
+    groups = _grouped(taken, chosen, path)[:limit]
     if needs_rewards:
         groups = _rewarded(groups, path, notes)
-    return Recorded([_rollout(tokenizer, group, max_length) for group in groups], tuple(notes))
+    history = (
+        reward_history(_rewards_by_step(steps, chosen, path)) if len(steps) > 1 and chosen else pd.DataFrame()
+    )
+    return Recorded([_rollout(tokenizer, group, max_length) for group in groups], tuple(notes), history)
+
+
+def _read(path: str, columns: Mapping[str, str], notes: list[str]) -> list[dict[str, Any]]:
+    """The rows with our names for their columns."""
+    rows = _of_steps(Path(path)) or [dict(row) for row in _listed(read_rows(path, "train", None))]
+    if not rows:
+        raise DataError(f"Expected at least one row in {path}; it has none.")
+    known = dict(columns) | _aliases(rows[0], columns, notes)
+    return [_renamed(row, known) for row in rows]
+
+
+def _listed(found: Any) -> list[Mapping[str, Any]]:
+    return [found[i] for i in range(len(found))]
+
+
+def _of_steps(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder whose files are named by their step; none of another path."""
+    files = [file for file in folder.glob("*.jsonl") if file.stem.isdigit()] if folder.is_dir() else []
+    return [
+        {"step": int(file.stem)} | dict(row)
+        for file in sorted(files)
+        for row in _listed(read_rows(str(file), "train", None))
+    ]
+
+
+def _aliases(row: Mapping[str, Any], columns: Mapping[str, str], notes: list[str]) -> dict[str, str]:
+    """Our names to those of another tool, where ours are neither there nor given."""
+    taken, found = {*row, *columns}, dict[str, str]()
+    for ours, names in ALIASES.items():
+        alias = next((name for name in names if name in row), None)
+        if alias is None or taken & {ours, f"{ours}s"} or (ours == "reward" and not found):
+            continue
+        found[f"{ours}s" if ours != "prompt" and _is_several(row[alias]) else ours] = alias
+    if found:
+        named = ", ".join(f"{ours} is the column {theirs!r}" for ours, theirs in found.items())
+        notes.append(f"Columns are taken by another tool's names: {named}.")
+    if found.get("prompt") == "input" and "gts" in row:
+        notes.append(
+            "verl writes prompts and answers without special tokens: the tokens before an answer may not be quite "
+            "those that it was drawn after, and an end-of-sequence token is put after each answer."
+        )
+    return found
+
+
+def _is_several(value: Any) -> bool:
+    """Whether a column holds the answers to a prompt, or their rewards: a list that isn't a conversation."""
+    return isinstance(value, list) and not any(isinstance(item, Mapping) for item in value)
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -131,17 +199,53 @@ def _check_renamed(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
             raise DataError(f"Expected a column {theirs!r} in {path}; its columns are: {', '.join(rows[0])}.")
 
 
-def _last_step(rows: list[tuple[int, dict[str, Any]]], notes: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    counts = Counter(row["step"] for _, row in rows if isinstance(row.get("step"), int | float))
-    if len(counts) < 2:
-        return rows
-    last = max(counts)
-    shown = ", ".join(f"{step:g} ({counts[step]} rows)" for step in sorted(counts)[:6])
+def _by_step(rows: Sequence[dict[str, Any]]) -> dict[float | None, list[tuple[int, dict[str, Any]]]]:
+    """Numbered rows by step, in the order of steps; all under None where there are no two steps."""
+    found: dict[float | None, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        step = row.get("step")
+        found[step if isinstance(step, int | float) and step == step else None].append((index, row))
+    known = sorted(step for step in found if step is not None)
+    return {step: found[step] for step in known} if len(known) > 1 else {None: list(enumerate(rows))}
+
+
+def _one_step(
+    steps: Mapping[float | None, list[tuple[int, dict[str, Any]]]],
+    asked: float | None,
+    path: str,
+    notes: list[str],
+) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of the step that was asked for, or of the last one."""
+    if None in steps:
+        if asked is not None:
+            raise DataError(
+                f"{path} doesn't hold several steps of a training, so step {asked:g} can't be chosen."
+            )
+        return steps[None]
+    known = [step for step in steps if step is not None]
+    if asked is not None and asked not in steps:
+        raise DataError(f"{path} has no step {asked:g}; its steps are {', '.join(f'{s:g}' for s in known)}.")
+    taken = known[-1] if asked is None else asked
+    shown = ", ".join(f"{step:g} ({len(steps[step])} rows)" for step in known[:6])
     notes.append(
-        f"The answers are of {len(counts)} steps of a training, each of another policy: {shown}. Only those of the "
-        f"last, {last:g}, are taken; for another one keep its rows alone."
+        f"The answers are of {len(known)} steps of a training, each of another policy: {shown}"
+        f"{', ...' if len(known) > 6 else ''}. Those of step {taken:g} are scored (--rollouts_step takes another one)."
     )
-    return [(index, row) for index, row in rows if row.get("step") == last]
+    return steps[taken]
+
+
+def _rewards_by_step(
+    steps: Mapping[float | None, list[tuple[int, dict[str, Any]]]], chosen: list[str], path: str
+) -> dict[float, dict[str, Array]]:
+    """By step and prompt the rewards that are there."""
+    found: dict[float, dict[str, Array]] = {}
+    for step, rows in steps.items():
+        assert step is not None
+        found[step] = {
+            group.prompt.hash: np.array([r for r in group.rewards if r is not None], dtype=np.float64)
+            for group in _grouped(rows, chosen, path)
+        }
+    return found
 
 
 def _reward_columns(

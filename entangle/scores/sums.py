@@ -134,6 +134,22 @@ class GroupSums:
                 )
         return PassSums(self, groups.cpu(), numbers, weights)
 
+    def add(self, prompt: str, group: int, parts: Mapping[str, Tensor]) -> None:
+        """Add one prompt's whole part of every direction, written out: it counts as one pair.
+
+        For scores whose sums were taken elsewhere, such as means over a prompt's answers.
+
+        Args:
+            prompt: what tells prompts apart; it must be added once.
+            group: its group.
+            parts: `(D, parameter's size)` by parameter.
+        """
+        for name, part in parts.items():
+            into = self.sum_of(name)[group]
+            into += part.to(into).view_as(into)
+            self.own_of(module_name(name))[group] += dots(part, part).cpu()
+        self.count(_number_of(prompt), group, 1)
+
     def merge(self, other: GroupSums) -> None:
         """Add what was summed elsewhere: by another process, or before a run was broken off.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entangle.tables.base import measured_on, number, percent, snippet, with_interval
+from entangle.tables.groups import group_tables
 
 _MEANINGS = {
     "reward_mean": "mean reward",
@@ -35,6 +36,10 @@ def reward_tables(
     parts: list[RenderableType] = [prompt_heading(summary, provenance)]
     if "prevalence" not in summary:
         return Group(*parts, "No prompt could be measured.")
+    if "groups" in summary:
+        parts.append(group_tables(summary["groups"]))
+    if "history" in summary:
+        parts.append(history_table(summary["history"]))
     parts += [prevalence_table(summary), quantile_table(summary), gradient_table(summary)]
     if "trl" in summary:
         parts.append(trl_lines(summary))
@@ -78,6 +83,28 @@ def prevalence_table(summary: Mapping[str, Any]) -> Table:
     if summary.get("true_prevalence_low") is not None:
         caption += f"; truly small in at least {100 * summary['true_prevalence_low']:.0f} % of prompts"
     table.caption = caption
+    return table
+
+
+def history_table(history: Sequence[Mapping[str, Any]], most: int = 12) -> Table:
+    """Rewards by step of the training, from the file's own: at most so many steps, evenly chosen, the last included."""
+    table = Table(title="The rollouts' rewards by step", title_justify="left")
+    for column in (
+        "step",
+        "prompts",
+        "mean",
+        "std within a prompt",
+        "all answers tied, % [95 %]",
+        "seen before, %",
+    ):
+        table.add_column(column, justify="right")
+    every = -(-len(history) // most)
+    for row in list(history)[::-1][::every][::-1]:
+        tied = f"{100 * row['tied']:.0f} [{100 * row['tied_low']:.0f}-{100 * row['tied_high']:.0f}]"
+        numbers = number(row["reward_mean"]), number(row["reward_std"])
+        table.add_row(
+            f"{row['step']:g}", str(row["prompts"]), *numbers, tied, f"{100 * row['seen_before']:.0f}"
+        )
     return table
 
 

@@ -144,3 +144,69 @@ def test_the_shared_records():
     assert len(found.rollouts) == 3 and "10 (12 rows), 20 (12 rows)" in found.notes[0]
     with_none = read(str(next(folder.glob("62-*/rollouts.jsonl"))), needs_rewards=True)
     assert len(with_none.rollouts) == 3 and all(np.isfinite(r.rewards).all() for r in with_none.rollouts)
+
+
+# --- other tools' files -------------------------------------------------------------------------------------
+
+
+def dump(step: int, *scores: float) -> list[dict[str, Any]]:
+    """A step of verl's: two prompts, their answers one after the other."""
+    return [
+        {
+            "input": f"user\n{asked}",
+            "output": f"{word} {step}",
+            "gts": "4",
+            "score": score,
+            "step": step,
+            "acc": 1.0,
+        }
+        for asked in ("what is the sum?", "is it there?")
+        for word, score in zip(("four", "the mat", "cats"), scores, strict=True)
+    ]
+
+
+def test_a_folder_of_verls_dumps(tmp_path):
+    """Files are ordered by number, names are known, a step can be chosen, and rewards are followed over the steps."""
+    for step, scores in ((2, (0, 0, 0)), (10, (1, 0, 1)), (9, (0, 0, 1))):
+        write(tmp_path / f"{step}.jsonl", dump(step, *scores))
+    found = read(str(tmp_path), needs_rewards=True)
+    assert [r.completions for r in found.rollouts] == [("four 10", "the mat 10", "cats 10")] * 2
+    assert [r.rewards.tolist() for r in found.rollouts] == [[1, 0, 1]] * 2
+    told = " ".join(found.notes)
+    assert (
+        "prompt is the column 'input', completion is the column 'output', reward is the column 'score'"
+        in told
+    )
+    assert "without special tokens" in told and "step 10 are scored" in told
+    assert found.history["step"].tolist() == [2, 9, 10] and found.history["tied"].tolist() == [1, 0, 0]
+    assert found.history["reward_mean"].tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    assert found.history["reward_std"].tolist() == pytest.approx([0, 3**-0.5, 3**-0.5])
+    assert found.history["seen_before"].tolist() == [0, 1, 1]
+    other = read(str(tmp_path), needs_rewards=True, step=2)
+    assert other.rollouts[0].completions[0] == "four 2"
+    with pytest.raises(DataError, match="no step 3; its steps are 2, 9, 10"):
+        read(str(tmp_path), step=3)
+    with pytest.raises(DataError, match="doesn't hold several steps"):
+        read(str(tmp_path / "2.jsonl"), step=3)
+
+
+def test_lines_with_input_output_and_reward(tmp_path):
+    """OpenRLHF's; a prompt's answers in one list go by these names too."""
+    rows = [{"input": "a", "output": text, "reward": k} for k, text in enumerate(("b", "c"))]
+    (found,) = read(write(tmp_path / "a.jsonl", rows), needs_rewards=True).rollouts
+    assert found.completions == ("b", "c") and found.rewards.tolist() == [0.0, 1.0]
+    rows = [{"query": "a", "responses": ["b", "c"], "scores": [0.5, None]}]
+    recorded = read(write(tmp_path / "b.jsonl", rows))
+    assert recorded.rollouts[0].completions == ("b", "c") and recorded.rollouts[0].rewards[0] == 0.5
+
+
+def test_names_of_ours_come_first(tmp_path):
+    """Where our column is there, one by another tool's name is a column of the prompt like any other."""
+    rows = [
+        {"prompt": "a", "completion": text, "reward": k, "output": "x", "score": 9}
+        for k, text in enumerate("bc")
+    ]
+    recorded = read(write(tmp_path / "a.jsonl", rows), needs_rewards=True)
+    assert recorded.rollouts[0].rewards.tolist() == [0.0, 1.0] and recorded.notes == ()
+    assert recorded.rollouts[0].prompt.columns == {"output": "x", "score": 9}
+    assert recorded.history.empty

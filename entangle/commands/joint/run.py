@@ -145,6 +145,7 @@ def _read_rollouts(
         max_length=config.max_length,
         reward=reward.column if from_file else "",
         needs_rewards=from_file,
+        step=config.rollouts_step,
     )
     for note in recorded.notes:
         session.note(note)

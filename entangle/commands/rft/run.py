@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Console, RenderableType
 
+from entangle.commands.rft.groups import GroupTables, steps_of, tables_to_write
 from entangle.commands.rft.result import PromptsResult
 from entangle.config import RftConfig
 from entangle.errors import ConfigError
+from entangle.measure.group_sums import PromptSums
+from entangle.measure.group_verification import summarise_groups, verify_groups
 from entangle.measure.inputs import load_policy_of
 from entangle.measure.prompts import (
     ANSWERS,
@@ -30,14 +34,18 @@ from entangle.measure.prompts import (
     hash_rollouts,
     measured_rows,
     reward_function_of,
+    rollouts_again,
 )
+from entangle.measure.verification import sample_indices
 from entangle.models import Policy
 from entangle.rewards.functions import FromFile, RewardFunction
+from entangle.rewards.groups import Groups
 from entangle.rewards.recorded import Recorded, read_recorded
-from entangle.rewards.rollouts import Prompt, hash_prompts, load_prompts
+from entangle.rewards.rollouts import Prompt, Rollout, hash_prompts, load_prompts
 from entangle.rewards.signals import Setting, measure, unmeasured
 from entangle.rewards.summary import Thresholds, summarise
 from entangle.runs.folder import RunFolder
+from entangle.runs.progress import progress_bar
 from entangle.runs.session import Session
 from entangle.scores import make_engine
 from entangle.tables.rft import reward_tables
@@ -82,11 +90,16 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
         return RftResult.load(session.run.path)
     engine = make_engine(policy.model, policy.parameters, config.engine)
     gamma_indices = frozenset(prompt.index for prompt in prompts[: config.gamma_positions])
+    sums = None
+    if config.across:
+        process = session.processes.process_index
+        sums = PromptSums.over(session.run, policy, engine, prompts, steps_of(config), process=process)
     measurement = PromptMeasurement(
-        config, policy, engine, reward_function, gamma_indices, told=recorded.notes
+        config, policy, engine, reward_function, gamma_indices, told=recorded.notes, sums=sums
     )
     compute_answers(session, measurement, prompts, read)
-    return RftResult.load(session.finish(lambda: _close(session, measurement)))
+    again = partial(rollouts_again, measurement, prompts, read)
+    return RftResult.load(session.finish(lambda: _close(session, measurement, again, recorded.history)))
 
 
 def _load_prompts(config: RftConfig) -> list[Prompt]:
@@ -125,10 +138,16 @@ def read_rollouts(config: RftConfig, policy: Policy, reward: RewardFunction) -> 
         columns=config.column_map,
         reward=reward.column if from_file else "",
         needs_rewards=from_file,
+        step=config.rollouts_step,
     )
 
 
-def _close(session: Session, measurement: PromptMeasurement) -> None:
+def _close(
+    session: Session,
+    measurement: PromptMeasurement,
+    again: Callable[[Sequence[int]], dict[int, Rollout]],
+    history: pd.DataFrame,
+) -> None:
     """Measure every prompt from the kept answers, and write what closes a run, its summary last."""
     run, config, seconds = session.run, measurement.config, session.seconds
     rows = run.read_shards(ANSWERS)
@@ -148,6 +167,20 @@ def _close(session: Session, measurement: PromptMeasurement) -> None:
             measured, measurement.support, config.std_threshold, config.mean_threshold
         )
         summary |= summarise(measured, _equal_groups(used), measurement.support, thresholds)
+        groups = Groups.of(
+            used, steps_of(config), measurement.support, longest, measurement.engine.resolution
+        )
+        tables = GroupTables.of(groups, measurement.sums)
+        summary["groups"] = tables.summary
+        if config.verify:
+            checked = _verify(session, measurement, groups, again)
+            run.write_table("steps.parquet", checked)
+            summary["groups"]["verification"] = summarise_groups(checked)
+        for name, table in tables_to_write(tables).items():
+            run.write_table(name, table)
+    if len(history):
+        run.write_table("history.parquet", history)
+        summary["history"] = history.to_dict("records")
     notes = measurement.notes(summary)
     if gamma == gamma:
         notes.append(
@@ -159,7 +192,32 @@ def _close(session: Session, measurement: PromptMeasurement) -> None:
     if config.plots and len(measured):
         _draw(run, measured, summary)
     run.write_json("provenance.json", measurement.provenance(notes, seconds))
+    if measurement.sums is not None:
+        measurement.sums.sums.remove()
     run.write_json("summary.json", summary)
+
+
+def _verify(
+    session: Session,
+    measurement: PromptMeasurement,
+    groups: Groups,
+    again: Callable[[Sequence[int]], dict[int, Rollout]],
+) -> pd.DataFrame:
+    """Real steps on the groups of as many mixed prompts as were asked for."""
+    config = measurement.config
+    assert isinstance(config, RftConfig)
+    by_index = {prompt.index: prompt for prompt in groups.mixed}
+    wanted = sample_indices(sorted(by_index), config.verify)
+    rollouts = again(wanted)
+    with progress_bar(session.console, "real steps", len(wanted) * len(groups.steps), 0) as advance:
+        return verify_groups(
+            measurement.policy,
+            [(by_index[index], rollouts[index]) for index in wanted],
+            groups.steps,
+            groups.max_completion_length,
+            groups.resolution,
+            advance,
+        )
 
 
 def prompt_rows(rows: pd.DataFrame, setting: Setting) -> pd.DataFrame:
