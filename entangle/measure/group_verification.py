@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from entangle.analysis.groups import AnswerMoves
-from entangle.measure.verification import STEP, agreement, in_float64, step_changes
+from entangle.analysis.real_steps import STEP, summarise_steps
+from entangle.measure.verification import in_float64, step_changes
 from entangle.models import Policy
 from entangle.rewards.groups import PromptGroup
 from entangle.rewards.rollouts import Rollout
@@ -117,13 +118,11 @@ def _verify_one(
 
 
 def summarise_groups(steps: pd.DataFrame) -> dict[str, Any]:
-    """By step, and over all under `all`: prompts, steps, and `entangle.measure.verification.agreement`."""
-    if steps.empty:
-        return {"all": {"prompts": 0, "steps": 0}}
+    """By step, and over all under `all`: prompts, and `entangle.analysis.real_steps.summarise_steps`."""
     by_step = {str(name): _summarised(rows) for name, rows in steps.groupby("step", sort=False)}
     return by_step | {"all": _summarised(steps)}
 
 
 def _summarised(rows: pd.DataFrame) -> dict[str, Any]:
-    prompts = int(rows["index"].nunique())
-    return {"prompts": prompts, "steps": len(rows[["index", "step"]].drop_duplicates())} | agreement(rows)
+    found = summarise_steps(rows)
+    return found | {"prompts": found.pop("pairs"), "steps": len(rows[["index", "step"]].drop_duplicates())}

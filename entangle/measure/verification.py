@@ -12,18 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from entangle.analysis.geometry import PairGeometry
+from entangle.analysis.geometry import PairGeometry, logp_resolution
 from entangle.analysis.predictions import geometry_of, logps_of
+from entangle.analysis.real_steps import STEP
 from entangle.analysis.regimes import predict
 from entangle.data import TokenizedPair
 from entangle.models import Policy
 from entangle.scores import row_logps, token_logps
 from entangle.scores.rows import RowBatch
 from losses import PairLogps, PreferenceLoss
-
-STEP = 0.02
-"""Predicted change, in nats, of the response that moves more: small enough for first order to rule, large enough
-for the second-order remainder (about STEP squared) to stand above the rounding of a log-prob."""
 
 STEP_COLUMNS = [
     "index",
@@ -120,6 +117,7 @@ def verify_pair(
     measure: Callable[[Sequence[float]], Tensor],
     predicted: tuple[float, float],
     floor: tuple[float, float],
+    noise: tuple[float, float] = (0.0, 0.0),
     step: float = STEP,
 ) -> list[dict[str, Any]]:
     """One row per response: predicted and measured change of a full and of a half step, in nats.
@@ -128,6 +126,7 @@ def verify_pair(
         measure: learning rates -> measured changes `(rates, 2)`.
         predicted: first-order changes per unit learning rate.
         floor: sizes per unit learning rate below which the arithmetic can't tell a sign.
+        noise: error of a measured log-prob, nats.
         step: predicted change of the response that moves more; sets the learning rate.
     """
     rate = step / max(abs(value) for value in predicted)
@@ -139,48 +138,10 @@ def verify_pair(
             "predicted": rate * predicted[i],
             "measured": full[i],
             "measured_half": half[i],
-            "floor": rate * floor[i] + step * step,
+            "floor": rate * floor[i] + noise[i] + step * step,
         }
         for i, response in enumerate(("chosen", "rejected"))
     ]
-
-
-def summarise_verification(steps: pd.DataFrame) -> dict[str, Any]:
-    """`summarise_steps` per loss, and over all of them under `all`."""
-    by_loss = {str(loss): summarise_steps(rows) for loss, rows in steps.groupby("loss", sort=False)}
-    return by_loss | {"all": summarise_steps(steps)}
-
-
-def summarise_steps(rows: pd.DataFrame) -> dict[str, Any]:
-    """Sign agreement, slope and R^2 of measured on predicted change, and the error's ratio on halving the step.
-
-    Signs are compared where the predicted change stands above the noise floor: what the arithmetic can tell, plus
-    step^2 nats for second order. `error_ratio` is the root mean square error of the full steps over that of the
-    half steps: 4 for a prediction that is exact to first order.
-    """
-    if rows.empty:
-        return {"pairs": 0, "steps": 0}
-    counts = {"pairs": int(rows["index"].nunique()), "steps": len(rows) // 2}
-    return counts | agreement(rows)
-
-
-def agreement(rows: pd.DataFrame) -> dict[str, Any]:
-    """How far measured changes agree with predicted ones, see `summarise_steps`."""
-    predicted, measured = rows["predicted"].to_numpy(), rows["measured"].to_numpy()
-    told = np.abs(predicted) > rows["floor"].to_numpy()
-    agree = np.sign(predicted[told]) == np.sign(measured[told])
-    slope = float(predicted @ measured / (predicted @ predicted))
-    residual, spread = measured - slope * predicted, measured - measured.mean()
-    error, half_error = measured - predicted, rows["measured_half"].to_numpy() - predicted / 2
-    return {
-        "signs_compared": int(told.sum()),
-        "signs_agree": int(agree.sum()),
-        "sign_agreement": float(agree.mean()) if told.any() else float("nan"),
-        "slope": slope,
-        "r_squared": float(1 - (residual @ residual) / (spread @ spread)),
-        "error_ratio": float(np.linalg.norm(error) / np.linalg.norm(half_error)),
-        "step_nats": STEP,
-    }
 
 
 def sample_indices(indices: Sequence[int], count: int, seed: int = 0) -> list[int]:
@@ -218,14 +179,15 @@ def verify_losses(
     indices = sample_indices(sorted(predictions["index"].unique().tolist()), count)
     by_index = rows.set_index("index")
     found: list[dict[str, Any]] = []
-    with in_float64(policy.model):
+    with in_float64(policy.model) as is_exact:
+        share = 0.0 if is_exact else logp_resolution(resolution)
         for index in indices:
             row = by_index.loc[[index]]
             batch = policy.collate([pairs[index]])
             reference = policy.reference.logps(batch, [pairs[index]])
             for loss in losses:
                 steps = _verify_one(
-                    policy, batch, reference, loss, geometry_of(row, resolution), logps_of(row)
+                    policy, batch, reference, loss, geometry_of(row, resolution), logps_of(row), share
                 )
                 found += [{"index": index, "loss": loss.label} | step for step in steps]
                 advance(1)
@@ -233,19 +195,25 @@ def verify_losses(
 
 
 @contextmanager
-def in_float64(model: nn.Module) -> Iterator[None]:
+def in_float64(model: nn.Module) -> Iterator[bool]:
     """Within: float32 weights as float64, the same function without its rounding. Exact both ways.
+
+    Yields whether log-probs are computed in float64 all the way.
 
     Weights of another precision stay as they are: rounding them up would make another function of a 16-bit model.
     """
     dtypes = {p.dtype for p in model.parameters()}
+    if dtypes == {torch.float64}:
+        with KeepFloat64():
+            yield True
+        return
     if dtypes != {torch.float32}:
-        yield
+        yield False
         return
     model.double()
     try:
         with KeepFloat64():
-            yield
+            yield True
     finally:
         model.float()
 
@@ -276,14 +244,17 @@ def _verify_one(
     loss: PreferenceLoss,
     geometry: PairGeometry,
     logps: PairLogps,
+    share: float,
 ) -> list[dict[str, Any]]:
     prediction = predict(geometry, loss.incentives(logps))
     predicted = prediction.change_chosen.item(), prediction.change_rejected.item()
     if not any(predicted):
         return []
     floor = prediction.floor_chosen.item(), prediction.floor_rejected.item()
+    noise = share * abs(logps.chosen.item()), share * abs(logps.rejected.item())
     return verify_pair(
         lambda rates: measure_steps(policy.model, policy.parameters, batch, loss, reference, rates),
         predicted,
         floor,
+        noise,
     )

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entangle.analysis.group_verdict import WHERE, group_verdict
+from entangle.analysis.real_steps import is_refuted, verification_sentences
 from entangle.analysis.set_verdict import UNKNOWN, UNSURE, finding
 from entangle.tables.base import number, percent, plain_table
 from entangle.tables.sets import WORDS, interval
@@ -27,7 +28,7 @@ def group_tables(content: Mapping[str, Any]) -> RenderableType:
     if content["prompts"]["mixed"]:
         parts += [move_table(content), part_table(content), geometry_text(content)]
     if "verification" in content:
-        parts.append(verification_text(content["verification"]["all"]))
+        parts.append(verification_text(content["verification"]))
     return Group(*parts)
 
 
@@ -98,17 +99,18 @@ def geometry_text(content: Mapping[str, Any]) -> Text:
     )
 
 
-def verification_text(checked: Mapping[str, Any]) -> Text:
-    """How far real steps agree with the predictions."""
+def verification_text(verification: Mapping[str, Any]) -> Text:
+    """How far real steps agree with the predictions, and which limits they break."""
+    checked = verification["all"]
     if not checked["steps"]:
         return Text("No step could be taken for real: no prompt has answers on both sides.\n", "yellow")
-    agree, compared = checked["signs_agree"], checked["signs_compared"]
-    return Text(
-        f"Checked by {checked['steps']} real steps on {checked['prompts']} prompts: {agree} of {compared} signs of the "
-        f"answers' changes agree; halving a step divides the error by {number(checked['error_ratio'])} (4 if exact to "
-        "first order).\n",
-        "green" if agree == compared else "red",
+    measured = (
+        f"Checked by {checked['steps']} real steps on {checked['prompts']} prompts: {checked['signs_agree']} of "
+        f"{checked['signs_compared']} signs of the answers' changes agree; halving a step divides the error by "
+        f"{number(checked['error_ratio'])} (4 if exact to first order)."
     )
+    style = "red" if is_refuted(verification) else "green"
+    return Text("\n".join([measured, *verification_sentences(verification)]) + "\n", style)
 
 
 def _drift(part: Mapping[str, Any] | None, step: str) -> Text:

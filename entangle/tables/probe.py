@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from entangle.analysis.real_steps import is_refuted, verification_sentences
 from entangle.analysis.regimes import REGIMES, Regime
 from entangle.analysis.verdict import probe_verdict
 from entangle.tables.base import REGIME_STYLES, heading, number, percent, plain_table
@@ -55,20 +56,31 @@ def probe_tables(
         parts.append(verification_table(summary["verification"]))
     parts.append(pair_cards(pairs, predictions, texts, losses[0], worst))
     parts.append(Text(probe_verdict(summary, losses[0]), "bold"))
+    if "verification" in summary:
+        style = "bold red" if is_refuted(summary["verification"]) else "bold"
+        parts += [Text(sentence, style) for sentence in verification_sentences(summary["verification"])]
     return Group(*parts)
 
 
 def verification_table(verification: Mapping[str, Any]) -> Table:
     """Predicted against measured changes of real SGD steps, per loss."""
     table = Table(title="Predictions against one real SGD step per pair and loss", title_justify="left")
-    for column in ("loss", "steps", "signs agree", "slope", "R^2", "error ratio on halving"):
+    for column in (
+        "loss",
+        "steps",
+        "signs agree",
+        "slope",
+        "at first order",
+        "R^2",
+        "error ratio on halving",
+    ):
         table.add_column(column, justify="left" if column == "loss" else "right")
     for loss, row in verification.items():
         table.add_row(
             Text(loss),
             str(row["steps"]),
             f"{row['signs_agree']} of {row['signs_compared']}",
-            *(number(row[key], ".4g") for key in ("slope", "r_squared", "error_ratio")),
+            *(number(row[key], ".4g") for key in ("slope", "slope_first_order", "r_squared", "error_ratio")),
         )
     return table
 

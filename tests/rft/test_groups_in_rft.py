@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from entangle.analysis.group_verdict import group_verdict
-from entangle.commands.rft import RftResult, run_rft
+from entangle.commands.rft import RftResult, command, run_rft
 from entangle.config import ModelOptions, RftConfig
 from entangle.errors import ConfigError
 from entangle.measure import group_verification
@@ -167,7 +167,9 @@ def test_verification_can_fail(folder, tmp_path, monkeypatch):
     result = run_rft(options(folder, tmp_path / "run", verify=3, loss_types=("grpo",)))
     found = result.summary["groups"]["verification"]["all"]
     assert found["error_ratio"] < 3 and found["signs_agree"] < found["signs_compared"]
-    assert "signs of the answers' changes agree" in " ".join(result.table().split())
+    said = " ".join(result.table().split())
+    assert "signs of the answers' changes agree" in said and "VERIFICATION FAILED under grpo" in said
+    assert command(options(folder, tmp_path / "run", verify=3, loss_types=("grpo",))).status == 1
 
 
 def test_a_broken_run_resumes_to_the_same_sums(folder, finished, tmp_path):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from entangle import embedded
 from entangle.analysis.predictions import may_have_reference, predict_losses
+from entangle.analysis.real_steps import summarise_verification
 from entangle.analysis.summary import summarise
 from entangle.commands.probe.prepared import Prepared, judgeable
 from entangle.config import EMBEDDED
@@ -18,7 +19,7 @@ from entangle.diagnostics import columns_of, summarise_diagnostics
 from entangle.measure.modules import summarise_modules
 from entangle.measure.set_content import SET_DETAILS, set_content
 from entangle.measure.sets import NO_SET, Grouping
-from entangle.measure.verification import summarise_verification, verify_losses
+from entangle.measure.verification import verify_losses
 from entangle.runs.progress import progress_bar
 from entangle.runs.provenance import environment
 from entangle.scores import Engine

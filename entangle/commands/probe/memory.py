@@ -12,6 +12,7 @@ import pandas as pd
 from rich.console import Console
 from torch.optim import Optimizer
 
+from entangle.analysis.real_steps import is_refuted, verification_sentences
 from entangle.commands.probe.judged import judge, provenance_of
 from entangle.commands.probe.prepared import Prepared, check_group, check_request
 from entangle.commands.probe.result import ProbeResult
@@ -126,7 +127,9 @@ def probe(
         rows, by_module = joined(shards), joined(parts) if parts else pd.DataFrame()
         whole = None if sums is None or grams is None else (grams, sums.grouping)
         judged = judge(prepared, measurement.engine, rows, by_module, whole, shown)
-    for note in (*measurement.engine.notes, *judged.left_out):
+    checked = judged.summary.get("verification")
+    refuted = verification_sentences(checked) if checked is not None and is_refuted(checked) else []
+    for note in (*measurement.engine.notes, *judged.left_out, *refuted):
         say(shown, note)
     notes = (*data.notes, *prepared.notes, *measurement.engine.notes)
     provenance = provenance_of(prepared, measurement.engine, time.monotonic() - started, notes)

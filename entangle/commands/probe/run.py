@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pandas as pd
 from rich.console import Console
 
+from entangle.analysis.real_steps import is_refuted
 from entangle.commands.output import Output
 from entangle.commands.probe.judged import judge, provenance_of
 from entangle.commands.probe.prepared import Prepared, check_group, check_request
@@ -111,5 +112,10 @@ def _close(
 
 
 def command(config: ProbeConfig, console: Console | None = None) -> ProbeResult | Output:
-    """`entangle probe`: the run, or with --dry_run what it would cost."""
-    return Output(estimate(config)) if config.dry_run else run_probe(config, console)
+    """`entangle probe`: the run, or with --dry_run what it would cost; status 1 where real steps contradict it."""
+    if config.dry_run:
+        return Output(estimate(config))
+    result = run_probe(config, console)
+    if is_refuted(result.summary.get("verification", {})):
+        return Output(result.renderable(), f"Run folder: {result.folder.path}", status=1)
+    return result
