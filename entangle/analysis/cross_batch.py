@@ -10,10 +10,13 @@ and with the chosen half times k the two part iff E_01 / E_00 < k < E_11 / E_10;
 One batch is noisy, so E is averaged over the last `WINDOW` steps. Given the memory the batches are independent of each
 other, so the interval is a jackknife over them: each step of the window is a group of its own.
 
-    >>> steps = pd.DataFrame({"step": range(8), "pairs": 4, "chosen_on_chosen": 3.0, "rejected_on_chosen": 2.0})
-    >>> geometry = window_geometry(steps.assign(chosen_on_rejected=2.0, rejected_on_rejected=1.5))
-    >>> round(live_point(geometry)["live_drift"], 6)  # +1 nat for the chosen, +0.5 for the rejected: both rise
-    1.5
+Four steps of which the rejected half pulls both log-probs down by more than the chosen half lifts them:
+
+    >>> rows = pd.DataFrame({"step": [1, 2, 3, 4], "pairs": 8, "chosen_on_chosen": [1.0, 1.1, 0.9, 1.0],
+    ...     "rejected_on_chosen": [1.4, 1.5, 1.3, 1.4], "chosen_on_rejected": 1.2, "rejected_on_rejected": 1.8})
+    >>> point = live_point(window_geometry(rows))
+    >>> {name: round(point[name], 2) for name in ("live_low", "live_high", "live_drift")}
+    {'live_low': 1.4, 'live_high': 1.5, 'live_drift': -2.5}
 """
 
 from __future__ import annotations
