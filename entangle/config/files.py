@@ -20,6 +20,7 @@ from entangle.config.foreign import (
     leave_folder,
     read_as_ours,
     sort_keys,
+    take_as_several,
     take_losses,
     take_training_options,
     training_keys,
@@ -65,6 +66,8 @@ def read_yaml(path: str | Path, cls: type) -> YamlOptions:
     read_as_ours(found)
     if trains:
         take_training_options(found, str(path))
+        if "losses" in kinds:
+            take_as_several(found)
     else:
         leave_folder(found, cls.TRAINING_FOLDER)
         if "losses" in kinds:

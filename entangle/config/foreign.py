@@ -170,6 +170,13 @@ def take_losses(found: Content) -> None:
     )
 
 
+def take_as_several(found: Content) -> None:
+    """For a comparison: the loss and the seed of a training's file are what is compared, until more are given."""
+    for one, several in (("loss", "losses"), ("seed", "seeds")):
+        if one in found.values and several not in found.values:
+            found.values[several] = [found.values.pop(one)]
+
+
 def leave_folder(found: Content, option: str | None) -> None:
     """For a command that measures: a training's folder isn't where the result goes, but may be what is looked at.
 

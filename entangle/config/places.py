@@ -85,8 +85,15 @@ def require_run(path: str | Path) -> None:
     Raises:
         RunError: there is no config.yaml in it.
     """
-    if not os.path.isfile(os.path.join(path, "config.yaml")):
-        raise RunError(f"Expected a run folder (with config.yaml) at {path}; found none.")
+    if os.path.isfile(os.path.join(path, "config.yaml")):
+        return
+    message = f"Expected a run folder (with config.yaml) at {path}; found none."
+    if os.path.isdir(path) and any(name.startswith("checkpoint-") for name in os.listdir(path)):
+        message += (
+            f" It holds the checkpoints of a training: entangle doctor {path} reads its log, and entangle sweep {path} "
+            "--dataset_name PAIRS probes its checkpoints into a run folder."
+        )
+    raise RunError(message)
 
 
 class Place(Enum):

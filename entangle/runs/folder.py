@@ -115,7 +115,9 @@ class RunFolder:
     def _check_same_run(self, config: RecordedOptions, identity: Mapping[str, Any]) -> None:
         advice = "Choose another --output_dir, or give --overwrite to replace it."
         if not (self.path / "config.yaml").is_file() or not (self.path / "identity.json").is_file():
-            raise RunError(f"{self.path} isn't empty and holds no run of entangle. {advice}")
+            raise RunError(
+                f"{self.path} isn't empty and holds no run of entangle, so it stays. Choose another --output_dir."
+            )
         for name, changed in (
             ("option", self.changed_options(config)),
             ("input", _changes(self.read_json("identity.json"), _plain(identity))),

@@ -128,5 +128,5 @@ def span(numbers: pd.Series) -> str:
 
 
 def mean(row: Mapping[Any, Any], name: str) -> str:
-    """`-1.25 ± 0.31`: a mean and `Z` of its standard errors."""
-    return f"{row[name]:+.2f} ± {Z * row[f'{name}_error']:.2f}"
+    """`-1.25 ±0.31`: a mean and `Z` of its standard errors."""
+    return f"{row[name]:+.2f} ±{Z * row[f'{name}_error']:.2f}"
