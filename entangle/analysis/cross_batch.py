@@ -21,15 +21,20 @@ Four steps of which the rejected half pulls both log-probs down by more than the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from entangle.analysis.sets import SetGeometry
 
 WINDOW = 16
 """Steps that are averaged over."""
+
+LARGEST = 4.0
+"""Largest factor on the chosen half, and one over the smallest."""
 
 FEWEST = 4
 """With fewer steps Student's t makes intervals too wide to be of use."""
@@ -85,3 +90,87 @@ def live_course(rows: pd.DataFrame) -> pd.DataFrame:
         if (geometry := window_geometry(rows, int(step))) is not None:
             found.append({"step": int(step)} | live_point(geometry))
     return pd.DataFrame(found)
+
+
+# --- what would keep the set in its band ---------------------------------------------------------------------
+
+
+def edge_factor(block: Tensor) -> float:
+    """The k nearest to 1 in the band, shrunk by a quarter of its log-width at either end; its centre if it is empty.
+
+    An end that isn't there (E_01 or E_10 not positive) counts as 1 / `LARGEST` or `LARGEST`. NaN where a half doesn't
+    do to its own side what it is for (E_00 or E_11 not positive): then there is no band to speak of.
+
+    Args:
+        block: E, `(2, 2)`.
+    """
+    low, high = _log_band(block)
+    inset = (high - low) / 4
+    return math.exp(min(max(0.0, low + inset), high - inset) if inset > 0 else (low + high) / 2)
+
+
+def centre_factor(block: Tensor) -> float:
+    """The k in the middle of the band, sqrt(low high); ends and NaN as in `edge_factor`."""
+    return math.exp(sum(_log_band(block)) / 2)
+
+
+def drift_factor(block: Tensor, drift: float) -> float:
+    """The k under which both log-probs move by `drift` nats per nat of margin; NaN where no positive k does.
+
+    k (E_00 + E_10 - 2 x (E_00 - E_10)) = E_01 + E_11 - 2 x (E_01 - E_11) for a drift of x.
+
+    Args:
+        block: E, `(2, 2)`.
+        drift: x.
+    """
+    (a, b), (c, d) = block.tolist()
+    top, bottom = b + d - 2 * drift * (b - d), a + c - 2 * drift * (a - c)
+    return top / bottom if top > 0 and bottom > 0 else math.nan
+
+
+def steady_factor(rule: Callable[[Tensor], float], geometry: SetGeometry) -> float:
+    """A rule's k from a window, cut to [1 / `LARGEST`, `LARGEST`]; 1 while its interval covers all of that.
+
+    Args:
+        rule: from E to k.
+        geometry: of a window.
+    """
+    blocks = [geometry.products, *geometry.replicates[:, 0]]
+    value, *others = (math.log(k) if (k := rule(block)) > 0 else math.nan for block in blocks)
+    found = geometry.jackknife.number(value, torch.tensor(others, dtype=torch.float64))
+    limit = math.log(LARGEST)
+    if math.isnan(value) or (found.low <= -limit and found.high >= limit):
+        return 1.0
+    return math.exp(min(max(value, -limit), limit))
+
+
+def common_share(geometry: SetGeometry, *, of_chosen: bool) -> float:
+    """How much of the common direction a step has: a, so that the step less a P (C_w + C_l) doesn't move both means.
+
+        a = (D_w + D_l) / (G_w + G_l)        of the chosen alone: min(D_w, 0) / G_w
+
+    with D what the step's memory does to the two means and G what the common direction does; 0 where the window can't
+    tell a (its interval is infinite).
+
+    Args:
+        geometry: of a window with four directions: the two halves M_w, M_l and the two mean scores C_w, C_l.
+        of_chosen: keep the mean chosen log-prob from falling, and nothing else.
+    """
+    blocks = torch.cat([geometry.products[None], geometry.replicates[:, 0]])
+    step = blocks[..., 0] - blocks[..., 1]
+    gain = blocks[..., 2] + blocks[..., 3]
+    sides = slice(0, 1) if of_chosen else slice(0, 2)
+    tops, bottoms = step[:, sides].sum(1), gain[:, sides].sum(1)
+    top, bottom = float(tops[0]), float(bottoms[0])
+    found = geometry.jackknife.ratio(top, bottom, torch.stack([tops[1:], bottoms[1:]], 1))
+    if bottom <= 0 or not math.isfinite(found.low) or (of_chosen and top > 0):
+        return 0.0
+    return found.value
+
+
+def _log_band(block: Tensor) -> tuple[float, float]:
+    (a, b), (c, d) = block.tolist()
+    if a <= 0 or d <= 0:
+        return math.nan, math.nan
+    limit = math.log(LARGEST)
+    return math.log(b / a) if b > 0 else -limit, math.log(d / c) if c > 0 else limit

@@ -5,6 +5,7 @@ Any loss can be trained with one of them; `entangle.training.mitigated` puts the
     Rescaling   the forward pass unchanged, a pair's two incentives multiplied in the backward pass
     Masking     the forward pass unchanged, some tokens left out of the backward pass
     Splitting   the gradients of the chosen and the rejected half taken at different parameters
+    Steering    the optimiser's step corrected by what products across batches say of the set
     Select      pairs left out before training
 
 With g_w, g_l the gradients of the two summed log-probs and d_w, d_l a loss's incentives in them (the one convention
@@ -32,6 +33,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from entangle.analysis.cross_batch import (
+    FEWEST,
+    centre_factor,
+    common_share,
+    drift_factor,
+    edge_factor,
+    steady_factor,
+)
+from entangle.analysis.sets import SetGeometry
 from entangle.config.specs import construct
 from entangle.errors import ConfigError
 from losses import Incentives
@@ -360,6 +370,99 @@ def _plus(vector: Vector, other: Vector, factor: float) -> Vector:
 
 def _minus(vector: Vector, other: Vector) -> Vector:
     return _plus(vector, other, -1.0)
+
+
+# --- steered steps -----------------------------------------------------------------------------------------------
+
+
+class Steering(Mitigation, ABC):
+    """Corrects the optimiser's step so that the set keeps from drifting, as the run's own batches tell.
+
+    It reads `entangle.analysis.cross_batch`: products of each batch's mean scores with the memory of earlier batches.
+    These cost no pass. The last `window` steps count; until they tell anything, the step is the optimiser's own.
+    """
+
+    optimizers: ClassVar[tuple[str, ...]] = ("adamw_torch", "sgd")
+    """Optimisers of transformers (beginnings of their names) that it is made for."""
+
+    means: ClassVar[bool] = False
+    """Whether it needs the memory of mean scores too."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class SetBand(Steering):
+    """Keeps the set in its band: the chosen half of the momentum times k, the same k for all pairs.
+
+    The optimiser's momentum is kept in two halves, m = m_chosen + m_rejected, and the step goes along k m_chosen +
+    m_rejected under the very preconditioner; v is that of the plain gradient. With E the effects of either half on the
+    mean log-probs of fresh pairs, E_01 / E_00 < k < E_11 / E_10 raises the mean chosen and lowers the mean rejected
+    one.
+    Law: k = 1 is the optimiser's own step, bit for bit.
+
+    Args:
+        target: `edge`: the k nearest to 1 in the band, shrunk by a quarter of its log-width at either end. `centre`:
+            the middle of the band on the log axis. `drift`: the k of a drift that is given.
+        drift: nats of both log-probs per nat of margin, for the target `drift`.
+        window: steps that are averaged over, at least 4.
+    """
+
+    name: ClassVar = "set_band"
+    source: ClassVar = "arXiv 2410.13828's condition on mean gradients; the controller is ours"
+
+    target: Literal["edge", "centre", "drift"] = "edge"
+    drift: float = 0.0
+    window: int = 8
+
+    def __post_init__(self) -> None:
+        if self.target not in ("edge", "centre", "drift") or self.window < FEWEST:
+            raise ConfigError(
+                f"set_band expects a target edge, centre or drift and a window of at least {FEWEST}; got {self.config}."
+            )
+
+    def factor(self, geometry: SetGeometry) -> float:
+        """The factor k, within [1/4, 4].
+
+        Args:
+            geometry: of the last steps' products.
+        """
+        rules = {"edge": edge_factor, "centre": centre_factor}
+        return steady_factor(rules.get(self.target, lambda block: drift_factor(block, self.drift)), geometry)
+
+
+@dataclass(frozen=True)
+class DriftFree(Steering):
+    """Takes out of each step its part along the common direction P (C_w + C_l), C the mean scores.
+
+    What is left moves the two mean log-probs of fresh pairs in opposite directions by the same amount, to first order;
+    the rest of the step is as it was. See `entangle.analysis.cross_batch.common_share`.
+
+    Args:
+        of: `both`: the sum of both means doesn't move. `chosen`: only a fall of the mean chosen log-prob is taken out.
+        window: steps that are averaged over, at least 4.
+    """
+
+    name: ClassVar = "drift_free"
+    source: ClassVar = "ours; gradient projection with the gain estimated across batches"
+    means: ClassVar = True
+
+    of: Literal["both", "chosen"] = "both"
+    window: int = 8
+
+    def __post_init__(self) -> None:
+        if self.of not in ("both", "chosen") or self.window < FEWEST:
+            raise ConfigError(
+                f"drift_free expects of = both or chosen and a window of at least {FEWEST}; got {self.config}."
+            )
+
+    def share(self, geometry: SetGeometry) -> float:
+        """How much of the common direction is taken out.
+
+        Args:
+            geometry: of the last steps' products, with the directions of the mean scores.
+        """
+        return common_share(geometry, of_chosen=self.of == "chosen")
 
 
 # --- selected pairs -----------------------------------------------------------------------------------------

@@ -33,7 +33,14 @@ from transformers import PrinterCallback
 from trl import DPOConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from entangle.analysis.ledger import describe_change
-from entangle.analysis.mitigations import Mitigation, Select, Splitting, build_mitigation, select_pairs
+from entangle.analysis.mitigations import (
+    Mitigation,
+    Select,
+    Splitting,
+    Steering,
+    build_mitigation,
+    select_pairs,
+)
 from entangle.config import DataOptions, TrainConfig, build_losses
 from entangle.data import PreferencePair, TokenizedPair, collate, hash_pairs
 from entangle.data.sources import read_rows
@@ -197,6 +204,11 @@ def check_training(config: TrainConfig) -> None:
             raise ConfigError(
                 f"live and ledger read one backward pass per batch, and {changing.name} takes its step from several. "
                 "Drop them; probe_every works."
+            )
+        if isinstance(changing, Steering) and config.ledger:
+            raise ConfigError(
+                f"ledger takes the optimiser's own step apart, and {changing.name} corrects it. Drop ledger; "
+                "probe_every and live work."
             )
 
 

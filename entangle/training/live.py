@@ -137,12 +137,21 @@ class BatchRecorder:
         geometry: whether the Gram blocks are wanted.
         memory: what is told of every micro-batch's scores; None: nothing. Without it and without `geometry` nothing in
             the layers is hooked.
+        asked: what the user has asked for, for messages.
 
     Raises:
         TrainingError: a trained parameter has no rule, so that its part of the scores can't be read off.
     """
 
-    def __init__(self, model: nn.Module, *, geometry: bool, memory: BatchMemory | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        geometry: bool,
+        memory: BatchMemory | None = None,
+        asked: str = "live=True",
+    ) -> None:
+        self._asked = asked
         self._current: MicroBatch | None = None
         self._done: list[MicroBatch] = []
         self._is_paused = False
@@ -200,7 +209,7 @@ class BatchRecorder:
             return
         if self._shapes and getattr(output, "aux_loss", None) is not None:
             raise TrainingError(
-                "live=True reads scores off the backward pass, and here a router's auxiliary loss adds gradients "
+                f"{self._asked} reads scores off the backward pass, and here a router's auxiliary loss adds gradients "
                 "of its own. Set router_aux_loss_coef to 0, or use a probe set (pairs=...) instead."
             )
         scored = batch.scored
@@ -231,8 +240,8 @@ class BatchRecorder:
         if uncovered:
             few = ", ".join(sorted(uncovered)[:3])
             raise TrainingError(
-                f"live=True can't read the scores of {len(uncovered)} trained parameters, such as {few}: their layers "
-                "have no rule. Train LoRA on linear layers, or use a probe set (pairs=...) instead."
+                f"{self._asked} can't read the scores of {len(uncovered)} trained parameters, such as {few}: their "
+                "layers have no rule. Train LoRA on linear layers, or use a probe set (pairs=...) instead."
             )
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         layer_of = {part: layer for layer in layers for part in layer.modules()}
@@ -319,7 +328,7 @@ class BatchRecorder:
         missing = [name for name in trained if name not in batch._blocks]
         if missing:
             raise TrainingError(
-                f"live=True found no pass through the layers of {len(missing)} trained parameters, such as "
+                f"{self._asked} found no pass through the layers of {len(missing)} trained parameters, such as "
                 f"{missing[0]}, yet they got gradients: TRL's fused head reads the LM head's weight past its layer. "
                 "Train LoRA on other layers, or use a probe set (pairs=...) instead."
             )

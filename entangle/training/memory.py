@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from entangle.scores.summing import weighted_sums
 from entangle.scores.terms import Term
-from entangle.training.optimizer_steps import momentum_of, preconditioner
+from entangle.training.optimizer_steps import groups_of, momentum_of, preconditioner
 
 LIMIT = 2**31
 """Bytes that a memory may take: 16 for each trained parameter."""
@@ -49,6 +49,8 @@ class BatchMemory:
 
     Attributes:
         coming: by parameter `(D, a, b)` float32, what the micro-batches since the last `close` add to the averages.
+        averages: by parameter `(D, a, b)` float32, what earlier steps have left; `ahead` divides by `weight`.
+        weight: sum of the averages' weights.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class BatchMemory:
         self.decay, self.means = decay, means
         self.coming: dict[str, Tensor] = {}
         self._parameters, self._preconditioner = parameters, preconditioner
-        self._averages: dict[str, Tensor] = {}
-        self._weight = 0.0
+        self.averages: dict[str, Tensor] = {}
+        self.weight = 0.0
         self._pairs = 0
         self._effects: list[Tensor] = []
 
@@ -74,7 +76,7 @@ class BatchMemory:
 
     def forget(self) -> None:
         """An epoch begins: what comes now has met the memory before."""
-        self._averages, self._weight = {}, 0.0
+        self.averages, self.weight = {}, 0.0
 
     def count(self, pairs: int) -> None:
         """A micro-batch's pairs of which both scores are known: those that its `add` weighs."""
@@ -95,14 +97,17 @@ class BatchMemory:
             for rows in (slice(n), slice(n, 2 * n))
         ]
         scores, halves = torch.stack(sides, 1)  # pyright: ignore[reportArgumentType]
-        if name in self._averages:
-            ahead = self._averages[name] / self._weight
-            if (metric := self._preconditioner(name)) is not None:
-                ahead = ahead * metric.reshape(ahead.shape[1:]).to(ahead)
+        if name in self.averages:
+            ahead = self.ahead(name)
             products = (scores[:, None] * ahead).sum((2, 3), dtype=torch.float64)
             self._effects.append(products)
         part = torch.cat([halves, scores]) if self.means else halves
         self.coming[name] = self.coming[name] + part if name in self.coming else part
+
+    def ahead(self, name: str) -> Tensor:
+        """P M of a parameter, `(D, a, b)`: where each direction of the memory leads per unit of learning rate."""
+        average, metric = self.averages[name] / self.weight, self._preconditioner(name)
+        return average if metric is None else average * metric.reshape(average.shape[1:]).to(average)
 
     def close(self) -> tuple[int, list[list[float]]] | None:
         """End a step: its pairs and its E, `(2, D)`; None if nothing is known. Its halves join the memory."""
@@ -113,11 +118,11 @@ class BatchMemory:
         for name, part in self.coming.items():
             if self.means and pairs:
                 part[2:] /= pairs
-            before = self._averages.get(name)
+            before = self.averages.get(name)
             fresh = (1 - self.decay) * part
-            self._averages[name] = fresh if before is None else before.mul_(self.decay).add_(fresh)
+            self.averages[name] = fresh if before is None else before.mul_(self.decay).add_(fresh)
         if self.coming:
-            self._weight = self.decay * self._weight + 1 - self.decay
+            self.weight = self.decay * self.weight + 1 - self.decay
         self.coming, self._effects, self._pairs = {}, [], 0
         return found
 
@@ -133,9 +138,10 @@ def batch_memory(model: nn.Module, optimizer: Optimizer, *, means: bool = False)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if 16 * sum(p.numel() for p in parameters.values()) > LIMIT:
         return None
-    return BatchMemory(
-        parameters,
-        momentum_of(optimizer) or DECAY,
-        lambda name: preconditioner(optimizer, parameters[name]),
-        means=means,
-    )
+    groups = groups_of(optimizer)
+
+    def metric(name: str) -> Tensor | None:
+        p = parameters[name]
+        return preconditioner(optimizer, p, groups[p])
+
+    return BatchMemory(parameters, momentum_of(optimizer) or DECAY, metric, means=means)

@@ -20,6 +20,7 @@ from entangle.analysis.mitigations import (
     Sequential,
     Side,
     Splitting,
+    Steering,
     TokenMasking,
     Vector,
     VirtualSplitting,
@@ -30,6 +31,8 @@ from entangle.scores import Engine, make_engine
 from entangle.scores.rows import RowBatch
 from entangle.scores.tokens import token_products
 from entangle.training.metrics import incentives
+from entangle.training.optimizer_steps import innermost
+from entangle.training.steering import Steered
 from entangle.training.trainer import PreferenceTrainer, TrainingError
 from entangle.training.virtual_adamw import VirtualAdamW
 from losses import Incentives, PairLogps, PreferenceLoss
@@ -41,7 +44,8 @@ class MitigatedTrainer(PreferenceTrainer):
     Scores (for norms and token masks) are exact and come from a pass of the engine over the micro-batch before its
     forward pass. Every process works on its own pairs; a moving average is one for all processes. Logged in addition,
     as means over pairs: `entangle/log_factor_chosen` and `entangle/log_factor_rejected` (rescaling),
-    `entangle/dropped_tokens` (masking, share).
+    `entangle/dropped_tokens` (masking, share); of a steered step `entangle/set/k` or `entangle/set/common_share`, and
+    `entangle/set/step_drift`, what it is then foretold to do to fresh pairs, nats of both log-probs per nat of margin.
 
     Args:
         arguments: as for PreferenceTrainer.
@@ -61,6 +65,16 @@ class MitigatedTrainer(PreferenceTrainer):
         self._norms: tuple[Tensor, Tensor] | None = None
         self._kept: Tensor | None = None
         self._window: list[tuple[dict[str, Any], Incentives]] = []
+        self._steered: Steered | None = None
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As in TRL; the hooks of a steered run are taken off at its end."""
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            if self._steered is not None:
+                self._steered.remove()
+                self._steered = None
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
         """As in PreferenceTrainer; in training, scores are measured first."""
@@ -80,7 +94,7 @@ class MitigatedTrainer(PreferenceTrainer):
             scored = row_batch(inputs).scored
             self._note("dropped_tokens", 1 - self._kept[scored.cpu()].float().mean())
         logps = super()._pair_logps(output, inputs)
-        if not self._is_training or isinstance(self.mitigation, TokenMasking):
+        if not self._is_training or isinstance(self.mitigation, TokenMasking | Steering):
             return logps
         found = incentives(self.loss, logps)
         if isinstance(self.mitigation, Splitting):
@@ -100,11 +114,27 @@ class MitigatedTrainer(PreferenceTrainer):
         )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **options: Any) -> Tensor:
-        """As in TRL; where a split step's last micro-batch is through, its gradient is put in place."""
+        """As in TRL; after a step's last micro-batch its gradient is put in place, or its correction worked out."""
+        if isinstance(self.mitigation, Steering):
+            return self._steered_step(self.mitigation, model, inputs, *rest, **options)
         loss = super().training_step(model, inputs, *rest, **options)
         if isinstance(self.mitigation, Splitting) and self.accelerator.sync_gradients:
             self._split(self.mitigation)
             self._window = []
+        return loss
+
+    def _steered_step(self, rule: Steering, model: nn.Module, *arguments: Any, **options: Any) -> Tensor:
+        policy: Any = self.model
+        if self._steered is None:  # the optimiser is there by now, and so is what a checkpoint kept
+            state = self.state.stateful_callbacks.setdefault(rule.name, {})  # pyright: ignore
+            self._steered = Steered(rule, innermost(self.optimizer), policy, state)
+        self._steered.enter(int(self.state.epoch or 0))
+        loss = super().training_step(model, *arguments, **options)
+        if self.accelerator.sync_gradients:
+            gradient = [p.grad for p in policy.parameters() if p.grad is not None]
+            clip = clipped_share(gradient, self.args.max_grad_norm)
+            for name, value in self._steered.prepare(clip, self._mean).items():
+                self._metrics["train"][f"entangle/{name}"].append(value)
         return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -126,6 +156,12 @@ class MitigatedTrainer(PreferenceTrainer):
 
     def _total(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, "sum")  # pyright: ignore[reportReturnType]
+
+    def _mean(self, value: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return value
+        total: Any = self.accelerator.reduce(value.to(self.accelerator.device), "mean")
+        return total.to(value.device)
 
     def _note(self, name: str, value: Tensor) -> None:
         self._metrics["train"][f"entangle/{name}"].append(float(value))
@@ -202,17 +238,17 @@ def check_mitigations(
         raise TrainingError(
             f"{mitigation.name} weighs chosen against rejected; {loss.label} has no rejected half."
         )
-    if isinstance(mitigation, Splitting):
-        _check_splitting(mitigation, args)
+    if isinstance(mitigation, Splitting | Steering):
+        _check_optimizer(mitigation, args)
     return mitigation
 
 
-def _check_splitting(mitigation: Splitting, args: TrainingArguments) -> None:
+def _check_optimizer(mitigation: Splitting | Steering, args: TrainingArguments) -> None:
     optim = str(getattr(args.optim, "value", args.optim))
     if not optim.startswith(mitigation.optimizers):
         raise TrainingError(
             f"{mitigation.name} is made for optim {', '.join(mitigation.optimizers)}; got {optim!r}. "
-            "sequential belongs to SGD, virtual_splitting to Adam."
+            "sequential belongs to SGD, virtual_splitting to Adam, set_band and drift_free to either."
         )
     if args.fp16:
         raise TrainingError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, as_tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from entangle.analysis.ledger import ParameterStep, adamw_step, sgd_step
@@ -26,19 +26,24 @@ def momentum_of(optimizer: Optimizer) -> float | None:
     return float(first["betas"][0] if "betas" in first else first.get("momentum", 0.0)) or None
 
 
-def preconditioner(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
+def preconditioner(optimizer: Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> Tensor | None:
     """P = 1 / (sqrt(v / (1 - beta2^t)) + eps) of Adam and AdamW after t steps; None of others, or before a step.
 
     Args:
         optimizer: torch's own.
         parameter: one that it holds.
+        group: the parameter's, for beta2 and eps.
     """
     state = optimizer.state.get(parameter, {})
     if not isinstance(optimizer, Adam) or "exp_avg_sq" not in state:
         return None
-    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
-    square = state["exp_avg_sq"] / (1 - group["betas"][1] ** int(state["step"]))
-    return 1 / (square.float().sqrt() + group["eps"])
+    square = state["exp_avg_sq"].float() / (1 - group["betas"][1] ** as_tensor(state["step"]).double())
+    return 1 / (square.sqrt() + group["eps"])
+
+
+def groups_of(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """The group of every parameter."""
+    return {p: group for group in optimizer.param_groups for p in group["params"]}
 
 
 def metric_of(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor] | None:
@@ -48,9 +53,10 @@ def metric_of(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> d
         optimizer: torch's own.
         parameters: by name.
     """
-    found = {name: preconditioner(optimizer, p) for name, p in parameters.items()}
+    groups = groups_of(optimizer)
+    found = {name: preconditioner(optimizer, p, groups[p]) for name, p in parameters.items() if p in groups}
     known = {name: value for name, value in found.items() if value is not None}
-    return known if len(known) == len(found) else None
+    return known if len(known) == len(parameters) else None
 
 
 def check_optimizer(optimizer: Any) -> Optimizer:
