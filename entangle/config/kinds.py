@@ -105,6 +105,9 @@ Mitigations = Annotated[
 Reward = Annotated[Any, _one(_spec(_among("reward"))), _one_spec("reward")]
 """One reward function as a spec."""
 
+Rewards = Annotated[tuple[Any, ...], _many(_spec(_among("reward"))), _many_specs("reward", "rewards")]
+"""Reward functions as specs."""
+
 FormatName = Annotated[str, _one(f"auto|{_among('format')}")]
 """A format of preference data."""
 

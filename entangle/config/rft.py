@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from entangle.config.base import InputOptions, Options, RunOptions, check_at_least
-from entangle.config.kinds import DataName, Reward, RunName
+from entangle.config.kinds import DataName, Reward, Rewards, RunName
 from entangle.errors import ConfigError
 
 LossType = Literal["grpo", "dapo", "bnpo", "dr_grpo", "rloo"]
@@ -90,6 +90,8 @@ class RftConfig(AnswerOptions, RunOptions, InputOptions):
     """Finished run of this command before a fine-tuning: compare it with --after, without a model."""
     after: RunName | None = None
     """Finished run on the same prompts with the same reward, after the fine-tuning."""
+    further_rewards: Rewards = ()
+    """Reward functions to compare with the reward, on the same answers; file:column=A+B compares A and B anyhow."""
     loss_types: tuple[LossType, ...] = ("grpo", "dapo", "dr_grpo", "rloo")
     """Steps whose effect on the answers is predicted, by TRL's names; the first one leads."""
     scale_rewards: ScaleRewards = "group"

@@ -30,6 +30,9 @@ from entangle.scores.jacobian import jacobian_norm
 ANSWERS = "answers"
 """The folder of shards: one row per prompt."""
 
+FURTHER = "reward by "
+"""Before the label of a further reward function: the column of its rewards."""
+
 FLAGS = ("dropped", "empty", "non_finite")
 """Why a prompt has no numbers: it leaves no room for an answer; an answer or a response has no token; a reward or
 score isn't a number."""
@@ -73,6 +76,7 @@ class PromptMeasurement:
         gamma_indices: the prompts at which the Jacobian norm is measured.
         pairs: by prompt index, a preference pair whose responses are scored together with the answers.
         told: notes on the data that were told before, kept with the run.
+        further: reward functions that are compared with the first one, by label.
         sums: where the scores of prompts with rewards that differ are added up; None: nowhere.
     """
 
@@ -83,6 +87,7 @@ class PromptMeasurement:
     gamma_indices: frozenset[int] = frozenset()
     pairs: Mapping[int, TokenizedPair] = field(default_factory=dict)
     told: Sequence[str] = ()
+    further: Mapping[str, RewardFunction] = field(default_factory=dict)
     sums: PromptSums | None = None
 
     @property
@@ -135,7 +140,8 @@ class PromptMeasurement:
         reference = self.policy.reference.logps(batch)
         ref_logps = np.full_like(logps, np.nan) if reference is None else reference.double().cpu().numpy()
         count = len(rollout.answer_ids)
-        rewards = self._rewards(rollout, logps[:count], None if reference is None else ref_logps[:count])
+        answers = self._answers(rollout, logps[:count], None if reference is None else ref_logps[:count])
+        rewards = self._rewards(answers, prompt)
         gram = self.engine.gram(batch).double().cpu().numpy()
         is_finite = bool(np.isfinite(np.concatenate([rewards, logps, gram.ravel()])).all())
         if self.sums is not None and is_finite:
@@ -161,6 +167,8 @@ class PromptMeasurement:
                 "pair_identical": pair.identical,
                 "pair_gram": gram[count:].ravel().tolist(),
             }
+        for label, function in self.further.items():
+            row[f"{FURTHER}{label}"] = function(answers).astype(np.float64).tolist()
         if prompt.index in self.gamma_indices:
             row["jacobian_norm"] = self._jacobian_norm(rollout)
         return row | ({"completions": list(rollout.completions)} if self.config.save_text else {})
@@ -173,11 +181,13 @@ class PromptMeasurement:
         ids = torch.tensor(rollout.prompt_ids[answer] + rollout.answer_ids[answer][:end])
         return jacobian_norm(self.policy.model, self.policy.parameters, ids.to(self.policy.device))
 
-    def _rewards(self, rollout: Rollout, logps: np.ndarray, ref_logps: np.ndarray | None) -> np.ndarray:
+    def _answers(self, rollout: Rollout, logps: np.ndarray, ref_logps: np.ndarray | None) -> AnswerSet:
         prompt = rollout.prompt
-        answers = AnswerSet(
-            prompt.text, rollout.completions, prompt.columns, logps, ref_logps, rollout.rewards
+        return AnswerSet(
+            prompt.text, rollout.completions, prompt.columns, logps, ref_logps, rollout.rewards, rollout.parts
         )
+
+    def _rewards(self, answers: AnswerSet, prompt: Prompt) -> np.ndarray:
         rewards, support = self.reward_function(answers).astype(np.float64), self.support
         outside = support.is_known and ((rewards < support.low) | (rewards > support.high)).any()
         if outside or (support.is_binary and not np.isin(rewards, [support.low, support.high]).all()):

@@ -12,7 +12,7 @@ import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from entangle.analysis.statistics import Array
-from entangle.config.specs import construct, import_own, to_spec
+from entangle.config.specs import construct, import_own, spec_text, to_spec
 from entangle.data.pairs import Text
 from entangle.errors import ConfigError, UserError
 from entangle.rewards.statistics import Support
@@ -44,6 +44,7 @@ class AnswerSet:
         logps: `(K,)` log pi of the answers, nats.
         ref_logps: `(K,)` the same under the reference; None without one.
         rewards: `(K,)` rewards that came with the answers; None unless they were read from a file.
+        parts: `(K,)` by column, rewards of single functions that came with them.
     """
 
     prompt: Text
@@ -52,6 +53,7 @@ class AnswerSet:
     logps: Array | None = None
     ref_logps: Array | None = None
     rewards: Array | None = None
+    parts: Mapping[str, Array] = field(default_factory=dict)
 
 
 class RewardFunction(ABC):
@@ -250,6 +252,8 @@ class FromFile(RewardFunction):
 
     def __call__(self, answers: AnswerSet) -> Array:
         """See `RewardFunction`."""
+        if self.column in answers.parts:
+            return answers.parts[self.column]
         if answers.rewards is None:
             raise RewardError(
                 "Expected rewards beside the answers (a column 'rewards', or 'reward' with a row per answer); "
@@ -317,6 +321,17 @@ def build_reward_function(spec: str | Mapping[str, Any]) -> RewardFunction:
         return construct(name, REWARD_FUNCTIONS, RewardFunction, "reward")
     except ConfigError as error:
         raise RewardError(str(error)) from None
+
+
+def reward_label(function: RewardFunction) -> str:
+    """What a reward function is called in tables: a file's by its columns, others as they are typed."""
+    if isinstance(function, FromFile):
+        return function.column or "the file's"
+    given = {f.name: getattr(function, f.name) for f in fields(function)}  # pyright: ignore[reportArgumentType]
+    own = {f.name: f.default for f in fields(function)}  # pyright: ignore[reportArgumentType]
+    if isinstance(function, Function):
+        return function.function
+    return spec_text({"name": function.name} | {k: v for k, v in given.items() if v != own[k]})
 
 
 def _is_class(name: str) -> bool:

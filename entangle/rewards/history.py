@@ -17,15 +17,15 @@ STATES = ("dead", "mixed", "solved")
 """Of a prompt: all answers tie at a low reward, rewards differ, all tie at a high one."""
 
 
-def prompt_state(mean: float, distinct: float, threshold: float) -> str:
+def prompt_state(mean: float, std: float, threshold: float) -> str:
     """The state of a prompt's rewards.
 
     Args:
         mean: mean reward.
-        distinct: different rewards among its answers.
+        std: of its answers' rewards; 0 where they tie.
         threshold: a mean from here on is high.
     """
-    if distinct > 1:
+    if std > 0:
         return "mixed"
     return "solved" if mean >= threshold else "dead"
 

@@ -63,6 +63,7 @@ class _Group:
     texts: list[Text] = field(default_factory=list)
     rewards: list[float | None] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    parts: dict[str, list[float | None]] = field(default_factory=dict)
 
     def only(self, places: Sequence[int]) -> _Group:
         """The same with the answers at these places alone."""
@@ -71,6 +72,7 @@ class _Group:
             [self.texts[k] for k in places],
             [self.rewards[k] for k in places],
             [self.rows[k] for k in places],
+            {name: [values[k] for k in places] for name, values in self.parts.items()},
         )
 
 
@@ -98,6 +100,7 @@ def read_recorded(
     reward: str = "",
     needs_rewards: bool = False,
     step: float | None = None,
+    further: Sequence[str] = (),
 ) -> Recorded:
     """Answers that were drawn before, from a file.
 
@@ -118,6 +121,7 @@ def read_recorded(
         needs_rewards: whether the file's own rewards are used: then an answer without one (None, NaN) is left out and
             counted, and so is a prompt with fewer than two answers left.
         step: the step whose answers are taken; None: the last one.
+        further: columns with the rewards of further functions, which are kept apart.
 
     Raises:
         DataError: the file can't be read, lacks a column, or lists don't match.
@@ -128,7 +132,9 @@ def read_recorded(
     steps = _by_step(rows)
     taken = _one_step(steps, step, path, notes)
     chosen = _reward_columns(rows[0], reward, needs_rewards, path, notes)
-    groups = _grouped(taken, chosen, path)[:limit]
+    parts = [*(chosen if len(chosen) > 1 else ()), *further]
+    _check_there(parts, rows[0], path)
+    groups = _grouped(taken, chosen, path, parts)[:limit]
     if needs_rewards:
         groups = _rewarded(groups, path, notes)
     history = (
@@ -254,11 +260,7 @@ def _reward_columns(
     """The columns whose sum is the reward; none where there is none."""
     if asked:
         names = [name.strip() for name in asked.split("+")]
-        for name in names:
-            if name not in row:
-                raise DataError(
-                    f"Expected a reward column {name!r} in {path}; its columns are: {', '.join(row)}."
-                )
+        _check_there(names, row, path)
         return names
     own = next((name for name in ("rewards", "reward") if name in row), None)
     if own is not None:
@@ -281,6 +283,14 @@ def _reward_columns(
     )
 
 
+def _check_there(names: Sequence[str], row: Mapping[str, Any], path: str) -> None:
+    for name in names:
+        if name not in row:
+            raise DataError(
+                f"Expected a reward column {name!r} in {path}; its columns are: {', '.join(row)}."
+            )
+
+
 def _may_reward(name: str, value: Any, row: Mapping[str, Any]) -> bool:
     """Whether a column looks like a reward: a number under such a name, or any number in a trainer's record."""
     values = value if isinstance(value, list) else [value]
@@ -290,7 +300,9 @@ def _may_reward(name: str, value: Any, row: Mapping[str, Any]) -> bool:
     )
 
 
-def _grouped(rows: Sequence[tuple[int, Mapping[str, Any]]], chosen: list[str], path: str) -> list[_Group]:
+def _grouped(
+    rows: Sequence[tuple[int, Mapping[str, Any]]], chosen: list[str], path: str, parts: Sequence[str] = ()
+) -> list[_Group]:
     several = "completions" in rows[0][1]
     name = "completions" if several else "completion"
     groups: dict[str, _Group] = {}
@@ -309,12 +321,16 @@ def _grouped(rows: Sequence[tuple[int, Mapping[str, Any]]], chosen: list[str], p
         texts, rewards = _answers(row, name, chosen, where)
         if chosen and rewards is None:
             raise DataError(f"{where}: some answers of its prompt have a reward and some have none.")
-        used = ("prompt", name, *chosen)
+        used = ("prompt", name, *chosen, *parts)
         prompt = Prompt(index, prompt_text, {k: v for k, v in row.items() if k not in used})
         group = groups.setdefault(prompt.hash, _Group(prompt))
         group.texts += [_answer(text, prompt_text, where) for text in texts]
         group.rewards += rewards or []
         group.rows += [index] * len(texts)
+        for part in parts:
+            group.parts.setdefault(part, []).extend(
+                _answers(row, name, [part], where)[1] or [None] * len(texts)
+            )
     return list(groups.values())
 
 
@@ -406,4 +422,8 @@ def _rollout(tokenizer: PreTrainedTokenizerBase, group: _Group, max_length: int 
         answer_ids=tuple(pair.chosen_ids for pair in pairs),
         finished=tuple(not pair.truncated for pair in pairs),
         rewards=rewards if len(rewards) else None,
+        parts={
+            name: np.array([np.nan if value is None else value for value in values], dtype=float)
+            for name, values in group.parts.items()
+        },
     )

@@ -86,6 +86,7 @@ class Rollout:
         answer_ids: scored tokens of each answer.
         finished: whether each ends with an end-of-sequence token.
         rewards: `(K,)`, if the answers came with them.
+        parts: `(K,)` by column, where the answers came with the rewards of several functions; NaN for none.
     """
 
     prompt: Prompt
@@ -94,6 +95,7 @@ class Rollout:
     answer_ids: tuple[list[int], ...]
     finished: tuple[bool, ...]
     rewards: Array | None = None
+    parts: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:

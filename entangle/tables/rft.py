@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,10 @@ def reward_tables(
         parts.append(group_tables(summary["groups"]))
     if "history" in summary:
         parts.append(history_table(summary["history"]))
+    if "rewards" in summary:
+        parts.append(rewards_table(summary["rewards"]))
+    if summary.get("group_sizes"):
+        parts.append(size_table(summary["group_sizes"]))
     parts += [prevalence_table(summary), quantile_table(summary), gradient_table(summary)]
     if "trl" in summary:
         parts.append(trl_lines(summary))
@@ -106,6 +111,54 @@ def history_table(history: Sequence[Mapping[str, Any]], most: int = 12) -> Table
             f"{row['step']:g}", str(row["prompts"]), *numbers, tied, f"{100 * row['seen_before']:.0f}"
         )
     return table
+
+
+def rewards_table(content: Mapping[str, Any]) -> Table:
+    """A row per reward function: how much it varies within a prompt, and how far it agrees with the one that counts."""
+    table = Table(title="Reward functions on the same answers, within prompts", title_justify="left")
+    for column in ("function", "std", "dead, %", "share of variance", "accuracy", "variance x accuracy"):
+        table.add_column(column, justify="left" if column == "function" else "right")
+    for name, row in content["functions"].items():
+        accuracy = row["accuracy"]["value"]
+        numbers = (number(row[key]) for key in ("std", "share", "teacher"))
+        std, part, teacher = numbers
+        table.add_row(Text(name), std, percent(row["dead"]), part, number(accuracy), teacher)
+    pairs = "; ".join(
+        f"{row['first']} and {row['second']} {with_interval(row)}" for row in content["correlations"]
+    )
+    caption = (
+        f"accuracy: pairs of answers in the order of {content['main']}. Correlations within prompts: {pairs}"
+    )
+    table.caption = Text(caption)  # pyright: ignore[reportAttributeAccessIssue]
+    return table
+
+
+def size_table(sizes: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per group size: live groups, and what one costs."""
+    table = Table(title="Answers per prompt: what groups of each size would be worth", title_justify="left")
+    for column in (
+        "group",
+        "live, % [95 %]",
+        "groups drawn per live one",
+        "answers per live group",
+        "|E gradient|",
+    ):
+        table.add_column(column, justify="right")
+    for row in sizes:
+        live = f"{100 * row['live']:.0f} [{100 * row['live_low']:.0f}-{100 * row['live_high']:.0f}]"
+        cost = [_ends(row, name) for name in ("groups", "rollouts")]
+        table.add_row(str(row["size"]), live, *cost, number(row["grad_norm"]))
+    table.caption = (
+        "live: rewards differ; drawing until all groups are live, as DAPO does, costs the third column"
+    )
+    return table
+
+
+def _ends(row: Mapping[str, Any], name: str) -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if value is None or value == math.inf:
+        return "no live one"
+    return f"{value:.3g} [{number(low)}-{'inf' if high in (None, math.inf) else number(high)}]"
 
 
 def quantile_table(summary: Mapping[str, Any]) -> Table:
@@ -193,6 +246,26 @@ def prompt_table(prompts: pd.DataFrame, summary: Mapping[str, Any], count: int) 
     for row in cell.nsmallest(count, "reward_std").to_dict("records"):
         numbers = (row["reward_mean"], row["reward_std"], row["reward_std_high"], row["grad_norm"])
         table.add_row(str(row["index"]), *map(number, numbers), Text(snippet(str(row.get("prompt", "")), 60)))
+    return table
+
+
+def change_tables(summary: Mapping[str, Any]) -> RenderableType:
+    """Change of the mean reward by initial std, and where prompts went."""
+    further = [transition_table(summary["transitions"])] if "transitions" in summary else []
+    return Group(change_table(summary), *further)
+
+
+def transition_table(transitions: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """A row per state before: how many prompts went to each state, and their share of the row."""
+    table = Table(title="Prompts before (rows) and after, % of the row [95 %]", title_justify="left")
+    table.add_column("before")
+    for state in transitions:
+        table.add_column(state, justify="right")
+    for state, row in transitions.items():
+        total = sum(int(cell["count"]) for cell in row.values())
+        cells = (f"{cell['count']}: {percent(cell)}" if total else "-" for cell in row.values())
+        table.add_row(f"{state} ({total})", *cells)
+    table.caption = "dead: all answers tie at a low reward; mixed: they differ; solved: all tie at a high one"
     return table
 
 

@@ -21,9 +21,10 @@ from entangle.commands.rft.run import RftResult
 from entangle.config import RftConfig
 from entangle.errors import RunError
 from entangle.measure.prompts import measured_rows
+from entangle.rewards.history import prompt_state, transitions
 from entangle.runs.folder import RunFolder
 from entangle.tables.base import Shown
-from entangle.tables.rft import change_table
+from entangle.tables.rft import change_tables
 
 BINS = 4
 """Groups of prompts by initial std, of one size."""
@@ -45,7 +46,7 @@ class RewardChange(Shown):
 
     def renderable(self) -> RenderableType:
         """The table as a rich object."""
-        return change_table(self.summary)
+        return change_tables(self.summary)
 
 
 def run_change(config: RftConfig) -> RewardChange:
@@ -67,7 +68,9 @@ def run_change(config: RftConfig) -> RewardChange:
         name: side.run.read_json("identity.json") for name, side in (("before", before), ("after", after))
     }
     run.begin(config, identities, replaces=config.replaces)
-    summary = summarise_changes(changes)
+    summary = summarise_changes(changes) | {
+        "transitions": state_changes(changes, before.summary["thresholds"]["mean"])
+    }
     run.write_table("changes.parquet", changes)
     if config.plots:
         from entangle.figures import rewards
@@ -129,3 +132,20 @@ def summarise_changes(changes: pd.DataFrame) -> dict[str, Any]:
         "std_and_change": rank_correlation(std, change),
         "std_and_absolute_change": rank_correlation(std, change.abs()),
     }
+
+
+def state_changes(changes: pd.DataFrame, threshold: float) -> dict[str, dict[str, dict[str, float]]]:
+    """How many prompts went from dead, mixed or solved to which of these (`entangle.rewards.history.transitions`).
+
+    Args:
+        changes: of `reward_changes`.
+        threshold: from this mean reward on a prompt whose answers tie is solved, below it is dead.
+    """
+    states = (
+        [
+            prompt_state(mean, std, threshold)
+            for mean, std in zip(changes[f"reward_mean_{side}"], changes[f"reward_std_{side}"], strict=True)
+        ]
+        for side in ("before", "after")
+    )
+    return transitions(*states)

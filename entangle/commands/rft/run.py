@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from entangle.measure.inputs import load_policy_of
 from entangle.measure.prompts import (
     ANSWERS,
     FLAGS,
+    FURTHER,
     PromptMeasurement,
     compute_answers,
     hash_rollouts,
@@ -38,10 +39,12 @@ from entangle.measure.prompts import (
 )
 from entangle.measure.verification import sample_indices
 from entangle.models import Policy
-from entangle.rewards.functions import FromFile, RewardFunction
+from entangle.rewards.functions import FromFile, RewardFunction, build_reward_function, reward_label
+from entangle.rewards.group_size import group_sizes
 from entangle.rewards.groups import Groups
 from entangle.rewards.recorded import Recorded, read_recorded
 from entangle.rewards.rollouts import Prompt, Rollout, hash_prompts, load_prompts
+from entangle.rewards.several import compare_rewards
 from entangle.rewards.signals import Setting, measure, unmeasured
 from entangle.rewards.summary import Thresholds, summarise
 from entangle.runs.folder import RunFolder
@@ -80,7 +83,8 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
     reward_function = reward_function_of(config)
     prompts = _load_prompts(config) if config.rollouts is None else []
     policy = load_policy_of(config, session.processes)
-    recorded = read_rollouts(config, policy, reward_function)
+    further = further_rewards_of(config, reward_function)
+    recorded = read_rollouts(config, policy, reward_function, further.values())
     read = recorded.rollouts
     for note in recorded.notes:
         session.note(note)
@@ -95,7 +99,14 @@ def run_rft(config: RftConfig, console: Console | None = None) -> RftResult:
         process = session.processes.process_index
         sums = PromptSums.over(session.run, policy, engine, prompts, steps_of(config), process=process)
     measurement = PromptMeasurement(
-        config, policy, engine, reward_function, gamma_indices, told=recorded.notes, sums=sums
+        config,
+        policy,
+        engine,
+        reward_function,
+        gamma_indices,
+        told=recorded.notes,
+        further=further,
+        sums=sums,
     )
     compute_answers(session, measurement, prompts, read)
     again = partial(rollouts_again, measurement, prompts, read)
@@ -125,11 +136,23 @@ def _load_prompts(config: RftConfig) -> list[Prompt]:
     )
 
 
-def read_rollouts(config: RftConfig, policy: Policy, reward: RewardFunction) -> Recorded:
+def further_rewards_of(config: RftConfig, reward: RewardFunction) -> dict[str, RewardFunction]:
+    """The functions that are compared with the reward, by label: those asked for, and the parts of a sum of columns."""
+    found = [build_reward_function(spec) for spec in config.further_rewards]
+    if isinstance(reward, FromFile) and "+" in reward.column:
+        found = [FromFile(name.strip()) for name in reward.column.split("+")] + found
+    return {reward_label(function): function for function in found}
+
+
+def read_rollouts(
+    config: RftConfig, policy: Policy, reward: RewardFunction, further: Iterable[RewardFunction] = ()
+) -> Recorded:
     """The answers of the rollouts file, with the columns that --columns names; none without one."""
     if config.rollouts is None:
         return Recorded([])
     from_file = isinstance(reward, FromFile)
+    parts = reward.column.split("+") if from_file else []
+    columns = [function.column for function in further if isinstance(function, FromFile)]
     return read_recorded(
         config.rollouts,
         policy.tokenizer,
@@ -139,6 +162,7 @@ def read_rollouts(config: RftConfig, policy: Policy, reward: RewardFunction) -> 
         reward=reward.column if from_file else "",
         needs_rewards=from_file,
         step=config.rollouts_step,
+        further=[name for name in columns if name not in map(str.strip, parts) or len(parts) == 1],
     )
 
 
@@ -172,6 +196,11 @@ def _close(
         )
         tables = GroupTables.of(groups, measurement.sums)
         summary["groups"] = tables.summary
+        summary["group_sizes"] = group_sizes(
+            [p.gram for p in groups.prompts], [p.group.rewards for p in groups.prompts]
+        )
+        if measurement.further:
+            summary["rewards"] = _compare(measurement, used)
         if config.verify:
             checked = _verify(session, measurement, groups, again)
             run.write_table("steps.parquet", checked)
@@ -195,6 +224,17 @@ def _close(
     if measurement.sums is not None:
         measurement.sums.sums.remove()
     run.write_json("summary.json", summary)
+
+
+def _compare(measurement: PromptMeasurement, used: pd.DataFrame) -> dict[str, Any]:
+    """The reward and the further ones beside each other."""
+    main = reward_label(measurement.reward_function)
+    columns = {main: "rewards"} | {label: f"{FURTHER}{label}" for label in measurement.further}
+    found = {
+        label: [np.asarray(entry, dtype=np.float64) for entry in used[column]]
+        for label, column in columns.items()
+    }
+    return compare_rewards(found, main)
 
 
 def _verify(
