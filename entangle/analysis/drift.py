@@ -178,9 +178,7 @@ def runs_sentence(table: pd.DataFrame) -> str:
     Args:
         table: of `of_runs`.
     """
-    known = table[
-        np.isfinite(table[["predicted", "measured_low", "measured_high"]].to_numpy(dtype=float)).all(axis=1)
-    ]
+    known = table[table[["predicted", "measured_low", "measured_high"]].map(math.isfinite).all(axis=1)]
     shrunk = table.loc[~(table["measured_margin"] > 0), "variant"].unique()
     less = f" No margin was gained in runs of {', '.join(map(str, shrunk))}." if len(shrunk) else ""
     if known.empty:
