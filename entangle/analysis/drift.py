@@ -124,6 +124,17 @@ def beside_predicted(
     return table.assign(of=of, agrees=agrees)
 
 
+def of_probes(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `entangle.analysis.agreement.drifts` under the names of `beside_predicted`.
+
+    Args:
+        table: variant, drift and measured_drift with their ends, of every run and probe.
+    """
+    names = {"drift": "predicted", "measured_drift": "measured"}
+    names |= {f"{ours}{end}": f"{theirs}{end}" for ours, theirs in names.items() for end in ("_low", "_high")}
+    return table.rename(columns=names).assign(of="the set")
+
+
 def of_runs(curves: pd.DataFrame) -> pd.DataFrame:
     """One row per run of a comparison: the drift over the whole run, and the one that its pairs alone predicted.
 

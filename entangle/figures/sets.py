@@ -264,6 +264,10 @@ def drift_course(axes: Axes, table: pd.DataFrame) -> Axes:
     return axes
 
 
+def _is_drift(name: str) -> bool:
+    return name.split("_")[0] in ("predicted", "measured") and not name.endswith("margin")
+
+
 def is_bounded(table: pd.DataFrame, name: str) -> pd.Series:
     """Whether the interval of a column has both ends."""
     return table[[f"{name}_low", f"{name}_high"]].map(math.isfinite).all(axis=1)
@@ -274,28 +278,31 @@ def drift_dots(axes: Axes, table: pd.DataFrame) -> Axes:
 
     Args:
         axes: where to draw.
-        table: of `entangle.analysis.drift.of_runs`.
+        table: of `entangle.analysis.drift.of_runs`, or of `of_probes` with the interval of the prediction, too.
     """
     for axis in (axes.xaxis, axes.yaxis):
         drift_scale(axes, axis, is_sparse=True)
     axes.plot([-REACH, REACH], [-REACH, REACH], "-", color=QUIET, lw=0.8, zorder=0)
     known = table[is_bounded(table, "measured") & np.isfinite(table["predicted"])]
+    if "predicted_low" in known:
+        known = known[is_bounded(known, "predicted")]
     for number, (variant, own) in enumerate(known.groupby("variant", sort=False)):
-        at, middle, low, high = (
-            own[name].clip(-REACH, REACH)
-            for name in ("predicted", "measured", "measured_low", "measured_high")
-        )
+        own = own.assign(**{str(name): own[name].clip(-REACH, REACH) for name in own if _is_drift(str(name))})
+        across = None
+        if "predicted_low" in own:
+            across = [own["predicted"] - own["predicted_low"], own["predicted_high"] - own["predicted"]]
         axes.errorbar(
-            at,
-            middle,
-            yerr=[middle - low, high - middle],
+            own["predicted"],
+            own["measured"],
+            xerr=across,
+            yerr=[own["measured"] - own["measured_low"], own["measured_high"] - own["measured"]],
             fmt="osD^v"[number // len(LINES) % 5],
             ms=5,
             color=LINES[number % len(LINES)],
             elinewidth=1.2,
             label=safe(variant, 40),
         )
-    axes.set_xlabel("predicted drift, each pair alone")
+    axes.set_xlabel("predicted drift")
     axes.set_ylabel("measured drift")
     legend_below(figure_of(axes))
     return axes

@@ -44,6 +44,7 @@ class Source:
         prompts: one row per prompt of a reward run or of a joint run.
         changes: one row per prompt of two reward runs, before and after a fine-tuning.
         curves: one row per run and probe of a comparison.
+        drifts: one row per run and probe of a comparison that measured the set: foretold and measured drift.
         variants: one row per loss and setting of a comparison: its last point, over seeds.
         causes: one row per run and side of a comparison: what the mean change came from, where it kept ledgers.
         set: what set.json holds: the set of pairs as one pair.
@@ -67,6 +68,7 @@ class Source:
     prompts: pd.DataFrame | None = None
     changes: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
+    drifts: pd.DataFrame | None = None
     variants: pd.DataFrame | None = None
     causes: pd.DataFrame | None = None
     set: Mapping[str, Any] | None = None
@@ -114,6 +116,7 @@ def read_source(path: str | Path) -> Source:
             "prompts",
             "changes",
             "curves",
+            "drifts",
             "variants",
         )
     }

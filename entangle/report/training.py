@@ -8,8 +8,16 @@ from typing import Any
 
 import pandas as pd
 
+from entangle.analysis.agreement import drift_sentence
 from entangle.analysis.curves import SIDES, onset, over_seeds
-from entangle.analysis.drift import agreement_sentence, beside_predicted, drifts, of_runs, runs_sentence
+from entangle.analysis.drift import (
+    agreement_sentence,
+    beside_predicted,
+    drifts,
+    of_probes,
+    of_runs,
+    runs_sentence,
+)
 from entangle.analysis.ledger import MEANINGS, PARTS, describe_change
 from entangle.analysis.wording import spoken
 from entangle.figures.curves import trajectory
@@ -169,8 +177,7 @@ def comparison_blocks(source: Source) -> list[Block]:
                 terms=("ledger",),
             )
         )
-    if source.curves is not None and "predicted_chosen" in source.curves:
-        blocks += _run_drifts(of_runs(source.curves))
+    blocks += _compared_drifts(source)
     said = ", ".join(f"{row['variant']} {row['moved_chosen']:+.2g}" for row in variants.to_dict("records"))
     blocks.append(
         Figure(
@@ -191,17 +198,27 @@ def comparison_blocks(source: Source) -> list[Block]:
     return [*blocks, table]
 
 
-def _run_drifts(table: pd.DataFrame) -> list[Block]:
-    """Predicted against measured drift of every run, in a figure and in words."""
-    said = runs_sentence(table)
+def _compared_drifts(source: Source) -> list[Block]:
+    """Predicted against measured drift of a comparison, in a figure and in words: the set's where it is known."""
+    found = source.summary.get("drift_agreement")
+    if found and source.drifts is not None and "measured_drift_low" in source.drifts:
+        table, of, said = (
+            of_probes(source.drifts),
+            "the set predicts until the next probe",
+            drift_sentence(found),
+        )
+    elif source.curves is not None and "predicted_chosen" in source.curves:
+        table, of = of_runs(source.curves), "each pair alone predicts over a run"
+        said = runs_sentence(table)
+    else:
+        return []
     if table["predicted"].isna().all():
         return []
     return [
         Figure(
             name="drift",
-            caption="Drift that each pair alone predicts against the drift of the run, with its 95 % interval; on the "
-            "line they agree",
-            alt=f"A mark for each of {len(table)} runs. {said}",
+            caption=f"Drift that {of} against the measured one, with 95 % intervals; on the line they agree",
+            alt=f"A mark for each of {len(table)} rows. {said}",
             draw=lambda width: figure_of(drift_dots(new_axes(min(width, 6.5), 5.0), table)),
             terms=("drift",),
         ),
