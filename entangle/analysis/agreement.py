@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from entangle.analysis.drift import mean_drift
 from entangle.analysis.geometry import SIDES
 from entangle.analysis.statistics import Z, bootstrap
 
@@ -83,8 +84,9 @@ def drifts(rows: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
 
     Columns: variant, loss, seed, step; measured, set_says and pairs_say, each `rise`, `fall`, `part` or `inverted` by
     the signs of both mean changes (`pairs_say`: by the means of the pairs' own predictions); is_clear (both measured
-    changes above `Z` errors); drift with its interval *_low and *_high, pairs_drift and measured_drift, nats of both
-    log-probs per nat of margin, NaN where no margin is gained; gains (the measured margin grew by over `Z` errors).
+    changes above `Z` errors); drift and measured_drift with their intervals *_low and *_high, and pairs_drift, nats of
+    both log-probs per nat of margin, NaN where no margin is gained; gains (the measured margin grew by over `Z`
+    errors).
 
     Args:
         rows: see `directions`.
@@ -102,6 +104,7 @@ def drifts(rows: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
         numbers = moved.to_numpy(float)
         mean, gain = numbers.mean(0), numbers[:, 0] - numbers[:, 1]
         error, root = Z * numbers.std(0, ddof=1), len(numbers) ** 0.5
+        drift = mean_drift(numbers[:, 0], numbers[:, 1])
         found.append(
             dict(zip(KEYS, key, strict=True))
             | {
@@ -116,7 +119,8 @@ def drifts(rows: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
                 "drift_low": said["set_drift_low"],
                 "drift_high": said["set_drift_high"],
             }
-            | {"pairs_drift": _drift(*own), "measured_drift": _drift(*mean)}
+            | {"pairs_drift": _drift(*own), "measured_drift": drift.value}
+            | {"measured_drift_low": drift.low, "measured_drift_high": drift.high}
             | {"gains": bool(gain.mean() > Z * gain.std(ddof=1) / root)}
         )
     return pd.DataFrame(found)

@@ -77,9 +77,8 @@ def set_point(content: Mapping[str, Any], loss: str) -> dict[str, float]:
 
     Columns: set_cosine of the mean scores; set_low and set_high, the incentive ratios between which the set is ideal;
     set_rho, the loss's own; set_drift, nats of both log-probs per nat of margin; set_change_chosen and
-    set_change_rejected, what a step does to the mean log-probs, nats per unit of learning rate; cosine, drift and
-    changes with their intervals as *_low and *_high. NaN where the mean scores have no common direction, or no margin
-    is gained.
+    set_change_rejected, what a step does to the mean log-probs, nats per unit of learning rate; all but rho with their
+    intervals as *_low and *_high. NaN where the mean scores have no common direction, or no margin is gained.
 
     Args:
         content: a probe's `summary["set"]`, in which null stands for what isn't finite.
@@ -90,7 +89,12 @@ def set_point(content: Mapping[str, Any], loss: str) -> dict[str, float]:
     estimates = {"set_cosine": content["cosine"], "set_drift": move["drift"]}
     estimates |= {f"set_change_{side}": move[side] for side in SIDES}
     has_direction = content["cosine"]["value"] is not None
-    return {
+    ends = {
+        f"set_{name}_{end}": _number(edge[end], infinite) if has_direction else math.nan
+        for name, edge in (("low", lower), ("high", upper))
+        for end, infinite in (("low", -math.inf), ("high", math.inf))
+    }
+    return ends | {
         "set_low": _number(lower["value"], math.nan) if has_direction else math.nan,
         "set_high": _number(upper["value"], math.inf) if has_direction else math.nan,
         "set_rho": chosen / rejected if rejected else math.copysign(math.inf, chosen),

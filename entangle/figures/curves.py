@@ -64,26 +64,36 @@ def cosine_band(axes: Axes, points: pd.DataFrame) -> Axes:
 def set_band(axes: Axes, points: pd.DataFrame) -> Axes:
     """The rho for which the set as one pair is ideal, and the loss's own rho: below the band both means fall.
 
-    Where no rho is ideal there is no band: a cross at the bottom says so.
+    Dark: inside the band whichever ends of their 95 % intervals its edges are at; light: inside for some of them. An
+    empty band is drawn as empty, and one that these pairs don't determine isn't drawn: marks at the bottom say so.
     """
-    is_open = points["set_low"] < points["set_high"]
-    low, high = (points[name].clip(0.1, 10).where(is_open) for name in ("set_low", "set_high"))
-    axes.fill_between(
-        points["step"], low, high, where=is_open, color=GREEN, alpha=0.3, lw=0, label="set ideal"
-    )
+    low, high = points["set_low"], points["set_high"]
+    is_known = np.isfinite(points["set_low_high"]) & (points["set_high_low"] > 0)
+    is_open = is_known & (low < high)
+    for bottom, top, alpha, words in (
+        ("set_low_low", "set_high_high", 0.14, "set may be ideal"),
+        ("set_low_high", "set_high_low", 0.4, "set ideal, 95 %"),
+    ):
+        is_there = is_open & (points[bottom] < points[top])
+        ends = [points[name].clip(0.1, 10).where(is_there) for name in (bottom, top)]
+        if is_there.any():
+            axes.fill_between(
+                points["step"], *ends, where=is_there, color=GREEN, alpha=alpha, lw=0, label=words
+            )
+            axes.vlines(points["step"], ends[0], ends[1], color=GREEN, alpha=min(1, 2 * alpha), lw=3)
     for edge in (low, high):
-        axes.plot(points["step"], edge, "-", color=GREEN, lw=1.2, marker="o", ms=3)
-    empty = points.loc[~is_open, "step"]
-    if len(empty):
         axes.plot(
-            empty,
-            np.full(len(empty), 0.04),
-            "x",
-            color=QUIET,
-            ms=5,
-            label="no rho is ideal",
-            transform=axes.get_xaxis_transform(),
+            points["step"], edge.clip(0.1, 10).where(is_open), "-", color=GREEN, lw=1.2, marker="o", ms=3
         )
+    for mark, steps, words in (
+        ("x", points.loc[is_known & ~is_open, "step"], "no rho is ideal"),
+        (".", points.loc[~is_known, "step"], "band not known from these pairs"),
+    ):
+        if len(steps):
+            places = np.full(len(steps), 0.04)
+            axes.plot(
+                steps, places, mark, color=QUIET, ms=5, label=words, transform=axes.get_xaxis_transform()
+            )
     axes.plot(points["step"], points["set_rho"], "--", color=INK, lw=1.2, label="rho of the loss")
     axes.set_yscale("log")
     plain_log(axes.yaxis)
@@ -109,7 +119,7 @@ def trajectory(
         draws.append(cosine_band)
     if "cosine_adamw" in points:
         draws.append(partial(regime_areas, suffix="_adamw"))
-    if "set_cosine" in points:
+    if "set_low_high" in points:
         draws.append(set_band)
     figure, axes = panels(len(draws), 1, width, height * len(draws))
     for draw, each in zip(draws, axes, strict=True):

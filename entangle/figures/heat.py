@@ -17,7 +17,14 @@ STEPS = 20
 
 
 def heat_map(
-    axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], bound: float, unit: str
+    axes: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    bound: float,
+    unit: str,
+    *,
+    is_red_below: bool = False,
 ) -> None:
     """A cell per number: red above 0, blue below, the stronger the larger; nothing where a number is missing.
 
@@ -28,11 +35,13 @@ def heat_map(
         columns: names, from the left.
         bound: size of the strongest shade.
         unit: what the shades stand for.
+        is_red_below: red below 0 and blue above, for numbers of which falls are the bad news.
     """
     from matplotlib.colors import ListedColormap, to_rgba
 
     strength = np.arange(STEPS, 0, -1) / STEPS
-    shades = [*(to_rgba(BLUE, a) for a in strength), *(to_rgba(RED, a) for a in strength[::-1])]
+    below, above = (RED, BLUE) if is_red_below else (BLUE, RED)
+    shades = [*(to_rgba(below, a) for a in strength), *(to_rgba(above, a) for a in strength[::-1])]
     mesh = axes.pcolormesh(
         np.ma.masked_invalid(values), cmap=ListedColormap(shades), vmin=-bound, vmax=bound, antialiased=False
     )

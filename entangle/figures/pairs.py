@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plane(axes: Axes, pairs: pd.DataFrame, regimes: pd.Series, ratios: Mapping[str, float]) -> Axes:
+def plane(
+    axes: Axes,
+    pairs: pd.DataFrame,
+    regimes: pd.Series,
+    ratios: Mapping[str, float],
+    whole: Mapping[str, Any] | None = None,
+) -> Axes:
     """Every pair in the plane of norm ratio and cosine, with the border of the ideal region of each loss.
 
     A loss with incentive ratio rho is ideal below the tent cos = exp(-|ln r* - ln rho|) (the band |ln rho - ln r*|
@@ -28,6 +34,7 @@ def plane(axes: Axes, pairs: pd.DataFrame, regimes: pd.Series, ratios: Mapping[s
         pairs: scored rows of a run folder.
         regimes: the regime of each row, in the order of `pairs`.
         ratios: rho by loss label; at most three read well.
+        whole: the set's block, as in a summary's `set`: it gets a mark of its own, with its intervals.
     """
     points = derived(pairs).assign(regime=regimes.to_numpy(), log_ratio=lambda d: np.log(d["norm_ratio"]))
     _scatter(axes, points, "log_ratio", "cosine")
@@ -50,10 +57,34 @@ def plane(axes: Axes, pairs: pd.DataFrame, regimes: pd.Series, ratios: Mapping[s
     ticks = np.array([1, 0.99, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0, -0.25, -0.5, -0.75])
     axes.set_yticks(ticks[ticks >= lowest], [f"{tick:g}" for tick in ticks[ticks >= lowest]])
     axes.axhline(0, color=FAINT, lw=0.8, zorder=0)
+    if whole is not None and (spread := set_spread(whole)) is not None:
+        _set_mark(axes, *spread, whole)
     axes.set_xlabel("norm ratio  |rejected gradient| / |chosen gradient|")
     axes.set_ylabel("cosine of the two gradients")
     legend_below(figure_of(axes))
     return axes
+
+
+def set_spread(whole: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
+    """Norm ratio and cosine of the mean scores, each as (value, low, high); None where an interval has no end.
+
+    Args:
+        whole: the set's block, as in a summary's `set`.
+    """
+    found = [[whole[name][key] for key in ("value", "low", "high")] for name in ("norm_ratio", "cosine")]
+    if any(value is None for row in found for value in row) or not min(found[0]) > 0:
+        return None
+    return found[0], found[1]
+
+
+def _set_mark(axes: Axes, ratio: list[float], cosine: list[float], whole: Mapping[str, Any]) -> None:
+    """A diamond with both intervals; hollow where the mean scores may as well be parallel."""
+    x, y = np.log(ratio), np.clip(cosine, axes.get_ylim()[0], 1.0)
+    axes.plot(x[1:], [y[0]] * 2, "-", color=INK, lw=1.6)
+    axes.plot([x[0]] * 2, y[1:], "-", color=INK, lw=1.6)
+    inside = "none" if whole["may_be_parallel"] else INK
+    label = f"the set of {whole['pairs']} pairs, with 95 % intervals"
+    axes.plot(x[:1], y[:1], "D", color=INK, mfc=inside, ms=8, mew=1.6, label=label, zorder=5)
 
 
 def changes(axes: Axes, judged: pd.DataFrame) -> Axes:

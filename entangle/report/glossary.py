@@ -100,6 +100,12 @@ GLOSSARY: dict[str, Entry] = {
         "both down (-, -): lowering the rejected drags the chosen along. inverted (-, +): the incentives point the "
         "wrong way. degenerate: a change is smaller than the errors of the arithmetic, so its sign isn't guessed.",
     ),
+    "set": Entry(
+        "the set as one pair",
+        "U_ww, U_wl, U_ll = means over i != j of <g_wi, g_wj>, <g_wi, g_lj>, <g_li, g_lj>",
+        "All pairs through their mean scores. A pair alone is hardly ever entangled on real data, the set often is: "
+        "what is said of a pair's A, c and B holds of these three, with intervals from groups of pairs.",
+    ),
     "interval": Entry(
         "interval of a share",
         "(f + z^2/2n -+ z sqrt(f(1-f)/n + z^2/4n^2)) / (1 + z^2/n),  z = 1.96",

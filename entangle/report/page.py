@@ -17,6 +17,7 @@ from typing import Any
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.wording import SENTENCES, spoken
 from entangle.errors import RunError, UserError
+from entangle.figures.pairs import set_spread
 from entangle.figures.style import MARKERS, REGIME_COLOURS
 from entangle.report import drawing
 from entangle.report.blocks import Figure, Prose, Section, Table
@@ -28,6 +29,7 @@ from entangle.report.source import Source
 from entangle.report.verdict import verdict
 from entangle.runs.atomic import replacing
 from entangle.tables.base import count_line, model_name
+from entangle.tables.sets import cosine_interval, interval
 from entangle.version import __version__
 
 LARGEST = 14_000_000
@@ -197,6 +199,21 @@ def _run(source: Source, budget: int) -> dict[str, Any]:
             for name in ([] if rows is None else extra_columns(source.scored))
         ],
         "scope": _scope(source.provenance),
+        "set": None if rows is None else _set_mark(source.summary.get("set")),
+    }
+
+
+def _set_mark(whole: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Where the set stands in the plane of pairs, with its intervals; None where it isn't known well enough."""
+    if whole is None or (spread := set_spread(whole)) is None:
+        return None
+    ratio, cosine = spread
+    told = [f"norm ratio {interval(whole['norm_ratio'])}", f"cosine {cosine_interval(whole)}"]
+    return {
+        "norm_ratio": ratio,
+        "cosine": cosine,
+        "hollow": whole["may_be_parallel"],
+        "text": f"the set of {whole['pairs']} pairs: {', '.join(told)}",
     }
 
 

@@ -12,7 +12,7 @@ from entangle.analysis.summary import derived
 from entangle.analysis.wording import spoken
 from entangle.figures.correlations import correlation_map
 from entangle.figures.modules import layers, module_map
-from entangle.figures.pairs import changes, plane
+from entangle.figures.pairs import changes, plane, set_spread
 from entangle.figures.regimes import regime_bars
 from entangle.figures.style import figure_of, new_axes
 from entangle.report.blocks import Block, Figure, Heading, Table
@@ -68,15 +68,17 @@ def plane_blocks(source: Source) -> list[Block]:
         f"{spoken(regime)} {share['count']}" for regime, share in shares.items() if share["count"]
     )
     middle = derived(source.scored).median()
+    whole = source.summary.get("set")
+    mark = "" if whole is None or set_spread(whole) is None else "; the diamond is the set as one pair"
     return [
         Figure(
             name="plane",
-            caption="Every pair: norm ratio against cosine. Below the line of the loss a pair is ideal",
+            caption=f"Every pair: norm ratio against cosine. Below the line of the loss a pair is ideal{mark}",
             alt=f"Scatter plot of {len(judged)} pairs; under {loss}: {said}. Median cosine "
             f"{middle['cosine']:.3f}, median norm ratio {middle['norm_ratio']:.3f}. The table of all pairs has all "
             "numbers.",
             draw=lambda width: figure_of(
-                plane(new_axes(width, 5.4), judged, judged["regime"], {loss: rho} if rho else {})
+                plane(new_axes(width, 5.4), judged, judged["regime"], {loss: rho} if rho else {}, whole)
             ),
             width=8.0,
             is_wide=True,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from entangle.report.blocks import Block, Figure, Section
 from entangle.report.pairs import change_blocks, column_blocks, module_blocks, plane_blocks, regime_blocks
 from entangle.report.prompts import joint_blocks, reward_blocks
+from entangle.report.sets import set_blocks
 from entangle.report.settings import epoch_blocks, what_if_blocks
 from entangle.report.source import Source
 from entangle.report.training import comparison_blocks, training_blocks
@@ -26,6 +27,13 @@ def sections(sources: Sequence[Source]) -> list[Section]:
 
 
 _SECTIONS: tuple[tuple[str, str, str, Callable[[Source], list[Block]], tuple[str, ...]], ...] = (
+    (
+        "set",
+        "The set as one",
+        "What a step on all pairs does to the mean log-probs: of real pairs this, and not the single pair, decides.",
+        set_blocks,
+        ("set", "drift", "interval"),
+    ),
     (
         "regimes",
         "Regimes",

@@ -44,8 +44,11 @@ class Source:
         prompts: one row per prompt of a reward run or of a joint run.
         changes: one row per prompt of two reward runs, before and after a fine-tuning.
         curves: one row per run and probe of a comparison.
+        drifts: one row per run and probe of a comparison that measured the set: foretold and measured drift.
         variants: one row per loss and setting of a comparison: its last point, over seeds.
         causes: one row per run and side of a comparison: what the mean change came from, where it kept ledgers.
+        set: what set.json holds: the set of pairs as one pair.
+        sets: one row per probe of a training run and metric: the set at that step.
         across: what the other pairs do to each pair: the aggregates of `entangle across`.
         what_if: other losses and settings on the same pairs.
     """
@@ -65,8 +68,11 @@ class Source:
     prompts: pd.DataFrame | None = None
     changes: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
+    drifts: pd.DataFrame | None = None
     variants: pd.DataFrame | None = None
     causes: pd.DataFrame | None = None
+    set: Mapping[str, Any] | None = None
+    sets: pd.DataFrame | None = None
     across: Mapping[str, Any] | None = None
     what_if: WhatIfTables | None = None
 
@@ -110,9 +116,11 @@ def read_source(path: str | Path) -> Source:
             "prompts",
             "changes",
             "curves",
+            "drifts",
             "variants",
         )
     }
+    parts["sets"] = _parts(run, "set")
     if (
         parts["variants"] is not None
     ):  # a comparison's ledger has a row per run, and none where its runs kept none
@@ -131,7 +139,8 @@ def read_source(path: str | Path) -> Source:
         summary=run.read_json("summary.json"),
         provenance=provenance,
         what_if=_what_if(run),
-        across=run.read_json("across.json") if (run.path / "across.json").is_file() else None,
+        set=_json(run, "set.json"),
+        across=_json(run, "across.json"),
         **parts,
     )
 
@@ -143,6 +152,10 @@ def _parts(run: RunFolder, name: str) -> pd.DataFrame | None:
     if whole is not None or not files:
         return whole
     return pd.concat([run.read_table(f"{name}/{file.name}") for file in files], ignore_index=True)
+
+
+def _json(run: RunFolder, name: str) -> Mapping[str, Any] | None:
+    return run.read_json(name) if (run.path / name).is_file() else None
 
 
 def _prompt_texts(run: RunFolder) -> pd.DataFrame | None:
@@ -181,6 +194,16 @@ def module_shares(modules: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame | 
         .sum()
     )
     return parts.assign(share=parts["share"] / (whole["inner"] / scale).sum())
+
+
+def set_course(source: Source, metric: str = "sgd") -> pd.DataFrame | None:
+    """The set over the steps of a sweep or a training run, in one metric; None where it wasn't measured."""
+    if source.curve is not None and "set_drift" in source.curve:
+        return source.curve if metric == "sgd" else None
+    if source.sets is None or "set_drift" not in source.sets:
+        return None
+    rows = source.sets[source.sets["metric"] == metric].drop_duplicates("step", keep="last")
+    return None if rows.empty else rows.sort_values("step", ignore_index=True)
 
 
 def step_table(steps: pd.DataFrame) -> pd.DataFrame | None:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
+from entangle.analysis.agreement import drift_sentence
 from entangle.analysis.curves import SIDES, onset, over_seeds
+from entangle.analysis.drift import (
+    agreement_sentence,
+    beside_predicted,
+    drifts,
+    of_probes,
+    of_runs,
+    runs_sentence,
+)
 from entangle.analysis.ledger import MEANINGS, PARTS, describe_change
 from entangle.analysis.wording import spoken
 from entangle.figures.curves import trajectory
 from entangle.figures.ledger import running_sums, stacked
+from entangle.figures.sets import drift_course, drift_dots
 from entangle.figures.style import figure_of, new_axes
 from entangle.figures.variants import (
     final_dots,
@@ -18,7 +32,7 @@ from entangle.figures.variants import (
     side_bands,
 )
 from entangle.report.blocks import Block, Figure, Heading, Prose, Table
-from entangle.report.source import Source, step_table
+from entangle.report.source import Source, set_course, step_table
 from entangle.tables.compare import final_rows
 from entangle.tables.sweep import SET_TITLE, set_caption, set_rows
 
@@ -27,10 +41,10 @@ def training_blocks(source: Source) -> list[Block]:
     """The course of the log-probs, of the set, and the ledger."""
     blocks: list[Block] = []
     points = None if source.steps is None else step_table(source.steps)
+    course = set_course(source)
     if points is not None and len(points) > 1:
-        if source.curve is not None and "set_cosine" in source.curve:
-            points = source.curve
-        blocks.append(_course(points))
+        blocks.append(_course(_with_set(points, course)))
+        blocks += _drifts(source)
     if source.curve is not None and "set_cosine" in source.curve:
         heads, rows = set_rows(source.curve)
         terms = {
@@ -65,6 +79,61 @@ def _course(points: pd.DataFrame) -> Figure:
         draw=lambda width: trajectory(points, began, width, 0.3 * width + 0.6),
         terms=("logps", "regime"),
     )
+
+
+def _with_set(points: pd.DataFrame, course: pd.DataFrame | None) -> pd.DataFrame:
+    """The course of the pairs with the columns of the set beside it."""
+    if course is None:
+        return points
+    new = [name for name in course if name == "step" or str(name) not in points]
+    return points.merge(course[new], on="step", how="left")
+
+
+def _drifts(source: Source) -> list[Block]:
+    """Predicted beside measured drift, in a figure and in words; the set's in the optimiser's metric if it is known."""
+    assert source.steps is not None
+    metric = "adamw" if set_course(source, "adamw") is not None else "sgd"
+    table = beside_predicted(drifts(source.steps), set_course(source, metric), metric)
+    if table.empty:
+        return []
+    rows = [
+        [
+            f"{row['step']} to {row['until']}",
+            _drift(row, "predicted"),
+            _drift(row, "measured"),
+            f"{row['measured_margin']:+.3g}",
+            {True: "yes", False: "no"}.get(row["agrees"], "not known"),
+        ]
+        for row in table.to_dict("records")
+    ]
+    of = table["of"].iloc[0]
+    said = agreement_sentence(table)
+    return [
+        Figure(
+            name="drift",
+            caption=f"Drift predicted from {of} beside the measured one, 95 % intervals",
+            alt=f"Two marks for each of {len(table)} intervals between probes. {said}",
+            draw=lambda width: figure_of(drift_course(new_axes(width, 0.42 * width + 1.2), table)),
+            terms=("drift", "set"),
+            table=Table(
+                f"Drift: predicted from {of} at a probe, measured until the next, nats of both per nat of margin",
+                [Heading("steps"), *(Heading(name, "drift") for name in ("predicted", "measured"))]
+                + [Heading("margin gained, nats"), Heading("agree")],
+                rows,
+            ),
+        ),
+        Prose(said),
+    ]
+
+
+def _drift(row: Mapping[Any, Any], name: str) -> str:
+    """A drift with its interval; in words where there is none."""
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if value != value:
+        return "no margin"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "not known"
+    return f"{value:+.2g} [{low:+.2g}, {high:+.2g}]"
 
 
 def _ledger(ledger: pd.DataFrame, side: str) -> Figure:
@@ -108,6 +177,7 @@ def comparison_blocks(source: Source) -> list[Block]:
                 terms=("ledger",),
             )
         )
+    blocks += _compared_drifts(source)
     said = ", ".join(f"{row['variant']} {row['moved_chosen']:+.2g}" for row in variants.to_dict("records"))
     blocks.append(
         Figure(
@@ -126,6 +196,34 @@ def comparison_blocks(source: Source) -> list[Block]:
     title = f"At step {variants['step'].max():.0f}: mean over seeds ± half the range; changes in nats, shares in %"
     table = Table(title, [Heading(head or "loss and setting", keys.get(head, "")) for head in heads], rows)
     return [*blocks, table]
+
+
+def _compared_drifts(source: Source) -> list[Block]:
+    """Predicted against measured drift of a comparison, in a figure and in words: the set's where it is known."""
+    found = source.summary.get("drift_agreement")
+    if found and source.drifts is not None and "measured_drift_low" in source.drifts:
+        table, of, said = (
+            of_probes(source.drifts),
+            "the set predicts until the next probe",
+            drift_sentence(found),
+        )
+    elif source.curves is not None and "predicted_chosen" in source.curves:
+        table, of = of_runs(source.curves), "each pair alone predicts over a run"
+        said = runs_sentence(table)
+    else:
+        return []
+    if table["predicted"].isna().all():
+        return []
+    return [
+        Figure(
+            name="drift",
+            caption=f"Drift that {of} against the measured one, with 95 % intervals; on the line they agree",
+            alt=f"A mark for each of {len(table)} rows. {said}",
+            draw=lambda width: figure_of(drift_dots(new_axes(min(width, 6.5), 5.0), table)),
+            terms=("drift",),
+        ),
+        Prose(said),
+    ]
 
 
 def _curves(bands: pd.DataFrame, variants: pd.DataFrame) -> list[Figure]:

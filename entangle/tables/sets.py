@@ -48,8 +48,7 @@ def set_tables(content: Mapping[str, Any]) -> RenderableType:
 
 def geometry_text(content: Mapping[str, Any]) -> Text:
     """Cosine, norm ratio and band of the mean scores, with intervals; nothing that can't be is stated as a fact."""
-    parallel = content["may_be_parallel"]
-    cosine = interval(content["cosine"], ".3f") + (", which may as well be 1" if parallel else "")
+    parallel, cosine = content["may_be_parallel"], cosine_interval(content)
     low, high = content["band"]
     if parallel:
         band = "so it may be that no loss can part them"
@@ -59,6 +58,20 @@ def geometry_text(content: Mapping[str, Any]) -> Text:
         f"The set as one pair (mean scores of {content['pairs']} pairs of {content['prompts']} prompts, in "
         f"{content['groups']} groups): cosine {cosine}; norm ratio {interval(content['norm_ratio'])}; {band}.\n"
     )
+
+
+def cosine_interval(content: Mapping[str, Any]) -> str:
+    """Cosine of the mean scores with its interval; one that may as well be 1 says so, and isn't printed as 1.
+
+    >>> cosine_interval({"may_be_parallel": True, "cosine": {"value": 1.0, "low": 0.989, "high": 1.0}})
+    'above 0.989, it may as well be 1'
+    """
+    cosine = content["cosine"]
+    if not content["may_be_parallel"]:
+        return interval(cosine, ".3f")
+    if cosine["value"] is not None and cosine["value"] >= 1 and cosine["low"] is not None:
+        return f"above {cosine['low']:.3f}, it may as well be 1"
+    return f"{interval(cosine, '.3f')}, which may as well be 1"
 
 
 def drift_table(content: Mapping[str, Any]) -> Table:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.regimes import REGIMES
-from entangle.figures.curves import set_band
+from entangle.figures.curves import set_band, trajectory
 from entangle.figures.pairs import changes, plane
 from entangle.figures.regimes import regime_bars
 from entangle.figures.settings import knob_curve
@@ -120,19 +121,30 @@ def test_a_knob_s_axis_begins_at_its_start_and_shows_the_target():
 
 def test_an_empty_band_is_drawn_as_empty():
     """Between the steps whose band is open nothing is drawn where no rho is ideal, and a cross says so."""
-    points = pd.DataFrame(
-        {
-            "step": [0, 10, 20],
-            "set_low": [0.9, 1.2, 0.8],
-            "set_high": [1.1, 1.1, 1.3],
-            "set_rho": [1.0, 1.0, 1.0],
-        }
-    )
+    points = pd.DataFrame({"step": [0, 10, 20], "set_rho": 1.0})
+    points = points.assign(set_low=[0.9, 1.2, 0.8], set_high=[1.1, 1.1, 1.3])
+    for name in ("set_low", "set_high"):
+        points = points.assign(**{f"{name}_low": points[name] - 0.05, f"{name}_high": points[name] + 0.05})
     axes = set_band(new_axes(), points)
     for edge in axes.lines[:2]:
         assert np.isnan(edge.get_ydata()[1]) and np.isfinite(edge.get_ydata()[[0, 2]]).all()
     (cross,) = [line for line in axes.lines if line.get_label() == "no rho is ideal"]
     assert list(cross.get_xdata()) == [10]
+    labels = axes.get_legend_handles_labels()[1]
+    assert "set may be ideal" in labels and "set ideal, 95 %" in labels
+
+
+def test_a_band_without_its_interval_isn_t_drawn():
+    """Nothing between or at the edges of a band whose edges aren't known; a dot says so."""
+    points = pd.DataFrame({"step": [0, 10], "set_rho": 1.0, "set_low": 0.9, "set_high": 1.1})
+    points = points.assign(set_low_low=0.0, set_low_high=np.inf, set_high_low=0.0, set_high_high=np.inf)
+    axes = set_band(new_axes(), points)
+    assert all(np.isnan(edge.get_ydata()).all() for edge in axes.lines[:2])
+    assert "band not known from these pairs" in axes.get_legend_handles_labels()[1]
+    assert "set may be ideal" not in axes.get_legend_handles_labels()[1]
+    sweep = points[["step", "set_rho", "set_low", "set_high"]].assign(set_cosine=0.9)
+    sweep = sweep.assign(**{f"moved_{side}{end}": 0.0 for side in SIDES for end in ("", "_error")})
+    assert len(trajectory(sweep).axes) == 1  # an older table, which has no intervals at all
 
 
 def test_pairs_without_a_direction_leave_the_plane_readable():

@@ -113,6 +113,11 @@
           text: `border of ideal, ${loss.label} (rho ${loss.rho_varies ? "median " : ""}${number(loss.rho, 3)})`,
         });
       }
+      const whole = content.runs[run].set;
+      if (whole) {
+        const across = whole.norm_ratio.map(Math.log), up = whole.cosine.map(height);
+        view.whole = { x: across[0], y: up[0], bars: [[[across[1], up[0]], [across[2], up[0]]], [[across[0], up[1]], [across[0], up[2]]]], isHollow: whole.hollow, text: whole.text };
+      }
       return view;
     },
 
@@ -166,6 +171,7 @@
       if (paths[code].length) points.append(shape("path", { d: paths[code].join(""), style: filled(regime) }));
     });
     inside.append(points);
+    if (view.whole) inside.append(wholeMark(view.whole, toX, toY));
     const ring = shape("circle", { class: "ring", r: size + 3, visibility: "hidden" });
     const rectangle = shape("rect", { class: "zoomed", visibility: "hidden" });
     svg.append(inside, ring, rectangle);
@@ -177,6 +183,22 @@
     drawn[key] = { part, view, ends, screen, ring, rectangle, tip, right, bottom, at: null };
     showTools(key, paths.map((marks) => marks.length));
     if (isNew) follow(target, key, run);
+  }
+
+  const diamond = (x, y, r) => `M${round(x)} ${round(y - r)}l${r} ${r}l${-r} ${r}l${-r} ${-r}z`;
+  const wholeStyle = (whole) => `fill:${whole.isHollow ? "var(--card)" : "var(--ink)"};stroke:var(--ink);stroke-width:1.8`;
+
+  /* The set as one pair: a diamond with both intervals. */
+  function wholeMark(whole, toX, toY) {
+    const group = shape("g", { class: "whole" });
+    for (const [from, to] of whole.bars) {
+      const d = `M${round(toX(from[0]))} ${round(toY(from[1]))}L${round(toX(to[0]))} ${round(toY(to[1]))}`;
+      group.append(shape("path", { d, style: "fill:none;stroke:var(--ink);stroke-width:1.8" }));
+    }
+    const mark = shape("path", { d: diamond(toX(whole.x), toY(whole.y), 7), style: wholeStyle(whole) });
+    mark.append(shape("title", {}, whole.text));
+    group.append(mark);
+    return group;
   }
 
   function axes(view, ends, toX, toY, right, bottom) {
@@ -223,6 +245,8 @@
       const sample = shape("path", { d: "M0 7H14", style: `stroke:var(--ink);stroke-width:2${line.isDashed ? ";stroke-dasharray:4 3" : ""}` });
       list.append(legendItem(sample, line.text));
     }
+    const set = drawn[key].view.whole;
+    if (set) list.append(legendItem(shape("path", { d: diamond(7, 7, 6), style: wholeStyle(set) }), set.text));
     const whole = button("Whole view", () => look(key, null)), file = button("Save as SVG", () => save(key));
     whole.hidden = !drawn[key].part;
     tools.replaceChildren(list, whole, file);
