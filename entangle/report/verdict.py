@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from entangle.analysis.findings import (
     change_sentences,
     comparison_sentences,
@@ -19,6 +22,8 @@ from entangle.report.source import Source, step_table
 
 def verdict(source: Source) -> list[str]:
     """Sentences on a run, the main one first."""
+    if "answers" in source.summary:
+        return [*map(_answer, source.summary["answers"]), " ".join(source.summary["missing"])]
     if source.pairs is not None:
         return _of_pairs(source)
     if source.variants is not None:
@@ -37,6 +42,13 @@ def verdict(source: Source) -> list[str]:
         *training_sentences(points),
         came_from if source.ledger is None else describe_change(source.ledger),
     ]
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    """One of the five answers on a past run, as a paragraph."""
+    paste = f" {'; '.join(answer['paste'])}." if answer["paste"] else ""
+    line = f"{answer['question'].capitalize()}: {answer['line'].rstrip(':')}{':' if paste else '.'}{paste}"
+    return " ".join([line, *answer["details"]])
 
 
 def _of_pairs(source: Source) -> list[str]:
