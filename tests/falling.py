@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import DPOTrainer
+from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from tests.training import runs
 

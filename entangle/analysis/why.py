@@ -28,6 +28,9 @@ COLLAPSE = 0.25
 CONCENTRATED = 0.5
 """From this share on of all lowering, a tenth of the pairs is called responsible."""
 
+WIDTH = 72
+"""Columns of a headline beside its question."""
+
 Evidence = Mapping[str, Any]
 """Plain values, as the command's summary.json holds them: log, measured, responsible, change, missing."""
 
@@ -98,7 +101,12 @@ def happening(evidence: Evidence) -> Answer:
     if found is None:
         line = f"{verdict}, by the log: chosen reward {reward(log, 'chosen')}"
     else:
-        line = f"{verdict}: chosen {interval(found['chosen'])}, rejected {interval(found['rejected'])} nats"
+        line = f"{verdict}: chosen {nats(found['chosen'])}"
+        both = f"{verdict}: chosen {interval(found['chosen'])}, rejected {interval(found['rejected'])} nats"
+        if len(both) <= WIDTH:
+            line = both
+        else:
+            details.insert(1, f"Rejected: {nats(found['rejected'])}.")
     return Answer("falling", verdict, line, tuple(details))
 
 
@@ -163,8 +171,8 @@ def since(evidence: Evidence, is_fallen: bool) -> Answer:
     between = ""
     if found is not None and found["since"]["from"] is not None:
         low, high = found["since"]["before"], found["since"]["from"]
-        last = f"step {high}" if high else "the end"
-        between = f"between {'the start' if low is None else f'step {low}'} and {last}"
+        last = f"{'step ' if low is None else ''}{high}" if high else "the end"
+        between = f"between {'the start' if low is None else f'steps {low}'} and {last}"
         probed = [str(step) for step in found["steps"] if step]
         details.append(
             f"Probed checkpoints: {', '.join(probed)}; between two of them nothing was measured."
@@ -180,7 +188,7 @@ def since(evidence: Evidence, is_fallen: bool) -> Answer:
         details += _no_onset(log)
     told = [
         f"{between} on these pairs" if between else "",
-        f"step {by_log} by the log's rows" if by_log else "",
+        f"step {by_log} by the log" if by_log else "",
     ]
     if any(told):
         return Answer("since", between or f"step {by_log}", "; ".join(filter(None, told)), tuple(details))
@@ -218,7 +226,7 @@ def harmful(evidence: Evidence, is_fallen: bool) -> Answer:
     verdict = YES if low > COLLAPSE else "not by itself" if high < COLLAPSE else UNKNOWN
     if not is_fallen:
         verdict = NO
-    line = f"{verdict}: per token {interval(token)} nats, that is x {math.exp(token['value']):.2g}"
+    line = f"{verdict}: per token {nats(token)}, x{math.exp(min(token['value'], 99.0)):.2g} as likely"
     grew = found["grew"]
     size = f"{100 * lost['value']:+.2g} % ({100 * low:+.2g} to {100 * high:+.2g} %)"
     details.insert(
@@ -244,8 +252,7 @@ def responsible(evidence: Evidence, is_fallen: bool) -> Answer:
     found = evidence.get("responsible")
     if found is None:
         return Answer("which", UNKNOWN, "can't tell: " + _unmeasured(evidence))
-    share, names = found["share"], ", ".join(map(str, found["pairs"][:5]))
-    more = ", ..." if len(found["pairs"]) > 5 else ""
+    share = found["share"]
     part = f"{100 * share['value']:.0f} % ({100 * share['low']:.0f}-{100 * share['high']:.0f})"
     tenth = f"{len(found['pairs'])} of {found['of']}"
     if not is_fallen:
@@ -255,10 +262,20 @@ def responsible(evidence: Evidence, is_fallen: bool) -> Answer:
             "which", NO, "none: no pair's step lowers the others' chosen log-probs", _which_details(found)
         )
     if share["low"] > CONCENTRATED:
-        line = f"{tenth} pairs do {part} of the lowering: {names}{more}"
+        line = f"{tenth} pairs do {part} of the lowering: "
+        line += _fitting(found["pairs"], WIDTH - len(line))
     else:
         line = f"no small part: the worst {tenth} do {part} of the lowering"
     return Answer("which", "a part" if share["low"] > CONCENTRATED else "all", line, _which_details(found))
+
+
+def _fitting(indices: Sequence[int], width: int) -> str:
+    """As many indices as fit, and dots for the rest."""
+    for count in range(len(indices), 0, -1):
+        text = ", ".join([*map(str, indices[:count]), *(["..."] if count < len(indices) else [])])
+        if len(text) <= width:
+            return text
+    return "..."
 
 
 def _which_details(found: Evidence) -> tuple[str, ...]:

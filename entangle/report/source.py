@@ -149,7 +149,7 @@ def _answers(run: RunFolder) -> Source:
     return replace(
         shown,
         name=f"{run.path.resolve().parent.name}/{run.path.name}",
-        summary=shown.summary
+        summary={**shown.summary}
         | {"answers": summary["answers"], "missing": summary["evidence"]["missing"], "loss": summary["loss"]},
         steps=run.table("steps.parquet"),
         curve=run.table("curve.parquet"),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from entangle.analysis.findings import (
     change_sentences,
     comparison_sentences,
@@ -17,13 +14,14 @@ from entangle.analysis.regimes import Regime
 from entangle.analysis.set_verdict import set_verdict, steady_sentence
 from entangle.analysis.verdict import GOOD, advice, cause, is_good, pair_verdict
 from entangle.analysis.wording import share_text
+from entangle.report.answers import answer_lines
 from entangle.report.source import Source, step_table
 
 
 def verdict(source: Source) -> list[str]:
     """Sentences on a run, the main one first."""
     if "answers" in source.summary:
-        return [*map(_answer, source.summary["answers"]), " ".join(source.summary["missing"])]
+        return answer_lines(source.summary["answers"])
     if source.pairs is not None:
         return _of_pairs(source)
     if source.variants is not None:
@@ -42,13 +40,6 @@ def verdict(source: Source) -> list[str]:
         *training_sentences(points),
         came_from if source.ledger is None else describe_change(source.ledger),
     ]
-
-
-def _answer(answer: Mapping[str, Any]) -> str:
-    """One of the five answers on a past run, as a paragraph."""
-    paste = f" {'; '.join(answer['paste'])}." if answer["paste"] else ""
-    line = f"{answer['question'].capitalize()}: {answer['line'].rstrip(':')}{':' if paste else '.'}{paste}"
-    return " ".join([line, *answer["details"]])
 
 
 def _of_pairs(source: Source) -> list[str]:
