@@ -60,27 +60,44 @@ class Answer:
 
 
 def answers(evidence: Evidence) -> list[Answer]:
-    """The five, in the order in which they are asked."""
-    first = happening(evidence)
+    """The five, in the order in which they are asked.
+
+    Args:
+        evidence: what was found.
+
+    Examples:
+        >>> move = {"value": -0.4, "low": -0.6, "high": -0.2}
+        >>> steps = {"first_step": 1, "last_step": 90, "onset": 30, "source": "training rows"}
+        >>> log = {"chosen": move, "rejected": move, "warnings": ["coupled_fall"], "held_out": None} | steps
+        >>> for answer in answers({"log": log})[:2]:
+        ...     print(answer.line)
+        yes, by the log: chosen reward -0.4 (-0.6 to -0.2)
+        step 30 by the log
+    """
+    first = _happening(evidence)
     is_fallen = first.verdict == YES
     return [
         first,
-        since(evidence, is_fallen),
-        harmful(evidence, is_fallen),
-        responsible(evidence, is_fallen),
-        change(evidence, is_fallen),
+        _since(evidence, is_fallen),
+        _harmful(evidence, is_fallen),
+        _responsible(evidence, is_fallen),
+        _change(evidence, is_fallen),
     ]
 
 
 def exit_status(found: Sequence[Answer]) -> int:
-    """0 the chosen log-prob didn't fall, 1 it did, 2 it can't be told."""
+    """0 the chosen log-prob didn't fall, 1 it did, 2 it can't be told.
+
+    Args:
+        found: the five answers.
+    """
     return {NO: 0, YES: 1}.get(found[0].verdict, 2)
 
 
 # --- is it happening --------------------------------------------------------------------------------------------
 
 
-def happening(evidence: Evidence) -> Answer:
+def _happening(evidence: Evidence) -> Answer:
     """Whether the mean chosen log-prob fell: by the measured pairs where they can tell, else by the log."""
     found, log = evidence.get("measured"), evidence.get("log")
     by_pairs = UNKNOWN if found is None else fell(found["chosen"])
@@ -99,19 +116,23 @@ def happening(evidence: Evidence) -> Answer:
             "falling", UNKNOWN, "can't tell: neither log nor checkpoints could be read", tuple(details)
         )
     if found is None:
-        line = f"{verdict}, by the log: chosen reward {reward(log, 'chosen')}"
+        line = f"{verdict}, by the log: chosen reward {_reward(log, 'chosen')}"
     else:
-        line = f"{verdict}: chosen {nats(found['chosen'])}"
-        both = f"{verdict}: chosen {interval(found['chosen'])}, rejected {interval(found['rejected'])} nats"
+        line = f"{verdict}: chosen {_nats(found['chosen'])}"
+        both = f"{verdict}: chosen {_interval(found['chosen'])}, rejected {_interval(found['rejected'])} nats"
         if len(both) <= WIDTH:
             line = both
         else:
-            details.insert(1, f"Rejected: {nats(found['rejected'])}.")
+            details.insert(1, f"Rejected: {_nats(found['rejected'])}.")
     return Answer("falling", verdict, line, tuple(details))
 
 
 def fell(move: Mapping[str, Any] | None) -> str:
-    """Whether a change is below 0 beyond its interval."""
+    """Whether a change is below 0 beyond its interval: yes, no, or that it can't be told.
+
+    Args:
+        move: value, low and high; None if it wasn't measured.
+    """
     if move is None or move["value"] is None:
         return UNKNOWN
     low, high = _ends(move)
@@ -137,7 +158,7 @@ def _of_log(log: Evidence | None) -> list[str]:
     warned = f"; the doctor warns of {', '.join(log['warnings'])}" if log["warnings"] else "; no warning"
     return [
         f"The log, steps {log['first_step']} to {log['last_step']} ({log['source']}): chosen reward "
-        f"{reward(log, 'chosen')}, rejected {reward(log, 'rejected')}{warned}."
+        f"{_reward(log, 'chosen')}, rejected {_reward(log, 'rejected')}{warned}."
     ]
 
 
@@ -161,7 +182,7 @@ def fall_since(points: pd.DataFrame) -> tuple[int | None, int | None]:
     return (int(steps[first - 1]) if first else None), int(steps[first])
 
 
-def since(evidence: Evidence, is_fallen: bool) -> Answer:
+def _since(evidence: Evidence, is_fallen: bool) -> Answer:
     """From which step on."""
     found, log = evidence.get("measured"), evidence.get("log")
     if not is_fallen:
@@ -206,7 +227,7 @@ def _no_onset(log: Evidence | None) -> list[str]:
 # --- is it harmful ----------------------------------------------------------------------------------------------
 
 
-def harmful(evidence: Evidence, is_fallen: bool) -> Answer:
+def _harmful(evidence: Evidence, is_fallen: bool) -> Answer:
     """What the fall costs: per token, on held-out pairs where the log has some; quality isn't measured."""
     found, log = evidence.get("measured"), evidence.get("log")
     held_out = None if log is None else log["held_out"]
@@ -226,7 +247,7 @@ def harmful(evidence: Evidence, is_fallen: bool) -> Answer:
     verdict = YES if low > COLLAPSE else "not by itself" if high < COLLAPSE else UNKNOWN
     if not is_fallen:
         verdict = NO
-    line = f"{verdict}: per token {nats(token)}, x{math.exp(min(token['value'], 99.0)):.2g} as likely"
+    line = f"{verdict}: per token {_nats(token)}, x{math.exp(min(token['value'], 99.0)):.2g} as likely"
     grew = found["grew"]
     size = f"{100 * lost['value']:+.2g} % ({100 * low:+.2g} to {100 * high:+.2g} %)"
     details.insert(
@@ -241,13 +262,13 @@ def _held_out(move: Mapping[str, Any] | None) -> str:
     if move is None:
         return "Held out: the log has no evaluation set, so whether other pairs fall too isn't known."
     said = {YES: "falls too", NO: "doesn't fall", UNKNOWN: "moves within its noise"}[fell(move)]
-    return f"Held out, by the log's evaluation set: the chosen reward {said} ({interval(move)})."
+    return f"Held out, by the log's evaluation set: the chosen reward {said} ({_interval(move)})."
 
 
 # --- which part of the data -------------------------------------------------------------------------------------
 
 
-def responsible(evidence: Evidence, is_fallen: bool) -> Answer:
+def _responsible(evidence: Evidence, is_fallen: bool) -> Answer:
     """Which pairs' steps lower the chosen log-probs of the others."""
     found = evidence.get("responsible")
     if found is None:
@@ -292,7 +313,7 @@ def _which_details(found: Evidence) -> tuple[str, ...]:
     if found["kinds"]:
         said.append(
             f"By {found['column']}: "
-            + "; ".join(f"{name} {interval(move)} ({count})" for name, move, count in found["kinds"][:6])
+            + "; ".join(f"{name} {_interval(move)} ({count})" for name, move, count in found["kinds"][:6])
             + " nats of the chosen since the start (pairs)."
         )
     if found["tokens"]:
@@ -311,7 +332,7 @@ def _unmeasured(evidence: Evidence) -> str:
 # --- what would stop it -----------------------------------------------------------------------------------------
 
 
-def change(evidence: Evidence, is_fallen: bool) -> Answer:
+def _change(evidence: Evidence, is_fallen: bool) -> Answer:
     """The smallest change of the loss under which the mean chosen log-prob wouldn't fall."""
     found = evidence.get("change")
     if found is None:
@@ -334,7 +355,7 @@ def change(evidence: Evidence, is_fallen: bool) -> Answer:
     is_sure = before is not None and after is not None and _ends(before)[1] < 0 < _ends(after)[0]
     if before is not None and after is not None and math.isfinite(sum((*_ends(before), *_ends(after)))):
         details.append(
-            f"Per nat of margin the mean chosen then moves by {nats(after)} instead of {nats(before)}."
+            f"Per nat of margin the mean chosen then moves by {_nats(after)} instead of {_nats(before)}."
         )
     if found["instead"]:
         details.append(found["instead"])
@@ -361,7 +382,11 @@ _LOWER = "What is left is to go less far: a lower learning rate, fewer epochs, o
 
 
 def verdict_on_changes(summary: Mapping[str, Any]) -> list[str]:
-    """What the loss does to the set and to the pairs, as sentences, from a what-if's summary."""
+    """What the loss does to the set and to the pairs, as sentences.
+
+    Args:
+        summary: of a what-if that starts from the training's loss.
+    """
     alone = pair_verdict(summary["regimes"], summary["base"])
     return [set_verdict(summary["set"], summary["base"]), alone] if "set" in summary else [alone]
 
@@ -385,20 +410,20 @@ def own_steps(regimes: Mapping[str, Mapping[str, float]], total: int) -> str:
 # --- numbers ----------------------------------------------------------------------------------------------------
 
 
-def nats(move: Mapping[str, Any]) -> str:
+def _nats(move: Mapping[str, Any]) -> str:
     """`-3.10 nats (-3.90 to -2.30)`."""
-    value, _, ends = interval(move).partition(" ")
+    value, _, ends = _interval(move).partition(" ")
     return f"{value} nats {ends}"
 
 
-def interval(move: Mapping[str, Any]) -> str:
+def _interval(move: Mapping[str, Any]) -> str:
     """`-3.10 (-3.90 to -2.30)`."""
     return f"{_short(move['value'])} ({' to '.join(map(_short, _ends(move)))})"
 
 
-def reward(log: Evidence | None, side: str) -> str:
+def _reward(log: Evidence | None, side: str) -> str:
     """A logged reward's change with its interval; a dash where the log hasn't it."""
-    return "-" if log is None or log[side] is None else interval(log[side])
+    return "-" if log is None or log[side] is None else _interval(log[side])
 
 
 def _short(value: float) -> str:
