@@ -159,6 +159,13 @@ COMMANDS = {
             "What the log of a past training run says: nothing else is read.",
         ),
         Command(
+            "why",
+            "entangle.config.why:WhyConfig",
+            "entangle.report.why:command",
+            "Look back",
+            "Why both log-probs fell in a past run: log, checkpoints and pairs in one go, in five lines and a page.",
+        ),
+        Command(
             "report",
             "entangle.config.report:ReportConfig",
             "entangle.report.command:command",

@@ -81,6 +81,16 @@ class Across:
         """`(4, 2, N)`: what each part gives over an epoch, nats per unit of learning rate / batch size."""
         return self.parts * torch.tensor([1.0, 1.0, self.size - 1.0, self.size - 1.0]).view(4, 1, 1)
 
+    @property
+    def exerted(self) -> Tensor:
+        """`(2, N)`: what pair i's step does to the other pairs' log-probs of a side, mean over them."""
+        (own_w, inner, own_l), n = self.block, len(self.chosen)
+        found = []
+        for k, (by_chosen, by_rejected) in enumerate(((own_w, inner), (inner, own_l))):
+            done = self.chosen * (n * self.mean[:, 0, k] - by_chosen)
+            found.append((done - self.rejected * (n * self.mean[:, 1, k] - by_rejected)) / (n - 1))
+        return torch.stack(found)
+
     def rows(self, resolution: float) -> pd.DataFrame:
         """One row per pair, with the columns of `AcrossResult.rows`."""
         parts, epoch = self.parts, self.epoch
@@ -93,6 +103,7 @@ class Across:
             for k, side in enumerate(SIDES)
         }
         columns |= {f"epoch_{side}": change[k].numpy() for k, side in enumerate(SIDES)}
+        columns |= {f"exerted_{side}": self.exerted[k].numpy() for k, side in enumerate(SIDES)}
         return pd.DataFrame(columns | {"epoch_regime": list(map(str, prediction.regimes))})
 
     def summary(self) -> dict[str, Any]:
@@ -102,11 +113,7 @@ class Across:
             side: {name: float(epoch[i, k].mean()) for i, name in enumerate(PARTS)}
             for k, side in enumerate(SIDES)
         }
-        suffered = self.parts[2:].sum(0)  # (side, N): what the others do to pair i
-        (own_w, inner, own_l), exerted = self.block, []
-        for k, (by_chosen, by_rejected) in enumerate(((own_w, inner), (inner, own_l))):
-            done = self.chosen * (n * self.mean[:, 0, k] - by_chosen)
-            exerted.append((done - self.rejected * (n * self.mean[:, 1, k] - by_rejected)) / (n - 1))
+        suffered, exerted = self.parts[2:].sum(0), self.exerted  # (side, N): what the others do to pair i
         for k, side in enumerate(SIDES):
             others = (self.size - 1) * (suffered[k] + exerted[k])
             change = others + self.parts[:2, k].sum(0)

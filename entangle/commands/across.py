@@ -53,7 +53,8 @@ class AcrossResult(Shown):
         probe: the run that the pairs are from.
         rows: one row per pair and loss: index, loss, `PARTS` of both sides as <part>_<side> (nats; own and partner of
             the pair's own loss, pull and push means over the other pairs), epoch_<side> (their sum over an epoch, nats
-            per unit of learning rate / batch size), regime (alone) and epoch_regime.
+            per unit of learning rate / batch size), exerted_<side> (what its own step does to the log-probs of the
+            other pairs, mean over them), regime (alone) and epoch_regime.
         summary: `pairs` (N), `epoch_pairs`, `set` (sq_chosen, inner, sq_rejected: U with standard errors; cosine,
             norm_ratio, band; alone: the means of A, c and B), and `losses`: by side the means of the
             parts over an epoch, of their sum (change, error) and of what the others do (others, others_error); the

@@ -113,7 +113,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> SweepResul
             if config.across and metric == "sgd" and not is_measured_across(done[step]):
                 with _stopping(session, number, len(checkpoints)):
                     run_across(AcrossConfig(run=str(probe.run_path), plots=False), console)
-    result = _collect(folder, probes, config.across)
+    result = collect(folder, probes, config.across)
     session.finish(lambda: _write(result, config))
     return result
 
@@ -175,7 +175,19 @@ def is_measured_across(probe: ProbeResult) -> bool:
     return is_whole and all("others" in chosen for chosen in of_losses)
 
 
-def _collect(folder: RunFolder, by_metric: dict[str, dict[int, ProbeResult]], across: bool) -> SweepResult:
+def collect(
+    folder: RunFolder, by_metric: Mapping[str, Mapping[int, ProbeResult]], across: bool = False
+) -> SweepResult:
+    """Finished probes of the same pairs side by side.
+
+    Args:
+        folder: of the result.
+        by_metric: metric -> step -> probe; `sgd` is there, and has a probe at least.
+        across: whether the probes' pairs are measured against each other, too.
+
+    Raises:
+        RunError: no pair could be scored.
+    """
     probes = by_metric["sgd"]
     loss = next(iter(next(iter(probes.values())).summary["regimes"]), None)
     if loss is None:

@@ -34,6 +34,7 @@ from entangle.config.sweep import SweepConfig
 from entangle.config.tokens import TokensConfig
 from entangle.config.train import TrainConfig
 from entangle.config.whatif import WhatIfConfig
+from entangle.config.why import WhyConfig
 
 __all__ = [
     "DEFAULT_LOSSES",
@@ -62,6 +63,7 @@ __all__ = [
     "TokensConfig",
     "TrainConfig",
     "WhatIfConfig",
+    "WhyConfig",
     "YamlOptions",
     "build_losses",
     "check_at_least",

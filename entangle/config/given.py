@@ -28,9 +28,7 @@ def check_inputs(config: Any, given: Collection[str]) -> None:
     Raises:
         ConfigError: one of model and data is given, and the other isn't.
     """
-    if (
-        not isinstance(config, InputOptions) or getattr(config, "VERB", "") == "sweep"
-    ):  # its run names the model
+    if not isinstance(config, InputOptions) or config.TRAINING_FOLDER is not None:  # its run names the model
         return
     has_model = config.model_name_or_path != EMBEDDED or config.adapter_name_or_path is not None
     has_data = config.dataset_name != EMBEDDED

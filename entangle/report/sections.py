@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from entangle.report.answers import answer_blocks
 from entangle.report.blocks import Block, Figure, Section
 from entangle.report.pairs import change_blocks, column_blocks, module_blocks, plane_blocks, regime_blocks
 from entangle.report.prompts import joint_blocks, reward_blocks
@@ -27,6 +28,13 @@ def sections(sources: Sequence[Source]) -> list[Section]:
 
 
 _SECTIONS: tuple[tuple[str, str, str, Callable[[Source], list[Block]], tuple[str, ...]], ...] = (
+    (
+        "answers",
+        "What the five lines rest on",
+        "The log, and the same pairs at checkpoints of the run.",
+        answer_blocks,
+        ("logps", "interval"),
+    ),
     (
         "set",
         "The set as one",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ def read_source(path: str | Path) -> Source:
         RunError: there is none at `path`, it isn't finished, or it holds nothing that a report can show.
     """
     run = RunFolder.open(path)
+    if run.verb == "why":
+        return _answers(run)
     known = [*run.path.glob("provenance.json"), *sorted(run.path.glob("runs/*/provenance.json"))]
     provenance = RunFolder(known[0].parent).read_json(known[0].name) if known else {}
     parts: dict[str, Any] = {
@@ -142,6 +144,24 @@ def read_source(path: str | Path) -> Source:
         set=_json(run, "set.json"),
         across=_json(run, "across.json"),
         **parts,
+    )
+
+
+def _answers(run: RunFolder) -> Source:
+    """The five answers with the probe that they show pair by pair, and the course over checkpoints."""
+    summary = run.read_json("summary.json")
+    if not summary.get("probe"):
+        raise RunError(
+            f"{run.path} was answered from the log alone, so it has no page: entangle doctor shows a log."
+        )
+    shown = read_source(run.path / summary["probe"])
+    return replace(
+        shown,
+        name=f"{run.path.resolve().parent.name}/{run.path.name}",
+        summary={**shown.summary}
+        | {"answers": summary["answers"], "missing": summary["evidence"]["missing"], "loss": summary["loss"]},
+        steps=run.table("steps.parquet"),
+        curve=run.table("curve.parquet"),
     )
 
 

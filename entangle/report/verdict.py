@@ -14,11 +14,14 @@ from entangle.analysis.regimes import Regime
 from entangle.analysis.set_verdict import set_verdict, steady_sentence
 from entangle.analysis.verdict import GOOD, advice, cause, is_good, pair_verdict
 from entangle.analysis.wording import share_text
+from entangle.report.answers import answer_lines
 from entangle.report.source import Source, step_table
 
 
 def verdict(source: Source) -> list[str]:
     """Sentences on a run, the main one first."""
+    if "answers" in source.summary:
+        return answer_lines(source.summary["answers"])
     if source.pairs is not None:
         return _of_pairs(source)
     if source.variants is not None:
