@@ -33,10 +33,10 @@ from entangle.config import AcrossConfig, ProbeConfig, parse
 from entangle.data import load_pairs, tokenize_pair
 from entangle.measure.across import KeptDirections
 from entangle.measure.inputs import load_policy_of
-from entangle.measure.verification import KeepFloat64
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import Interrupted
 from entangle.scores import FactoredEngine, HeldScores, make_engine, row_logps, score_gram
+from entangle.scores.float64 import KeepFloat64
 from tests.probing import write_rows
 from tests.processes import ENVIRONMENT, run_on_two, torchrun
 from tests.tiny import gpt2_tokenizer, save_adapter, save_policy

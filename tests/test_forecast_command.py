@@ -24,8 +24,8 @@ from entangle.data import TokenizedPair, load_pairs, tokenize_pair
 from entangle.errors import ConfigError, ModelError, RunError
 from entangle.measure.gram import PairGram
 from entangle.measure.inputs import load_policy_of
-from entangle.measure.verification import KeepFloat64
 from entangle.scores import make_engine, row_logps, score_gram
+from entangle.scores.float64 import KeepFloat64
 from losses import DPO, PairLogps
 from tests.tiny import gpt2_tokenizer, save_adapter, save_policy
 

@@ -31,11 +31,12 @@ from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
 from entangle.errors import ConfigError, DataError, ModelError, RunError
 from entangle.measure.inputs import load_pairs_of, load_policy_of
-from entangle.measure.verification import KeepFloat64, pair_logps
+from entangle.measure.verification import pair_logps
 from entangle.models import Policy, load_adam_state
 from entangle.runs.folder import RunFolder
 from entangle.runs.progress import Interrupted
 from entangle.scores import AutogradEngine, row_logps, token_logps
+from entangle.scores.float64 import KeepFloat64
 from losses import build
 from tests.probing import options, probe, write_rows
 from tests.processes import ENVIRONMENT, run_on_two, torchrun
@@ -88,7 +89,9 @@ def test_run_folder_holds_what_it_promises(inputs, tmp_path):
         "degenerate",
     }
     provenance = result.run.read_json("provenance.json")
-    assert provenance["resolution"] == 1e-6 and provenance["reference"] == "adapter_off"
+    assert provenance["reference"] == "adapter_off"
+    assert provenance["resolution"] == result.summary["resolution"]["believed"]
+    assert 1e-6 <= provenance["resolution"] < 1e-4
     assert (
         "Share of pairs per regime" in result.table()
         and "By kind: ideal / both up / both down" in result.table()
@@ -98,13 +101,17 @@ def test_run_folder_holds_what_it_promises(inputs, tmp_path):
 def test_summary_is_recomputable_from_the_rows(inputs, tmp_path):
     result = probe(options(inputs, tmp_path / "run"))
     predictions = predict_losses(
-        result.pairs, [build(name) for name in ("dpo", "simpo", "kto")], resolution=1e-6, batch_size=8
+        result.pairs,
+        [build(name) for name in ("dpo", "simpo", "kto")],
+        resolution=result.provenance["resolution"],
+        batch_size=8,
     )
     pd.testing.assert_frame_equal(predictions, result.predictions)
     result.run.write_json("again.json", summarise(result.pairs, predictions, "kind"))
-    again = result.run.read_json("again.json") | {
-        "set": result.summary["set"]
-    }  # recomputed in test_set_in_probe
+    elsewhere = {
+        name: result.summary[name] for name in ("set", "resolution")
+    }  # test_set_in_probe, test_resolution
+    again = result.run.read_json("again.json") | elsewhere
     assert again == result.summary
 
 

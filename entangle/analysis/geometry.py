@@ -28,17 +28,20 @@ from torch import Tensor
 SIDES = ("chosen", "rejected")
 """The two responses of a pair, as columns end: `sq_chosen`, `sq_rejected`."""
 
+COARSE = 1e-3
+"""From this resolution on arithmetic is that of 16 bits; in float32 models come up to 1e-4."""
+
 RESOLUTION = {torch.float64: 1e-10, torch.float32: 1e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3}
-"""Error that is believed of a dot product of two scores, relative to the product of their norms, by the precision of
-the passes. In 16 bits three of its rounding units (2^-8, 2^-11). It is no bound on a norm, most of whose error is
-common to the three products and turns no sign: `experiments/precision` saw norms off by ten times as much, and no
-wrong sign from half of it on.
+"""Error that is believed at least of a dot product of two scores, relative to the product of their norms, by the
+precision of the passes; a probe measures its model's (`entangle.measure.resolution`). In 16 bits three of its rounding
+units (2^-8, 2^-11). It is no bound on a norm, most of whose error is common to the three products and turns no sign:
+`experiments/precision` saw norms off by ten times as much, and no wrong sign from half of it on.
 """
 
 
 def logp_resolution(resolution: float) -> float:
     """Relative error of a log-prob where dot products carry `resolution`: in 16 bits one rounding unit, a third."""
-    return resolution / 3 if resolution > RESOLUTION[torch.float32] else resolution
+    return resolution / 3 if resolution >= COARSE else min(resolution, RESOLUTION[torch.float32])
 
 
 @dataclass(frozen=True)

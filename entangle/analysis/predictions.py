@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry, logp_resolution
+from entangle.analysis.geometry import COARSE, GEOMETRY_COLUMNS, PairGeometry, logp_resolution
 from entangle.analysis.regimes import REGIMES, Regime, predict
 from entangle.errors import ConfigError
 from losses import Incentives, PairLogps, PreferenceLoss
@@ -197,7 +197,7 @@ def _ends_of_error(logps: PairLogps, resolution: float) -> Iterator[PairLogps]:
     An incentive may change at a point, as DPOP's does where the policy falls below the reference: a verdict is
     believed if it is the same at both ends. A log-prob that equals its reference's is known to (a fresh LoRA).
     """
-    if resolution <= RESOLUTION[torch.float32]:
+    if resolution < COARSE:
         return
     share = logp_resolution(resolution)
     chosen = _error(logps.chosen, logps.ref_chosen, share)

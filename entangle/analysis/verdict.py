@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binomtest
 
+from entangle.analysis.geometry import COARSE
 from entangle.analysis.regimes import Regime
 from entangle.analysis.set_verdict import set_advice, set_verdict
 from entangle.analysis.wording import counted, portion, share_text
@@ -267,7 +268,7 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
     ]
     if summary["batch_coupled"]:
         sentences.append(f"Batch-coupled losses were given batches of {batch_composition(summary)}.")
-    if summary["resolution"] > 1e-5:
+    if summary["resolution"] >= COARSE:
         sentences.append("Scores are in 16-bit precision: signs near zero aren't known.")
     return sentences
 

@@ -34,8 +34,7 @@ from entangle.config.hashing import hash_file
 from entangle.errors import ConfigError, RunError
 from entangle.measure.across import CrossProducts, Weights
 from entangle.measure.plan import Plan, extremes
-from entangle.measure.reload import load_again, options_of
-from entangle.models import load_adam_state
+from entangle.measure.reload import load_again, metric_again, options_of
 from entangle.runs.session import Session
 from entangle.scores import make_engine
 from entangle.scores.directions import directions_at_a_time
@@ -102,10 +101,6 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
     indices = numbers["index"].tolist()
     options = options_of(probe.folder)
     policy, pairs = load_again(probe.folder, options, indices, session.processes)
-    metric = None
-    if options.optimizer_state is not None:
-        state = load_adam_state(options.optimizer_state, policy.model, policy.trained)
-        metric = state.metric(policy.parameters)
     engine = make_engine(policy.model, policy.parameters, options.engine)
     engine.check(policy.collate(extremes(pairs)))
     incentives = {label: _incentives(probe, label, numbers) for label in labels}
@@ -115,7 +110,7 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
         policy=policy,
         engine=engine,
         weights=Weights(_directions(incentives), indices),
-        metric=metric,
+        metric=metric_again(options, policy),
     )
     made_from = hash_file(probe.folder.path / "predictions.parquet")
     session.claim(probe.folder.read_json("identity.json") | {"predictions": made_from})

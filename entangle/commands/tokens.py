@@ -29,12 +29,12 @@ from entangle.config import TokensConfig, build_losses
 from entangle.data import TokenizedPair
 from entangle.errors import ConfigError, RunError
 from entangle.measure.plan import extremes
-from entangle.measure.reload import load_again, options_of
-from entangle.measure.verification import KeepFloat64
+from entangle.measure.reload import load_again, metric_again, options_of
 from entangle.models import Policy
 from entangle.runs.progress import notes_console
-from entangle.scores import make_engine
+from entangle.scores import Metric, make_engine
 from entangle.scores.check import logps_agree
+from entangle.scores.float64 import KeepFloat64
 from entangle.scores.tokens import TokenProducts, token_products
 from entangle.tables.base import Shown
 from entangle.tables.tokens import token_table
@@ -52,7 +52,7 @@ class TokenResult(Shown):
             shared (`prefix`, `suffix` or empty: whether the responses have it in common there), logp,
             along_chosen and along_rejected (products of its score with g_w and g_l), share (of c, signed: a side's
             shares sum to 1), and change_<loss> for every loss of the run (first-order change of its log-prob in
-            nats per unit of SGD learning rate on the pair's own loss; a side's changes sum to the side's).
+            nats per unit of learning rate in the run's metric, on the pair's own loss; a side's sum to the side's).
         loss: the loss that tables show the changes of.
         matrices: token-by-token cosines `(T_w, T_l)` by index of the pair, where asked for.
         notes: what the user should know about how the numbers came about.
@@ -98,10 +98,11 @@ def run_tokens(config: TokensConfig, console: Console | None = None) -> TokenRes
     policy, pairs = load_again(probe.folder, options, indices)
     if config.dtype is not None:
         nn.Module.to(policy.model, DTYPES[config.dtype])
+    metric = metric_again(options, policy)
     make_engine(policy.model, policy.parameters, "autograd").check(policy.collate(extremes(pairs)))
     found, matrices, notes = [], {}, []
     for pair in pairs:
-        products = _products(policy, pair, probe, config)
+        products = _products(policy, pair, probe, config, metric)
         notes += products.notes
         found.append(token_rows(pair, products, policy.tokenizer, probe.predictions))
         if products.cosines is not None:
@@ -170,14 +171,21 @@ def _shared(count: int, prefix: int, suffix: int) -> list[str]:
     return ["prefix"] * prefix + [""] * (count - prefix - suffix) + ["suffix"] * suffix
 
 
-def _products(policy: Policy, pair: TokenizedPair, probe: ProbeResult, config: TokensConfig) -> TokenProducts:
+def _products(
+    policy: Policy, pair: TokenizedPair, probe: ProbeResult, config: TokensConfig, metric: Metric | None
+) -> TokenProducts:
     """Products of one pair; the prompt isn't shared where that doesn't give the probe's own log-probs."""
     batch = policy.collate([pair])
 
     def products_of(share_prompt: bool) -> TokenProducts:
         with KeepFloat64() if config.dtype == "float64" else nullcontext():
             return token_products(
-                policy.model, policy.parameters, batch, full=config.matrix, share_prompt=share_prompt
+                policy.model,
+                policy.parameters,
+                batch,
+                full=config.matrix,
+                share_prompt=share_prompt,
+                metric=metric,
             )
 
     products = products_of(share_prompt=True)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from entangle.analysis.groups import AnswerMoves
 from entangle.analysis.real_steps import STEP, summarise_steps
-from entangle.measure.verification import in_float64, step_changes
+from entangle.measure.verification import step_changes
 from entangle.models import Policy
 from entangle.rewards.groups import PromptGroup
 from entangle.rewards.rollouts import Rollout
 from entangle.rewards.steps import Batch, Group, GroupStep
+from entangle.scores.float64 import in_float64
 
 STEP_COLUMNS = ["index", "step", "answer", "learning_rate", "predicted", "measured", "measured_half", "floor"]
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from entangle.analysis.geometry import PairGeometry, logp_resolution
 from entangle.analysis.predictions import geometry_of, logps_of
@@ -19,6 +17,7 @@ from entangle.analysis.regimes import predict
 from entangle.data import TokenizedPair
 from entangle.models import Policy
 from entangle.scores import row_logps, token_logps
+from entangle.scores.float64 import in_float64
 from entangle.scores.rows import RowBatch
 from losses import PairLogps, PreferenceLoss
 
@@ -192,49 +191,6 @@ def verify_losses(
                 found += [{"index": index, "loss": loss.label} | step for step in steps]
                 advance(1)
     return pd.DataFrame(found, columns=STEP_COLUMNS)
-
-
-@contextmanager
-def in_float64(model: nn.Module) -> Iterator[bool]:
-    """Within: float32 weights as float64, the same function without its rounding. Exact both ways.
-
-    Yields whether log-probs are computed in float64 all the way.
-
-    Weights of another precision stay as they are: rounding them up would make another function of a 16-bit model.
-    """
-    dtypes = {p.dtype for p in model.parameters()}
-    if dtypes == {torch.float64}:
-        with KeepFloat64():
-            yield True
-        return
-    if dtypes != {torch.float32}:
-        yield False
-        return
-    model.double()
-    try:
-        with KeepFloat64():
-            yield True
-    finally:
-        model.float()
-
-
-class KeepFloat64(TorchFunctionMode):
-    """Leaves float64 tensors as they are where a model asks for float32.
-
-    Norms of transformers compute in float32 whatever they are given; their rounding (1e-6 nats of a log-prob)
-    would drown the second-order error that halving a step measures.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        if func in (torch.Tensor.to, torch.Tensor.float) and args[0].dtype == torch.float64:
-            if (
-                func is torch.Tensor.float
-                or args[1:] == (torch.float32,)
-                or options == {"dtype": torch.float32}
-            ):
-                return args[0]
-        return func(*args, **options)
 
 
 def _verify_one(

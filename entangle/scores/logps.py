@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from entangle.errors import UserError
+from entangle.scores.float64 import keeping_float64
 from entangle.scores.rotary import alike, forget_lengths, length_factors
 from entangle.scores.rows import RowBatch
 
@@ -285,12 +286,16 @@ def head_at(model: nn.Module, index: Tensor) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: every module is in eval mode (no dropout, no checkpointing); afterwards in its own again."""
+    """Within: every module is in eval mode (no dropout, no checkpointing); afterwards in its own again.
+
+    A model in float64 is so in its norms and rotary factors too (see `entangle.scores.float64`).
+    """
     training = [module for module in model.modules() if module.training]
     if training:
         model.eval()
     try:
-        yield
+        with keeping_float64(model):
+            yield
     finally:
         for module in training:
             module.training = True

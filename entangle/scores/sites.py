@@ -13,6 +13,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from entangle.errors import UserError
+from entangle.scores.float64 import keeping_float64
 from entangle.scores.rules import Call, Rule, find_rule, output_tensors
 from entangle.scores.terms import Score, Term
 
@@ -220,7 +221,11 @@ class Recorder:
         """Terms of what has arrived at a tap: one member's if a pass is, else every member's."""
         with torch.no_grad(), torch.autocast(tap.device, enabled=False):  # dot products keep their digits
             for k, call in tap.take_calls():
-                for local, term in site.rule(site.module, call).items():
+                with keeping_float64(
+                    site.module
+                ):  # a hook of the backward pass has left that of the forward one
+                    found = site.rule(site.module, call)
+                for local, term in found.items():
                     if (name := site.parameters.get(local)) is None:
                         continue
                     term = term.as_matrices(self._shapes[name]).compact()

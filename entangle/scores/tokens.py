@@ -26,7 +26,7 @@ from transformers import DynamicCache
 
 from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.errors import UserError
-from entangle.scores.base import stack_geometry, studying, unstack_geometry
+from entangle.scores.base import Metric, stack_geometry, studying, unstack_geometry
 from entangle.scores.logps import (
     Rows,
     forward,
@@ -149,6 +149,7 @@ def token_products(
     *,
     full: bool = False,
     share_prompt: bool = True,
+    metric: Metric | None = None,
 ) -> TokenProducts:
     """Products of token scores of one pair, exact.
 
@@ -161,6 +162,7 @@ def token_products(
         batch: one pair, two rows, padded on either side.
         full: also all token-by-token products, at about the cost of one backward pass per token.
         share_prompt: evaluate the prompt once for both rows where it is long enough for that.
+        metric: an optimiser's diagonal metric P, by parameter: every product is <g, P g'>; None is P = 1.
 
     Raises:
         ValueError: the batch isn't one pair with scored tokens in both rows.
@@ -175,19 +177,24 @@ def token_products(
     split = split_for(model, rows, 2) if share_prompt else None
     notes: list[str] = []
     with studying(model, parameters), sdpa_kernel(SDPBackend.MATH):
-        passes = linearise(model, parameters, rows, split)
+        passes = linearise(model, parameters, rows, split, metric)
         products = _products(model, parameters, rows, passes, notes)
     cut = len(passes.logps[0])
     chosen, rejected = (
         TokenSide(rows.targets[i][rows.valid[i]].cpu(), passes.logps[i], *products[:, part].unbind())
         for i, part in enumerate((slice(None, cut), slice(cut, None)))
     )
-    matrix = token_matrix(model, parameters, batch) if full else None
+    matrix = token_matrix(model, parameters, batch, metric=metric) if full else None
     return TokenProducts(chosen, rejected, passes.geometry, matrix, tuple(notes))
 
 
 def token_matrix(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: RowBatch, *, memory: int = 2**31
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: RowBatch,
+    *,
+    memory: int = 2**31,
+    metric: Metric | None = None,
 ) -> Tensor:
     """<g_t, g_t'> for all scored tokens of all rows, row after row, `(T, T)` float64.
 
@@ -199,19 +206,21 @@ def token_matrix(
         parameters: see `token_products`.
         batch: the rows.
         memory: bytes of scores to hold at a time; at least one parameter's are held.
+        metric: see `token_products`.
     """
     rows = rows_for(model, batch)
     with studying(model, parameters):
         values = [value for i in range(len(rows)) for value in scored_logps(model, rows[i : i + 1])[0]]
         gram = torch.zeros(len(values), len(values), dtype=torch.float64)
+        roots = dict(zip(parameters.values(), _roots(parameters, metric), strict=True))
         for group in _groups(list(parameters.values()), memory // len(values)):
             scores = [p.new_empty(len(values), p.numel()) for p in group]
             for t, value in enumerate(values):
                 gradients = torch.autograd.grad(
                     value, group, retain_graph=True, allow_unused=True, materialize_grads=True
                 )
-                for score, gradient in zip(scores, gradients, strict=True):
-                    score[t] = gradient.flatten()
+                for score, gradient, p in zip(scores, gradients, group, strict=True):
+                    score[t] = (gradient * roots[p]).flatten()
             gram += torch.stack([dots(score, score).cpu() for score in scores]).sum(0)
     return gram
 
@@ -239,14 +248,21 @@ Gradients = Sequence[Tensor]
 """A tensor per probed parameter."""
 
 
+def _roots(parameters: Mapping[str, nn.Parameter], metric: Metric | None) -> list[Tensor | float]:
+    """The root of the metric in every parameter; 1 without one."""
+    if metric is None:
+        return [1.0] * len(parameters)
+    return [metric[name].to(p).sqrt() for name, p in parameters.items()]
+
+
 def _products(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], rows: Rows, passes: Passes, notes: list[str]
 ) -> Tensor:
-    """Products of all tokens with g_w, g_l and g_w - g_l, `(3, T_w + T_l)` float64.
+    """Products of all tokens with g_w, g_l and g_w - g_l (under the metric), `(3, T_w + T_l)` float64.
 
     Taken along the difference and the shorter of the two scores; the third follows, with its own digits.
     """
-    chosen, rejected = passes.scores
+    chosen, rejected = passes.steps
     chosen_is_shorter = bool(passes.geometry.sq_chosen <= passes.geometry.sq_rejected)
     difference = [a - b for a, b in zip(chosen, rejected, strict=True)]
     directions = [chosen if chosen_is_shorter else rejected, difference]
@@ -332,15 +348,15 @@ class Passes:
 
     Args:
         logps: `(T_w,)` and `(T_l,)` float64, nats.
-        scores: g_w and g_l.
-        geometry: their Gram block, `(1,)`.
+        steps: P g_w and P g_l; the scores themselves without a metric.
+        geometry: the scores' Gram block under the metric, `(1,)`.
         rows: for the chosen and the rejected row, the pass from its token log-probs to the parameters, then to the
             prompt's keys and values.
         prompt: the pass from the prompt's keys and values to the parameters; None without a shared prompt.
     """
 
     logps: tuple[Tensor, Tensor]
-    scores: tuple[Gradients, Gradients]
+    steps: tuple[Gradients, Gradients]
     geometry: PairGeometry
     rows: tuple[Linear, Linear]
     prompt: Linear | None
@@ -355,7 +371,11 @@ class Passes:
 
 
 def linearise(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], rows: Rows, split: Split | None
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    rows: Rows,
+    split: Split | None,
+    metric: Metric | None = None,
 ) -> Passes:
     """Evaluate a pair forwards and backwards, keeping the graph of the backward passes.
 
@@ -364,6 +384,7 @@ def linearise(
         parameters: the probed ones, by name.
         rows: a pair: chosen, then rejected.
         split: the pair with its prompt apart; None: both rows whole.
+        metric: by parameter; None: P = 1.
     """
     theta = list(parameters.values())
     kept: list[Tensor] = []
@@ -394,10 +415,13 @@ def linearise(
         )
         scores[0] = [g + h.detach() for g, h in zip(scores[0], prompt.outputs, strict=True)]
         scores[1] = [g + h for g, h in zip(scores[1], through, strict=True)]
+    roots = _roots(parameters, metric)
+    scaled = [[g * root for g, root in zip(score, roots, strict=True)] for score in scores]
+    steps = [[g * root for g, root in zip(score, roots, strict=True)] for score in scaled]
     return Passes(
         logps=(values[0].detach()[0].double().cpu(), values[1].detach()[0].double().cpu()),
-        scores=(scores[0], scores[1]),
-        geometry=_geometry(*scores),
+        steps=(steps[0], steps[1]),
+        geometry=_geometry(*scaled),
         rows=(passes[0], passes[1]),
         prompt=prompt,
     )

@@ -26,7 +26,7 @@ from entangle.analysis.predictions import is_scored, predict_losses
 from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import ProbeConfig, build_losses, read_yaml
 from entangle.errors import UserError
-from entangle.measure.verification import KeepFloat64
+from entangle.scores.float64 import KeepFloat64
 
 SETTINGS = sorted(Path("experiments/precision").glob("*.yaml"))
 OUTPUT = Path("experiments/results/precision")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from entangle.errors import UserError
-from entangle.measure.verification import KeepFloat64
 from entangle.scores import AutogradEngine, token_logps
 from entangle.scores import tokens as module
 from entangle.scores.base import studying
+from entangle.scores.float64 import KeepFloat64
 from entangle.scores.rows import RowBatch
 from entangle.scores.tokens import TokenProducts, token_matrix, token_products
 from tests.architectures import ARCHITECTURES, random_batch, tiny_model, trainable, with_lora

@@ -24,8 +24,7 @@ from entangle.commands.probe import ProbeResult
 from entangle.config import ForecastConfig, build_losses
 from entangle.measure.gram import GRAM, PairGram, measure_gram
 from entangle.measure.plan import extremes
-from entangle.measure.reload import load_again, options_of
-from entangle.models import load_adam_state
+from entangle.measure.reload import load_again, metric_again, options_of
 from entangle.runs.session import Session
 from entangle.scores import make_engine
 
@@ -80,11 +79,6 @@ def _measure(
     session = Session.start(config, console)
     options = options_of(probe.folder)
     policy, pairs = load_again(probe.folder, options, rows["index"].tolist(), session.processes)
-    metric = None
-    if options.optimizer_state is not None:
-        metric = load_adam_state(options.optimizer_state, policy.model, policy.trained).metric(
-            policy.parameters
-        )
     engine = make_engine(policy.model, policy.parameters, options.engine)
     engine.check(policy.collate(extremes(pairs)))
     session.claim(probe.folder.read_json("identity.json"))
@@ -93,7 +87,7 @@ def _measure(
         policy,
         engine,
         pairs,
-        metric=metric,
+        metric=metric_again(options, policy),
         shard_size=options.shard_size,
         batch_size=config.batch_size,
     )

@@ -17,6 +17,7 @@ from entangle.commands.probe.prepared import Prepared, judgeable
 from entangle.config import EMBEDDED
 from entangle.diagnostics import columns_of, summarise_diagnostics
 from entangle.measure.modules import summarise_modules
+from entangle.measure.resolution import Resolution, measure_resolution
 from entangle.measure.set_content import SET_DETAILS, set_content
 from entangle.measure.sets import NO_SET, Grouping
 from entangle.measure.verification import verify_losses
@@ -35,6 +36,7 @@ class Judged:
         summary: the aggregates.
         set: the set's block (see `set_content`); None where it couldn't be had.
         steps: rows of the real steps, where these were asked for.
+        resolution: error of the products, which verdicts allow for.
         left_out: what wasn't judged or measured, and why: losses that nobody named, the set.
     """
 
@@ -42,6 +44,7 @@ class Judged:
     summary: dict[str, Any]
     set: dict[str, Any] | None
     steps: pd.DataFrame | None
+    resolution: Resolution
     left_out: list[str]
 
 
@@ -66,13 +69,15 @@ def judge(
     Raises:
         ConfigError: a named loss can't be judged on these rows.
     """
-    options, resolution = prepared.options, engine.resolution
+    options = prepared.options
+    by_index = {pair.index: pair for pair in prepared.tokens}
+    measured = measure_resolution(prepared.policy, engine, rows, by_index, prepared.metric, options.engine)
+    resolution = measured.believed
     usable, left_out = judgeable(prepared.losses, prepared.are_named, has_reference=may_have_reference(rows))
     predictions = predict_losses(rows, usable, resolution=resolution, batch_size=options.loss_batch_size)
-    summary = summarise(rows, predictions, options.group_by)
+    summary = summarise(rows, predictions, options.group_by) | {"resolution": measured.content}
     steps = whole = None
     if options.verify:
-        by_index = {pair.index: pair for pair in prepared.tokens}
         with progress_bar(console, "real steps", options.verify * len(usable), 0) as advance:
             steps = verify_losses(
                 prepared.policy, by_index, rows, predictions, usable, options.verify, resolution, advance
@@ -88,17 +93,17 @@ def judge(
         left_out = [*left_out, NO_SET]
     if options.diagnostics:
         summary["diagnostics"] = summarise_diagnostics(rows, predictions, columns_of(options.diagnostics))
-    return Judged(predictions, summary, whole, steps, left_out)
+    return Judged(predictions, summary, whole, steps, measured, left_out)
 
 
 def provenance_of(
-    prepared: Prepared, engine: Engine, seconds: float, notes: tuple[str, ...]
+    prepared: Prepared, judged: Judged, seconds: float, notes: tuple[str, ...]
 ) -> dict[str, Any]:
     """What the numbers were computed from and on.
 
     Args:
         prepared: what was measured.
-        engine: what measured it.
+        judged: what was found.
         seconds: that it took.
         notes: all that the reader should know.
     """
@@ -110,10 +115,10 @@ def provenance_of(
         environment()
         | described
         | {
-            "resolution": engine.resolution,
+            "resolution": judged.resolution.believed,
             "metric": prepared.metric_name,
             "engine": prepared.options.engine,
             "seconds": seconds,
-            "notes": list(notes),
+            "notes": [*notes, *filter(None, [judged.resolution.note])],
         }
     )

@@ -129,10 +129,15 @@ def probe(
         judged = judge(prepared, measurement.engine, rows, by_module, whole, shown)
     checked = judged.summary.get("verification")
     refuted = verification_sentences(checked) if checked is not None and is_refuted(checked) else []
-    for note in (*measurement.engine.notes, *judged.left_out, *refuted):
+    for note in (
+        *measurement.engine.notes,
+        *judged.left_out,
+        *filter(None, [judged.resolution.note]),
+        *refuted,
+    ):
         say(shown, note)
     notes = (*data.notes, *prepared.notes, *measurement.engine.notes)
-    provenance = provenance_of(prepared, measurement.engine, time.monotonic() - started, notes)
+    provenance = provenance_of(prepared, judged, time.monotonic() - started, notes)
     return ProbeResult(
         pairs=rows,
         predictions=judged.predictions,

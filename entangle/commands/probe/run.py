@@ -92,7 +92,7 @@ def _close(
     grams = None if sums is None else sums.joined(prepared.metric)
     whole = None if sums is None or grams is None else (grams, sums.grouping)
     judged = judge(prepared, engine, run.pairs(), modules, whole, session.console)
-    for sentence in judged.left_out:
+    for sentence in (*judged.left_out, *filter(None, [judged.resolution.note])):
         session.note(sentence)
     if judged.steps is not None:
         run.write_table("verification.parquet", judged.steps)
@@ -104,7 +104,7 @@ def _close(
         run.write_table("texts.parquet", texts_of(prepared.pairs))
     run.write_table("predictions.parquet", judged.predictions)
     all_notes = (*notes, *prepared.notes, *engine.notes)
-    run.write_json("provenance.json", provenance_of(prepared, engine, seconds, all_notes))
+    run.write_json("provenance.json", provenance_of(prepared, judged, seconds, all_notes))
     run.write_json("summary.json", judged.summary)
     shutil.rmtree(run.path / "modules", ignore_errors=True)  # what its shards hold is in modules.parquet
     if sums is not None:
