@@ -205,6 +205,17 @@ def test_without_across_and_with_damping(folder, finished, tmp_path):
     assert (answers["weight"] >= 0).all()
 
 
+def test_rewards_that_all_tie_give_no_step_and_say_so(folder, tmp_path):
+    result = run_rft(options(folder, tmp_path / "run", reward="length:least=0,most=99", verify=2, limit=2))
+    groups = result.summary["groups"]
+    assert groups["prompts"] == {"total": 2, "mixed": 0, "all_correct": 2, "all_incorrect": 0, "tied": 0}
+    assert groups["own"] is None and groups["others"] is None and groups["verification"]["all"]["steps"] == 0
+    words = " ".join(result.table().split())
+    assert "No prompt of 2 has both correct and incorrect answers" in words
+    assert "No step could be taken for real" in words
+    assert any("isn't measured" in note for note in result.run.read_json("provenance.json")["notes"])
+
+
 def test_terminal_says_the_finding_first(finished):
     text = finished.table(width=120)
     said = group_verdict(finished.summary["groups"])

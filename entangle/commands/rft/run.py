@@ -23,7 +23,7 @@ from entangle.commands.rft.groups import GroupTables, steps_of, tables_to_write
 from entangle.commands.rft.result import PromptsResult
 from entangle.config import RftConfig
 from entangle.errors import ConfigError
-from entangle.measure.group_sums import PromptSums
+from entangle.measure.group_sums import NO_SUMS, PromptSums
 from entangle.measure.group_verification import summarise_groups, verify_groups
 from entangle.measure.inputs import load_policy_of
 from entangle.measure.prompts import (
@@ -211,6 +211,8 @@ def _close(
         run.write_table("history.parquet", history)
         summary["history"] = history.to_dict("records")
     notes = measurement.notes(summary)
+    if config.across and len(measured) and summary["groups"]["others"] is None:
+        notes.append(NO_SUMS)
     if gamma == gamma:
         notes.append(
             "gamma is a lower estimate, so bounds with it (bound_paper, bound_length) aren't certified."
