@@ -104,12 +104,14 @@ class RftConfig(AnswerOptions, RunOptions, InputOptions):
     """Sum scores over prompts too: what a batch of prompts does to the answers of others (one more pass)."""
     verify: int = 0
     """Check the predictions by real steps on the groups of this many prompts."""
+    tokens: int = 0
+    """Prompts, those that lose most to incorrect answers, of which tokens are looked at: which of them cost that."""
     gamma_positions: int = 0
     """Prompts at one answer token of which gamma of the paper's bound is estimated (from below); 0: leave it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, {"gamma_positions": 0, "verify": 0})
+        check_at_least(self, {"gamma_positions": 0, "verify": 0, "tokens": 0})
         if not self.loss_types:
             raise ConfigError(
                 "At least one loss type is needed; got none. They are grpo, dapo, bnpo, dr_grpo, rloo."

@@ -31,6 +31,13 @@ UNIT = Batch(reward_std=1.0, tokens=1.0, max_completion_length=1)
 """What a step knows of its batch while the batch isn't known yet: enough up to one factor for all prompts."""
 
 
+NO_SUMS = (
+    "What a batch of prompts does to the answers of others isn't measured: that takes two prompts with rewards that "
+    "differ, and memory for sums of scores (at least 4 groups x (2 + loss types) x 4 bytes per probed parameter)."
+)
+"""What is said where there are no sums."""
+
+
 class PromptSums:
     """Sums of one run, filled prompt by prompt.
 

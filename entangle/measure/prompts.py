@@ -52,7 +52,8 @@ def hash_rollouts(rollouts: Sequence[Rollout]) -> str | None:
         Prompt(
             r.prompt.index,
             "\0".join(r.completions),
-            {"rewards": None if r.rewards is None else r.rewards.tolist()},
+            {"rewards": None if r.rewards is None else r.rewards.tolist()}
+            | {name: values.tolist() for name, values in r.parts.items()},
         )
         for r in rollouts
     ]

@@ -188,6 +188,29 @@ def token_products(
     return TokenProducts(chosen, rejected, passes.geometry, matrix, tuple(notes))
 
 
+def tokens_along(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: RowBatch, direction: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """<g_t, direction> for the scored tokens of every row, `(T,)` float64 each: one pass in forward mode.
+
+    Law: a row's products add up to that of its whole score, `Engine.products`.
+
+    Args:
+        model: see `token_products`.
+        parameters: see `token_products`.
+        batch: any rows.
+        direction: by parameter name, in its shape; names that are absent don't move.
+
+    Raises:
+        UserError: an operation of the model has no forward-mode rule.
+    """
+    rows = rows_for(model, batch)
+    moves = [direction.get(name, torch.zeros_like(p)) for name, p in parameters.items()]
+    with studying(model, parameters), sdpa_kernel(SDPBackend.MATH):
+        (products,) = _forward_products(model, parameters, rows, [moves])
+    return list(products.split(rows.valid.sum(1).tolist()))
+
+
 def token_matrix(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,6 +13,7 @@ from rich.text import Text
 from entangle.analysis.group_verdict import WHERE, group_verdict
 from entangle.analysis.real_steps import is_refuted, verification_sentences
 from entangle.analysis.set_verdict import UNKNOWN, UNSURE, finding
+from entangle.analysis.wording import visible
 from entangle.tables.base import number, percent, plain_table
 from entangle.tables.sets import WORDS, interval
 
@@ -27,6 +28,8 @@ def group_tables(content: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(said[0], "bold"), *(Text(sentence) for sentence in said[1:]), Text()]
     if content["prompts"]["mixed"]:
         parts += [move_table(content), part_table(content), geometry_text(content)]
+    if content.get("tokens"):
+        parts.append(token_table(content["tokens"]))
     if "verification" in content:
         parts.append(verification_text(content["verification"]))
     return Group(*parts)
@@ -97,6 +100,21 @@ def geometry_text(content: Mapping[str, Any]) -> Text:
     return Text(
         "Mean correct against mean incorrect score (rho = 1 for equal weights)\n" + "\n".join(lines) + "\n"
     )
+
+
+def token_table(tokens: Sequence[Mapping[str, Any]]) -> Table:
+    """The tokens of incorrect answers whose punishment costs the correct ones most, as text that is only shown."""
+    table = plain_table("Tokens of incorrect answers that cost the correct ones most", padding=(0, 1, 0, 0))
+    for name in ("prompt", "answer", "position", "product", "token"):
+        table.add_column(name, justify="left" if name == "token" else "right")
+    for row in tokens:
+        numbers = (str(row[name]) for name in ("index", "answer", "position"))
+        table.add_row(*numbers, number(row["product"]), Text(visible(row["token"])))
+    table.caption = (
+        "product of the token's score with the mean correct score: lowering the one lowers the other"
+    )
+    table.caption_justify = "left"
+    return table
 
 
 def verification_text(verification: Mapping[str, Any]) -> Text:

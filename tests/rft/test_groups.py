@@ -21,6 +21,7 @@ from entangle.rewards.gradients import grpo_weights, rloo_weights
 from entangle.rewards.groups import Groups, Means, answer_frame, correct_reward, group_frame, move_frame
 from entangle.rewards.statistics import Support
 from entangle.rewards.steps import LOSS_TYPES, Batch, Group, GroupStep
+from tests.tiny import gpt2_tokenizer, llama
 
 DRAW = np.random.default_rng(0)
 
@@ -351,3 +352,41 @@ def test_intervals_of_means_are_those_of_groups_of_prompts():
     assert move.chosen.value == pytest.approx(changes[:, 0, 0].mean())
     assert move.chosen.high - move.chosen.value == pytest.approx(half, rel=1e-3)
     assert move.regime in Regime
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none", "rloo"])
+def test_advantages_are_those_of_trls_own_trainer(scale, tmp_path):
+    """A trainer's step on two prompts: its advantages from the rewards that it was given, one group of which ties."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    rewards = [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 1.0, 1.0]
+    is_rloo = scale == "rloo"
+    kind, config = (trl.RLOOTrainer, trl.RLOOConfig) if is_rloo else (trl.GRPOTrainer, trl.GRPOConfig)
+    options: dict[str, Any] = {"normalize_advantages": False} if is_rloo else {"scale_rewards": scale}
+    trainer = kind(
+        model=llama(),
+        reward_funcs=lambda prompts, completions, **columns: rewards,
+        processing_class=gpt2_tokenizer(pad=True),
+        train_dataset=Dataset.from_list([{"prompt": "the cat"}, {"prompt": "she said"}]),
+        args=config(
+            output_dir=str(tmp_path),
+            num_generations=4,
+            per_device_train_batch_size=8,
+            max_completion_length=4,
+            max_steps=1,
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            **options,
+        ),
+    )
+    trainer.train()
+    theirs = np.array(trainer._logs["advantages"])
+    groups = [group(rewards[:4]), group(rewards[4:])]
+    step = GroupStep("rloo") if is_rloo else GroupStep("grpo", scale)
+    ours = np.concatenate([step.advantages(own, step.batch_of(groups, 4)) for own in groups])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

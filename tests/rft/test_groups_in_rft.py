@@ -25,6 +25,7 @@ from entangle.rewards.rollouts import Rollout
 from entangle.rewards.steps import GroupStep
 from entangle.scores import AutogradEngine, token_logps
 from entangle.scores.gram import score_gram
+from entangle.scores.tokens import token_matrix
 from tests.rft.breaking import broken_at
 from tests.tiny import save_adapter, save_policy
 
@@ -205,6 +206,17 @@ def test_without_across_and_with_damping(folder, finished, tmp_path):
     assert (answers["weight"] >= 0).all()
 
 
+def test_rewards_that_all_tie_give_no_step_and_say_so(folder, tmp_path):
+    result = run_rft(options(folder, tmp_path / "run", reward="length:least=0,most=99", verify=2, limit=2))
+    groups = result.summary["groups"]
+    assert groups["prompts"] == {"total": 2, "mixed": 0, "all_correct": 2, "all_incorrect": 0, "tied": 0}
+    assert groups["own"] is None and groups["others"] is None and groups["verification"]["all"]["steps"] == 0
+    words = " ".join(result.table().split())
+    assert "No prompt of 2 has both correct and incorrect answers" in words
+    assert "No step could be taken for real" in words
+    assert any("isn't measured" in note for note in result.run.read_json("provenance.json")["notes"])
+
+
 def test_terminal_says_the_finding_first(finished):
     text = finished.table(width=120)
     said = group_verdict(finished.summary["groups"])
@@ -214,6 +226,33 @@ def test_terminal_says_the_finding_first(finished):
         assert sentence in words
     for part in ("displaced", "by the other incorrect", "real steps on 3 prompts"):
         assert part in words, part
+
+
+def test_tokens_of_incorrect_answers_add_up(folder, finished, tmp_path):
+    """Every token's product against all products of tokens; an answer's add up to its product with the mean score."""
+    result = run_rft(options(folder, tmp_path / "run", tokens=2, across=False))
+    found, policy = result.run.table("tokens.parquet"), policy_of(folder)
+    moves = finished.run.table("group_moves.parquet")
+    first = moves[moves["step"] == "grpo"].sort_values("correct_by_incorrect")
+    assert found["index"].unique().tolist() == first["index"].tolist()[:2]
+    rows = finished.run.read_shards(ANSWERS).set_index("index", drop=False)
+    for index, own in found.groupby("index"):
+        prompt = PromptGroup.of(rows.loc[index].to_dict(), 1.0)
+        sums = own.groupby("answer")["product"].sum()
+        expected = prompt.gram[:, prompt.sides.correct].mean(1)[prompt.sides.incorrect]
+        np.testing.assert_allclose(sums, expected, atol=1e-6 * abs(expected).max())
+    index = int(found["index"].iloc[0])
+    rollout = next(r for r in rollouts_of(folder) if r.prompt.index == index)
+    lengths = [len(ids) for ids in rollout.answer_ids]
+    matrix = token_matrix(policy.model, policy.parameters, rollout.collate(policy.pad_id)).numpy()
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    sides = PromptGroup.of(rows.loc[index].to_dict(), 1.0).sides
+    expected = matrix[:, sides.correct[owner]].sum(1)[sides.incorrect[owner]] / sides.correct.sum()
+    products = found[found["index"] == index]["product"]
+    np.testing.assert_allclose(products, expected, atol=1e-6 * abs(expected).max())
+    text = " ".join(result.table(width=120).split())
+    assert "Tokens of incorrect answers that cost the correct ones most" in text
+    assert result.summary["groups"]["tokens"][0]["product"] == found["product"].max()
 
 
 def test_options_that_make_no_sense():

@@ -23,7 +23,8 @@ from entangle.commands.rft.groups import GroupTables, steps_of, tables_to_write
 from entangle.commands.rft.result import PromptsResult
 from entangle.config import RftConfig
 from entangle.errors import ConfigError
-from entangle.measure.group_sums import PromptSums
+from entangle.measure.group_sums import NO_SUMS, PromptSums
+from entangle.measure.group_tokens import group_tokens
 from entangle.measure.group_verification import summarise_groups, verify_groups
 from entangle.measure.inputs import load_policy_of
 from entangle.measure.prompts import (
@@ -52,6 +53,9 @@ from entangle.runs.progress import progress_bar
 from entangle.runs.session import Session
 from entangle.scores import make_engine
 from entangle.tables.rft import reward_tables
+
+TOKENS_SHOWN = 12
+"""Of all tokens that were looked at, those that the summary names."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,11 @@ def _close(
         )
         if measurement.further:
             summary["rewards"] = _compare(measurement, used)
+        if config.tokens and groups.mixed:
+            tokens = _tokens(measurement, groups, tables.moves, again)
+            run.write_table("tokens.parquet", tokens if config.save_text else tokens.drop(columns="token"))
+            if config.save_text:
+                summary["groups"]["tokens"] = tokens.nlargest(TOKENS_SHOWN, "product").to_dict("records")
         if config.verify:
             checked = _verify(session, measurement, groups, again)
             run.write_table("steps.parquet", checked)
@@ -211,6 +220,8 @@ def _close(
         run.write_table("history.parquet", history)
         summary["history"] = history.to_dict("records")
     notes = measurement.notes(summary)
+    if config.across and len(measured) and summary["groups"]["others"] is None:
+        notes.append(NO_SUMS)
     if gamma == gamma:
         notes.append(
             "gamma is a lower estimate, so bounds with it (bound_paper, bound_length) aren't certified."
@@ -235,6 +246,22 @@ def _compare(measurement: PromptMeasurement, used: pd.DataFrame) -> dict[str, An
         for label, column in columns.items()
     }
     return compare_rewards(found, main)
+
+
+def _tokens(
+    measurement: PromptMeasurement,
+    groups: Groups,
+    moves: pd.DataFrame,
+    again: Callable[[Sequence[int]], dict[int, Rollout]],
+) -> pd.DataFrame:
+    """Tokens of the incorrect answers to the prompts whose correct answers lose most to these, under the first step."""
+    config = measurement.config
+    assert isinstance(config, RftConfig)
+    first = moves[moves["step"] == next(iter(groups.steps))]
+    wanted = first.nsmallest(config.tokens, "correct_by_incorrect")["index"].tolist()
+    by_index, rollouts = {prompt.index: prompt for prompt in groups.mixed}, again(wanted)
+    found = [group_tokens(measurement.policy, by_index[index], rollouts[index]) for index in wanted]
+    return pd.concat(found, ignore_index=True)
 
 
 def _verify(
