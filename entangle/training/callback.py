@@ -18,6 +18,7 @@ from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from entangle.analysis.cross_batch import WINDOW
+from entangle.analysis.mitigations import Steering
 from entangle.analysis.regimes import Regime
 from entangle.analysis.set_verdict import ALERTS, FALL, UNKNOWN, UNSURE, finding, live_verdict, set_alert
 from entangle.config.foreign import losses_of_trl, names_in_trl
@@ -327,6 +328,8 @@ class EntanglementCallback(TrainerCallback):
         self._window = self._window[self._window["step"] > self._window["step"].max() - WINDOW]
         metrics, move = batch_metrics(self._window)
         self._log(metrics)
+        if isinstance(getattr(self._trainer, "mitigation", None), Steering):
+            return  # the step isn't the loss's own, and is being taken care of
         if move is not None and (title := ALERTS.get(finding(move))) is not None:
             self._alert(title, f"At step {step}: {live_verdict(move, move['steps'], move['pairs'])}")
 

@@ -131,6 +131,7 @@ class Steered:
     def _correct(self, optimizer: Optimizer, *_: Any) -> None:
         """The optimiser has taken its step: add the correction, and keep what later steps need."""
         groups = groups_of(optimizer)
+        reach = self._reach(optimizer.param_groups[0])
         for name, chosen in self._chosen.items():
             parameter = self._parameters[name]
             group, state = groups[parameter], optimizer.state[parameter]
@@ -139,11 +140,19 @@ class Steered:
             else:
                 common = self.memory.averages[name][2:].sum(0).view_as(parameter) / self.memory.weight
                 metric = preconditioner(optimizer, parameter, group)
-                move = group["lr"] * (common if metric is None else metric * common)
+                move = group["lr"] * reach * (common if metric is None else metric * common)
             if self._strength:
                 parameter.sub_((self._strength * move).to(parameter))
             state[MEMORY] = self.memory.averages[name]
         self._chosen = {}
+
+    def _reach(self, group: Mapping[str, Any]) -> float:
+        """How far the step goes along a gradient that is always the same: 1 for Adam, whose averages have weight 1."""
+        if "betas" in group or not group["momentum"]:
+            return 1.0
+        mu, before = group["momentum"], self._state.get("reach")
+        self._state["reach"] = now = 1.0 if before is None else mu * before + 1 - group["dampening"]
+        return 1 + mu * now if group["nesterov"] else now
 
 
 def _half_step(state: dict[str, Any], group: Mapping[str, Any], chosen: Tensor) -> Tensor:
