@@ -122,7 +122,7 @@ def test_short_real_training_goes_where_it_says(options, momentum):
             ]
             optimiser.zero_grad()
             DPO().per_pair(
-                PairLogps(now[0], now[1], lengths[0], lengths[1], *reference[:, batch])
+                PairLogps(now[0], now[1], lengths[0], lengths[1], reference[0, batch], reference[1, batch])
             ).mean().backward()
             optimiser.step()
         moved = row_logps(policy.model, whole).detach().view(2, n) - before

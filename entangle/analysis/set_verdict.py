@@ -52,6 +52,17 @@ def drifts(move: Mapping[str, Any]) -> bool:
     return finding(move) != IDEAL
 
 
+def lowers_chosen(content: Mapping[str, Any], loss: str) -> bool:
+    """Whether the mean chosen log-prob is known to fall, by a step on the set or by an epoch over its pairs.
+
+    Args:
+        content: a summary's `set`.
+        loss: the loss's label.
+    """
+    moves = [part["losses"].get(loss) for part in (content, content.get("epoch", {"losses": {}}))]
+    return any(move is not None and _end(move["chosen"]["high"], math.inf) < 0 for move in moves)
+
+
 def set_verdict(content: Mapping[str, Any], loss: str) -> str:
     """What one step on the whole set does to the two mean log-probs under a loss, in one sentence.
 

@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from entangle.analysis.geometry import COARSE
 from entangle.analysis.regimes import Regime
-from entangle.analysis.set_verdict import set_advice, set_verdict
+from entangle.analysis.set_verdict import lowers_chosen, set_advice, set_verdict
 from entangle.analysis.wording import counted, portion, share_text
 
 GOOD = 0.9
@@ -110,24 +110,32 @@ def worst_pairs(pairs: pd.DataFrame, predictions: pd.DataFrame, loss: str, count
 # --- what would change it -------------------------------------------------------------------------------------
 
 
-def recommendation(summary: Mapping[str, Any]) -> str:
-    """The verdict on a what-if's start and its advice."""
+def recommendation(summary: Mapping[str, Any], *, is_harmful: bool = False) -> str:
+    """The verdict on a what-if's start and its advice; `is_harmful`: see `advice`."""
     whole = summary.get("set")
     said = [] if whole is None else [set_verdict(whole, summary["base"]), *set_advice(whole, summary["base"])]
-    return " ".join([*said, pair_verdict(summary["regimes"], summary["base"]), *advice(summary)])
+    return " ".join(
+        [*said, pair_verdict(summary["regimes"], summary["base"]), *advice(summary, is_harmful=is_harmful)]
+    )
 
 
-def advice(summary: Mapping[str, Any]) -> list[str]:
+def advice(summary: Mapping[str, Any], *, is_harmful: bool = False) -> list[str]:
     """What to do, with the numbers that say so: no change, the cheapest change, or why none is enough.
 
     Args:
         summary: of a what-if.
+        is_harmful: whether training on these pairs is known, from elsewhere, to lower their chosen log-probs.
 
     Returns:
         Sentences, the main one first.
     """
     needed = _needed(summary["target"], summary["pairs"]["scored"])
     if is_good(summary["regimes"], summary["target"]):
+        if is_harmful or ("set" in summary and lowers_chosen(summary["set"], summary["base"])):
+            return [
+                f"That is the {_target(summary)} asked for of pairs alone, and not enough: together they lower the "
+                "chosen log-probs."
+            ]
         return [
             f"That is the {_target(summary)} asked for: no change is needed for one step on a pair alone."
         ]

@@ -12,6 +12,7 @@ from entangle.commands.output import Output
 from entangle.commands.whatif import what_if
 from entangle.config import ReportConfig
 from entangle.errors import ConfigError
+from entangle.report.remedy import with_remedy
 from entangle.report.source import Source, WhatIfTables, read_source
 
 
@@ -47,7 +48,7 @@ def load_sources(runs: Sequence[str | Path]) -> list[Source]:
     Raises:
         RunError: a folder holds no finished run.
     """
-    sources = [_with_what_if(read_source(run), run) for run in runs]
+    sources = [with_remedy(_with_what_if(read_source(run), run), run) for run in runs]
     names = [source.name for source in sources]
     folders = [Path(run).resolve().parent.name for run in runs]
     return [

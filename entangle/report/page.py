@@ -26,7 +26,7 @@ from entangle.report.pairs import has_pairs
 from entangle.report.rows import COLUMNS, INFINITE, extra_columns, pair_rows
 from entangle.report.sections import sections
 from entangle.report.source import Source
-from entangle.report.verdict import verdict
+from entangle.report.verdict import decision, verdict
 from entangle.runs.atomic import replacing
 from entangle.tables.base import count_line, model_name
 from entangle.tables.sets import cosine_interval, interval
@@ -104,7 +104,7 @@ def render_page(sources: Sequence[Source]) -> str:
     entries = glossary(extra["name"] for run in runs for extra in run["extra"])
     facts, any_pairs = [_facts(source) for source in sources], any(map(has_pairs, sources))
     return environment.get_template("page.html").render(
-        title=f"Gradient entanglement: {', '.join(source.name for source in sources)}",
+        title=f"Gradient entanglement: {'; '.join(title_of(source) for source in sources)}",
         version=__version__,
         policy=_policy([script]),
         css=_style(),
@@ -117,11 +117,31 @@ def render_page(sources: Sequence[Source]) -> str:
         else {key: entries[key] for key in entries if key in _terms(shown, facts)},
         columns=COLUMNS,
         runs=[
-            run | {"verdict": verdict(source), "facts": fact, "about": _about(source)}
+            run | _said(source) | {"facts": fact, "about": _about(source)}
             for run, source, fact in zip(runs, sources, facts, strict=True)
         ],
         has_pairs=any_pairs,
     )
+
+
+def _said(source: Source) -> dict[str, Any]:
+    """The head of a run: its title, what is decided, and the sentences below."""
+    return {"title": title_of(source), "decision": decision(source), "verdict": verdict(source)}
+
+
+def title_of(source: Source) -> str:
+    """Data set and model of a run, as far as they are known; else its folder's name."""
+    known = [_data_name(source), model_name(source.provenance) if _has_model(source) else ""]
+    return ", ".join(filter(None, known)) or source.name
+
+
+def _has_model(source: Source) -> bool:
+    return bool(source.provenance.get("model_name_or_path"))
+
+
+def _data_name(source: Source) -> str:
+    """The last part of the data set's name, which may be a path."""
+    return str(source.config.get("dataset_name") or "").rstrip("/").rpartition("/")[2]
 
 
 def _style() -> str:
@@ -232,12 +252,20 @@ def _scope(provenance: Mapping[str, Any]) -> str:
 def _facts(source: Source) -> list[tuple[str, str, str]]:
     """What was measured, on what, how exactly: (name, value, key of the definition)."""
     known = source.provenance
-    facts = [("pairs", count_line(source.summary), "")] if source.pairs is not None else []
-    if "model_name_or_path" in known:
+    facts = [("run", source.name, "")]
+    if data := str(source.config.get("dataset_name") or ""):
+        facts.append(("data", data, ""))
+    if source.pairs is not None:
+        facts.append(("pairs", count_line(source.summary), ""))
+    if _has_model(source):
         facts.append(("model", model_name(known), ""))
+    if adapter := known.get("adapter_name_or_path"):
+        facts.append(("adapter", str(adapter), ""))
+    if "model_parameters" in known:
+        facts.append(("size", f"{known['model_parameters']:,} parameters", ""))
     if "probed_parameters" in known:
         facts.append(
-            ("parameters", f"{known['probed_parameters']:,} ({known.get('probed_kind', '?')})", "parameters")
+            ("measured", f"{known['probed_parameters']:,} ({known.get('probed_kind', '?')})", "parameters")
         )
     for key, name, term in (
         ("score_dtype", "precision", "precision"),
@@ -246,7 +274,7 @@ def _facts(source: Source) -> list[tuple[str, str, str]]:
     ):
         if key in known:
             facts.append((name, str(known[key]).upper() if key == "metric" else str(known[key]), term))
-    return facts
+    return [*facts, *([("date", source.finished, "")] if source.finished else [])]
 
 
 def _about(source: Source) -> list[tuple[str, str]]:

@@ -94,7 +94,7 @@ def pair_rows(source: Source, budget: int) -> dict[str, Any]:
     """
     assert source.pairs is not None
     scored = source.scored.reset_index(drop=True)
-    falling = {loss: _falling(source, loss) for loss in source.losses}
+    falling = {loss: harmed(source, loss) for loss in source.losses}
     worst = {loss: [*found, *_tightest(source, loss, found)] for loss, found in falling.items()}
     wanted = sorted({index for indices in worst.values() for index in indices})
     per_pair = 110 + 34 * len(source.losses)
@@ -116,10 +116,21 @@ def pair_rows(source: Source, budget: int) -> dict[str, Any]:
     return table
 
 
-def _falling(source: Source, loss: str) -> list[int]:
-    """The pairs whose chosen log-prob falls most."""
+def harmed(source: Source, loss: str) -> list[int]:
+    """The pairs whose chosen falls most: over an epoch where that was measured, else by a step on each alone."""
+    epoch = epoch_rows(source, loss)
+    if epoch is not None:
+        rows = epoch[epoch["epoch_chosen"] < 0].nsmallest(WORST, "epoch_chosen")
+        return rows.loc[rows["index"].isin(source.scored["index"]), "index"].tolist()
     assert source.predictions is not None
     return worst_pairs(source.scored, source.predictions, loss, WORST)["index"].tolist()
+
+
+def epoch_rows(source: Source, loss: str) -> pd.DataFrame | None:
+    """What an epoch does to each pair under a loss; None where `entangle across` hasn't measured it."""
+    if source.epochs is None or loss not in set(source.epochs["loss"]):
+        return None
+    return source.epochs[source.epochs["loss"] == loss]
 
 
 def _tightest(source: Source, loss: str, known: Sequence[int]) -> list[int]:

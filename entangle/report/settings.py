@@ -7,13 +7,16 @@ from typing import Any
 
 import pandas as pd
 
+from entangle.analysis.decision import HARMFUL
 from entangle.analysis.findings import epoch_sentence, ratio_text, set_sentence
-from entangle.analysis.verdict import is_idle
+from entangle.analysis.verdict import is_idle, recommendation
 from entangle.figures.epochs import parts_figure
 from entangle.figures.settings import knob_curve
 from entangle.figures.style import figure_of, new_axes
 from entangle.report.blocks import Block, Figure, Heading, Prose, Table
+from entangle.report.pairs import has_pairs
 from entangle.report.source import Source
+from entangle.report.verdict import probe_decision
 from entangle.tables.base import number, percent
 from entangle.tables.whatif import setting_text, until_text
 
@@ -23,7 +26,8 @@ def what_if_blocks(source: Source) -> list[Block]:
     if source.what_if is None:
         return []
     summary = source.what_if.summary
-    blocks: list[Block] = [Prose(str(summary["recommendation"]))]
+    is_harmful = has_pairs(source) and probe_decision(source).verdict == HARMFUL
+    blocks: list[Block] = [Prose(recommendation(summary, is_harmful=is_harmful))]
     if summary["changes"]:
         blocks.append(_changes(summary))
         idle = [change["knob"] for change in summary["changes"] if is_idle(change)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Source:
         name: how the report calls it.
         summary: its aggregates.
         provenance: what the numbers were computed from and on.
+        config: the options that it was made with.
+        finished: the day on which it was, as 2026-01-31.
         pairs: one row per pair.
         predictions: one row per scored pair and loss.
         texts: texts of the pairs.
@@ -50,12 +53,16 @@ class Source:
         set: what set.json holds: the set of pairs as one pair.
         sets: one row per probe of a training run and metric: the set at that step.
         across: what the other pairs do to each pair: the aggregates of `entangle across`.
+        epochs: one row per pair and loss: what an epoch does to it, by `entangle across`.
         what_if: other losses and settings on the same pairs.
+        remedy: what would stop a fall, where it was looked for: words, and paste with (trainer, line).
     """
 
     name: str
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    finished: str = ""
     pairs: pd.DataFrame | None = None
     predictions: pd.DataFrame | None = None
     texts: pd.DataFrame | None = None
@@ -74,7 +81,9 @@ class Source:
     set: Mapping[str, Any] | None = None
     sets: pd.DataFrame | None = None
     across: Mapping[str, Any] | None = None
+    epochs: pd.DataFrame | None = None
     what_if: WhatIfTables | None = None
+    remedy: Mapping[str, Any] | None = None
 
     @property
     def losses(self) -> list[str]:
@@ -122,7 +131,7 @@ def read_source(path: str | Path) -> Source:
             "variants",
         )
     }
-    parts["sets"] = _parts(run, "set")
+    parts |= {"sets": _parts(run, "set"), "epochs": run.table("across.parquet")}
     if (
         parts["variants"] is not None
     ):  # a comparison's ledger has a row per run, and none where its runs kept none
@@ -140,6 +149,8 @@ def read_source(path: str | Path) -> Source:
         name=run.path.resolve().name,
         summary=run.read_json("summary.json"),
         provenance=provenance,
+        config=run.config if (run.path / "config.yaml").is_file() else {},
+        finished=date.fromtimestamp((run.path / "summary.json").stat().st_mtime).isoformat(),
         what_if=_what_if(run),
         set=_json(run, "set.json"),
         across=_json(run, "across.json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from entangle.analysis.decision import HARMFUL, Decision, of_probe, of_training, with_remedy
 from entangle.analysis.findings import (
     change_sentences,
     comparison_sentences,
@@ -15,7 +16,32 @@ from entangle.analysis.set_verdict import set_verdict, steady_sentence
 from entangle.analysis.verdict import GOOD, advice, cause, is_good, pair_verdict
 from entangle.analysis.wording import share_text
 from entangle.report.answers import answer_lines
+from entangle.report.rows import harmed
 from entangle.report.source import Source, step_table
+
+
+def decision(source: Source) -> Decision | None:
+    """What is decided on a run, with the pairs and the lines that go with it; None where nothing is measured for it."""
+    if source.pairs is not None and source.summary.get("regimes") and source.predictions is not None:
+        return with_remedy(probe_decision(source), source.remedy)
+    points = None if source.steps is None or source.variants is not None else step_table(source.steps)
+    if points is None or source.steps is None:
+        return None
+    kept = (source.summary.get("held_out") or {}).get("pairs", 0)
+    return of_training(points, source.steps, held_out=kept == points["pairs"].iloc[-1])
+
+
+def probe_decision(source: Source) -> Decision:
+    """What is decided on a probe's pairs under its first loss."""
+    loss = source.losses[0]
+    return of_probe(
+        source.summary,
+        loss,
+        whole=source.set if source.set is not None else source.summary.get("set"),
+        across=source.across,
+        worst=harmed(source, loss)[:5],
+        target=source.what_if.summary["target"] if source.what_if else GOOD,
+    )
 
 
 def verdict(source: Source) -> list[str]:
@@ -72,12 +98,13 @@ def _advice(source: Source, loss: str) -> str:
     if source.what_if is None:
         return "What would change it: entangle whatif."
     summary = source.what_if.summary
-    main = advice(summary)
+    harm = probe_decision(source).verdict
+    main = advice(summary, is_harmful=harm == HARMFUL)
     start = "" if summary["base"] == loss else f"Starting from {summary['base']}: "
     if not main:
         return "What would change it: entangle whatif with a loss or a knob of your choice."
     told = f"{start}{main[0]}"
-    if is_good(summary["regimes"], summary["target"]) and source.across is None:
+    if is_good(summary["regimes"], summary["target"]) and source.across is None and harm != HARMFUL:
         told += (
             " If the chosen log-prob falls in training all the same, other pairs or earlier steps do it: see entangle "
             "across and entangle train --ledger."

@@ -63,7 +63,7 @@ class Study:
         """Log-probs of some pairs as a loss reads them."""
         lengths = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in self.pairs]).T
         own = lengths[:, rows]
-        return PairLogps(logps[0], logps[1], own[0], own[1], *self.reference[:, rows])
+        return PairLogps(logps[0], logps[1], own[0], own[1], self.reference[0, rows], self.reference[1, rows])
 
     def step(self, optimiser: torch.optim.Optimizer, batch: Tensor) -> None:
         """One step of DPO on a batch of pairs."""
