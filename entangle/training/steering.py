@@ -165,9 +165,9 @@ def _half_step(state: dict[str, Any], group: Mapping[str, Any], chosen: Tensor) 
     """
     half = state.get(HALF)
     if "betas" not in group:
-        mu, is_first = group["momentum"], half is None
+        mu = group["momentum"]
         state[HALF] = half = (
-            chosen.clone() if is_first else half.mul_(mu).add_(chosen, alpha=1 - group["dampening"])
+            chosen.clone() if half is None else half.mul_(mu).add_(chosen, alpha=1 - group["dampening"])
         )
         along = chosen if not mu else chosen + mu * half if group["nesterov"] else half
         return group["lr"] * along
