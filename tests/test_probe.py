@@ -22,10 +22,12 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import entangle
 from entangle import embedded
 from entangle.analysis.geometry import GEOMETRY_COLUMNS
 from entangle.analysis.predictions import predict_losses
 from entangle.analysis.summary import summarise
+from entangle.analysis.verdict import worst_pairs
 from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import ProbeConfig
 from entangle.data import tokenize_pair
@@ -641,3 +643,34 @@ def test_a_run_folder_that_is_a_file_is_refused_by_that_name(inputs, tmp_path):
 def test_nothing_to_score_is_no_lack_of_a_reference(inputs, tmp_path):
     result = probe(options(inputs, tmp_path / "run", max_length=2))
     assert result.pairs["dropped"].all() and result.predictions.empty
+
+
+def test_a_loss_that_weighs_tokens_is_refused_before_anything_is_read(inputs, tmp_path, monkeypatch):
+    def read(*arguments):
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr("entangle.commands.probe.run.read_pairs_of", read)
+    monkeypatch.setattr("entangle.commands.probe.memory.pairs_of", read)
+    with pytest.raises(ConfigError, match="wpo weighs tokens.*Leave it out"):
+        probe(options(inputs, tmp_path / "run", losses=("dpo", "wpo")))
+    assert not (tmp_path / "run").exists()
+    policy = load_policy_of(options(inputs, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="wpo weighs tokens"):
+        entangle.probe(policy, inputs["data"], ["dpo", "wpo"])
+
+
+def test_what_has_happened_stands_beside_what_comes_next(inputs, tmp_path):
+    """`moved_<side>` is measured: log-prob under the policy less the reference's. The worst pairs' cards say it."""
+    result = probe(options(inputs, tmp_path / "run"))
+    for side in ("chosen", "rejected"):
+        moved = result.pairs[f"logps_{side}"] - result.pairs[f"ref_logps_{side}"]
+        assert result.pairs[f"moved_{side}"].tolist() == moved.tolist()
+        assert (moved != 0).any()
+    worst = worst_pairs(result.pairs, result.predictions, "dpo", 1).iloc[0]
+    shown = " ".join(result.table().replace("│", " ").split())
+    first, then = f"chosen {worst['moved_chosen']:+.3g} nats", "Next: Under dpo"
+    assert first in shown and shown.index(first) < shown.index(then)
+    fresh = probe(options(inputs, tmp_path / "fresh", adapter_name_or_path=None, reference="self"))
+    assert "nothing has moved since the reference" in " ".join(fresh.table().replace("│", " ").split())
+    without = probe(options(inputs, tmp_path / "none", reference="none", losses=("simpo",)))
+    assert without.pairs["moved_chosen"].isna().all() and "So far" not in without.table()

@@ -117,7 +117,8 @@ def usable_losses(
     for loss in losses:
         if loss.needs_tokens:
             refused.append(
-                f"{loss.label} weighs tokens: it needs token-level log-probs, which the rows don't hold."
+                f"{loss.label} weighs tokens: it needs token-level log-probs, which the rows don't hold. Leave it out; "
+                "`entangle train` trains with it."
             )
         elif loss.needs_reference and not has_reference:
             refused.append(f"{loss.label} needs a reference policy, and this run has none.")

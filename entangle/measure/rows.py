@@ -24,6 +24,8 @@ NUMBERS = (
     "logps_rejected",
     "ref_logps_chosen",
     "ref_logps_rejected",
+    "moved_chosen",
+    "moved_rejected",
     "cosine",
     "band_lower",
     "band_upper",
@@ -65,7 +67,10 @@ Columns = Callable[[Pass], Mapping[str, Tensor]]
 
 
 def number_columns(done: Pass) -> dict[str, Tensor]:
-    """The Gram block, log-probs under policy and reference, lengths, and whether all of it is finite."""
+    """The Gram block, log-probs under policy and reference and how far they have moved, lengths, and if all is finite.
+
+    `moved_<side>`, nats: what training has done to a log-prob since the reference; a prediction is of the next step.
+    """
     geometry = done.scores.geometry
     chosen, rejected = done.scores.logps.double().cpu().chunk(2)
     is_one = done.policy.is_its_reference
@@ -80,6 +85,8 @@ def number_columns(done: Pass) -> dict[str, Tensor]:
     length_chosen, length_rejected = done.rows.lengths.cpu().chunk(2)
     lower, upper = geometry.critical_ratio
     return numbers | {
+        "moved_chosen": chosen - ref_chosen,
+        "moved_rejected": rejected - ref_rejected,
         "cosine": geometry.cosine,
         "band_lower": lower,
         "band_upper": upper,

@@ -151,7 +151,11 @@ def centred_weights(rewards: Array) -> Array:
 
 
 def grpo_weights(rewards: Array, epsilon: float = TRL_EPSILON) -> Array:
-    """(r_i - rbar) / (K (s + epsilon)), s with ddof 1: TRL's GRPO. 0 for a group that ties.
+    """(r_i - rbar) / (K (s + epsilon)), s with ddof 1: TRL's GRPO with `scale_rewards: group`. 0 for a group that ties.
+
+    They weigh whole answers' scores, sums over tokens, and so are the gradient of TRL's `loss_type: dr_grpo` on fresh
+    samples, but for its constant 1 / max_completion_length, and of `dapo` (the default), but for the tokens in a batch.
+    Under `loss_type: grpo` an answer's weight is divided by its own length besides, which isn't done here.
 
     Args:
         rewards: `(K,)`, of one group.

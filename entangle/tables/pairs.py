@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from entangle.analysis.geometry import SIDES
 from entangle.analysis.verdict import worst_pairs
-from entangle.analysis.wording import pair_sentence
+from entangle.analysis.wording import is_known, pair_sentence
 from entangle.tables.base import snippet
 
 
@@ -24,7 +25,7 @@ def pair_cards(
         return Text(f"No pair's chosen log-prob falls under {loss}.", style="green")
     by_index: dict[Any, Any] = {} if texts is None else texts.set_index("index").to_dict("index")
     cards: list[RenderableType] = [
-        Text(f"Worst pairs under {loss} (largest predicted fall of the chosen)", "bold")
+        Text(f"Worst pairs under {loss}: its next step lowers their chosen response most", "bold")
     ]
     cards += [
         _card({str(k): v for k, v in row.items()}, by_index.get(row["index"]))
@@ -33,8 +34,19 @@ def pair_cards(
     return Group(*cards)
 
 
+def _history(row: Mapping[str, Any]) -> str:
+    """What has happened to a pair since its reference, said before what a step would do next; empty without one."""
+    chosen, rejected = (row[f"logps_{side}"] - row[f"ref_logps_{side}"] for side in SIDES)
+    if not (is_known(chosen) and is_known(rejected)):
+        return ""
+    if chosen == rejected == 0:
+        return "So far: nothing has moved since the reference. Next: "
+    return f"So far, since the reference: chosen {chosen:+.3g} nats, rejected {rejected:+.3g}. Next: "
+
+
 def _card(row: Mapping[str, Any], text: Mapping[str, str] | None) -> Panel:
-    body = Text(pair_sentence(row, row))
+    body = Text(_history(row))
+    body.append(pair_sentence(row, row))
     body.append(
         f"\ncosine {row['cosine']:.3f}, change per unit learning rate: chosen {row['change_chosen']:+.3g}, "
         f"rejected {row['change_rejected']:+.3g} nats; {row['length_chosen']:.0f} and "

@@ -102,11 +102,11 @@ def probe(
         raise ConfigError("At least one loss is needed; got none. `entangle losses` lists them.")
     if optimizer is not None and verify:
         raise ConfigError("verify takes real SGD steps, and an optimizer is given. Drop one of them.")
-    check_request(options, judged_losses)
+    are_named = tuple(losses) != DEFAULT_LOSSES
+    check_request(options, judged_losses, are_named=are_named)
     shown = notes_console(console)
     data = pairs_of(pairs, skip_invalid=skip_invalid)
     check_group(group_by, data.pairs)
-    are_named = tuple(losses) != DEFAULT_LOSSES
     with policy.ready(), fast_gemm() if fast_matmul else nullcontext():
         prepared = Prepared.make(options, judged_losses, are_named, policy, data.pairs)
         if optimizer is not None:

@@ -108,17 +108,19 @@ class Prepared:
         return Measurement(policy, engine, columns, options.modules, self.metric, sums)
 
 
-def check_request(options: ProbeConfig, losses: Sequence[PreferenceLoss]) -> None:
+def check_request(options: ProbeConfig, losses: Sequence[PreferenceLoss], *, are_named: bool) -> None:
     """Refuse what can't be had, before anything is read.
 
     Args:
         options: how pairs are measured and judged.
         losses: those to be judged.
+        are_named: whether the user named them.
 
     Raises:
-        ConfigError: a loss is given twice, or a diagnostic isn't known.
+        ConfigError: a loss is given twice or can't be judged on any rows, or a diagnostic isn't known.
     """
     check_labels(losses)
+    judgeable(losses, are_named, has_reference=True)  # the reference isn't known yet
     resolve(options.diagnostics)
 
 

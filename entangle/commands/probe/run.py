@@ -43,13 +43,13 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     """
     session = Session.start(config, console)
     losses = build_losses(config.losses)
-    check_request(config, losses)
+    are_named = tuple(config.losses) != DEFAULT_LOSSES
+    check_request(config, losses, are_named=are_named)
     data = read_pairs_of(config)
     for note in data.notes:
         session.note(note)
     check_group(config.group_by, data.pairs)
     policy = load_policy_of(config, session.processes)
-    are_named = tuple(config.losses) != DEFAULT_LOSSES
     prepared = Prepared.make(config, losses, are_named, policy, data.pairs)
     identity = dict(policy.identity) | {"data": hash_pairs(prepared.pairs)}
     if config.optimizer_state is not None:
