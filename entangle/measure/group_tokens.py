@@ -1,8 +1,8 @@
 """Which tokens of incorrect answers cost the correct ones: products of single tokens' scores with their mean score.
 
 A step that lowers an incorrect answer lowers its tokens t, and by each the mean correct answer by w <s_t, S+>. Tokens
-that the answers have in common with correct ones stand out. The score NTHR of arXiv 2505.18830 is the last layer's
-part. Exact here, over all probed parameters.
+that the answers have in common with correct ones stand out. NTHR of arXiv 2505.18830 is the last layer's part of it.
+Exact here, over all probed parameters.
 """
 
 from __future__ import annotations
