@@ -212,6 +212,26 @@ def test_a_step_is_that_of_the_weighted_momentum(name: str) -> None:
     steered.remove()
 
 
+def test_the_memory_is_of_one_epoch() -> None:
+    """Micro-batches of the epoch go on with it, the first one of the next forgets it once; the window stays."""
+    model, state = Linear(6), {}
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    steered = Steered(SetBand(), optimizer, model, state)
+    weights = []
+    for epoch in (0, 0, 1, 1, 1):
+        steered.enter(epoch)
+        weights.append(steered.memory.weight)
+        feed(steered, model, torch.ones(2, 3, 6), (0.5, 0.3))
+        optimizer.step()
+    assert weights == pytest.approx([0.0, 0.1, 0.0, 0.1, 0.19])
+    assert len(state["window"]) == 3
+    resumed = Steered(SetBand(), optimizer, model, state)
+    resumed.enter(1)
+    assert resumed.memory.weight == steered.memory.weight and resumed.memory.averages
+    resumed.enter(2)
+    assert resumed.memory.weight == 0.0 and not resumed.memory.averages
+
+
 POPULATION = 64
 
 
