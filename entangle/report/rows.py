@@ -174,6 +174,7 @@ def _loss(source: Source, loss: str, kept: pd.DataFrame) -> dict[str, Any]:
     d_w, d_l = judged["incentive_chosen"], judged["incentive_rejected"]
     return {
         "label": loss,
+        "spec": spec_of(loss),
         "rho": INFINITE if ratio is None else ratio,
         "rho_varies": bool((d_w / d_l).round(9).nunique() > 1),
         "regimes": "".join(judged["regime"].astype(str).map(codes)),
@@ -182,7 +183,27 @@ def _loss(source: Source, loss: str, kept: pd.DataFrame) -> dict[str, Any]:
         "d_l": numbers(d_l),
         "change_chosen": numbers(judged["change_chosen"]),
         "change_rejected": numbers(judged["change_rejected"]),
+        "epochs": _epochs(source, loss, kept, codes),
     }
+
+
+def _epochs(source: Source, loss: str, kept: pd.DataFrame, codes: dict[str, str]) -> str | None:
+    """Regimes over an epoch, a character per pair, `-` where it wasn't measured; None where it was on none."""
+    rows = epoch_rows(source, loss)
+    if rows is None:
+        return None
+    found = kept["index"].map(rows.set_index("index")["epoch_regime"].astype(str).map(codes))
+    return "".join(found.fillna("-"))
+
+
+def spec_of(label: str) -> str:
+    """A loss's label as options of a command take it.
+
+    >>> spec_of("dpop(beta=0.2, penalty=5)"), spec_of("dpo")
+    ('dpop:beta=0.2,penalty=5', 'dpo')
+    """
+    name, bracket, options = label.partition("(")
+    return f"{name}:{options.removesuffix(')').replace(', ', ',')}" if bracket else name
 
 
 def numbers(values: pd.Series) -> Any:

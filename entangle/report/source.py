@@ -34,6 +34,7 @@ class Source:
         summary: its aggregates.
         provenance: what the numbers were computed from and on.
         config: the options that it was made with.
+        path: its folder, as it was named.
         finished: the day on which it was, as 2026-01-31.
         pairs: one row per pair.
         predictions: one row per scored pair and loss.
@@ -62,6 +63,7 @@ class Source:
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
     finished: str = ""
     pairs: pd.DataFrame | None = None
     predictions: pd.DataFrame | None = None
@@ -147,6 +149,7 @@ def read_source(path: str | Path) -> Source:
         name=run.path.resolve().name,
         summary=run.read_json("summary.json"),
         provenance=provenance,
+        path=str(path),
         config=run.config if (run.path / "config.yaml").is_file() else {},
         finished=date.fromtimestamp((run.path / "summary.json").stat().st_mtime).isoformat(),
         what_if=_what_if(run),
