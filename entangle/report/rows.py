@@ -228,17 +228,24 @@ def _texts(
     ]
     texts = texts.fillna("")
     sides = ("prompt", "chosen", "rejected")
+    is_whole = texts["index"].isin(whole).to_numpy()
+    columns = {side: texts[side].astype(str).tolist() for side in sides}
+    sizes = {side: np.array([len(text.encode()) for text in column]) for side, column in columns.items()}
     for limit in (None, 2000, 1000, 500, 250, 120, 60, 0):
+        most = np.where(is_whole, WHOLE, np.inf if limit is None else limit)
+        if limit != 0 and sum(np.minimum(size, most).sum() for size in sizes.values()) > budget:
+            continue  # more than the budget before a character is escaped
         found = {
-            side: [
-                _cut(text, 4000 if index in whole else limit)
-                for index, text in zip(texts["index"], texts[side].astype(str), strict=True)
-            ]
-            for side in sides
+            side: [_cut(text, WHOLE if keep else limit) for text, keep in zip(column, is_whole, strict=True)]
+            for side, column in columns.items()
         }
         if limit == 0 or len(json.dumps(found, ensure_ascii=False).encode()) <= budget:
             return found, limit
     raise AssertionError("the last limit always fits")
+
+
+WHOLE = 4000
+"""Characters of a worst pair's text that are kept, at most."""
 
 
 def _cut(text: str, limit: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,17 @@ from entangle.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class WhatIfTables:
-    """The parts of a what-if that are drawn: its settings, its curves, its summary."""
+    """The parts of a what-if that are drawn: its settings, its curves, its summary; `of`: pairs that it was given."""
 
     settings: pd.DataFrame
     curves: pd.DataFrame
     summary: Mapping[str, Any]
+    of: int = 0
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether there were more pairs than it judged."""
+        return self.of > self.summary["pairs"]["scored"]
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,12 @@ class Source:
     what_if: WhatIfTables | None = None
     remedy: Mapping[str, Any] | None = None
 
-    @property
+    @cached_property
     def losses(self) -> list[str]:
         """Labels of the judged losses, in their order."""
-        return [] if self.predictions is None else list(dict.fromkeys(self.predictions["loss"]))
+        return [] if self.predictions is None else self.predictions["loss"].unique().tolist()
 
-    @property
+    @cached_property
     def scored(self) -> pd.DataFrame:
         """The scored rows of the pairs."""
         assert self.pairs is not None
