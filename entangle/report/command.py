@@ -12,7 +12,7 @@ from entangle.commands.output import Output
 from entangle.commands.whatif import what_if
 from entangle.config import ReportConfig
 from entangle.errors import ConfigError
-from entangle.report.remedy import with_remedy
+from entangle.report.remedy import sampled, with_remedy
 from entangle.report.source import Source, WhatIfTables, read_source
 
 
@@ -60,5 +60,6 @@ def load_sources(runs: Sequence[str | Path]) -> list[Source]:
 def _with_what_if(source: Source, run: str | Path) -> Source:
     if source.pairs is None or source.what_if is not None or source.scored.empty:
         return source
-    result = what_if(run)
-    return replace(source, what_if=WhatIfTables(result.settings, result.curves, result.summary))
+    result = what_if(sampled(run))
+    tables = WhatIfTables(result.settings, result.curves, result.summary, len(source.scored))
+    return replace(source, what_if=tables)

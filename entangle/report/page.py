@@ -126,7 +126,9 @@ def render_page(sources: Sequence[Source]) -> str:
 
 def _said(source: Source) -> dict[str, Any]:
     """The head of a run: its title, what is decided, and the sentences below."""
-    return {"title": title_of(source), "decision": decision(source), "verdict": verdict(source)}
+    decided, said = decision(source), verdict(source)
+    repeated = 1 if decided and source.pairs is None else 0  # of training the headline is the first sentence
+    return {"title": title_of(source), "decision": decided, "verdict": said[repeated:]}
 
 
 def title_of(source: Source) -> str:
@@ -213,6 +215,7 @@ def _run(source: Source, budget: int) -> dict[str, Any]:
     rows = pair_rows(source, budget) if has_pairs(source) else None
     return {
         "name": source.name,
+        "path": source.path,
         "pairs": rows,
         "extra": [
             {"name": name, "text": spoken(name), "term": definition_key(name)}

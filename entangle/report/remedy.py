@@ -10,8 +10,10 @@ from typing import Any
 
 from entangle.analysis.decision import HARMLESS, number
 from entangle.analysis.hyperparameters import KNOBS
+from entangle.analysis.predictions import is_scored
 from entangle.analysis.trl_lines import trl_lines
 from entangle.commands.whatif import what_if
+from entangle.commands.whatif.source import ProbedRows
 from entangle.config import build_losses
 from entangle.config.specs import spec_text, to_spec
 from entangle.errors import UserError
@@ -24,6 +26,19 @@ TERMS = {"nll": "LLaMA-Factory", "nll_batch": "TRL"}
 """NLL terms with each trainer's normaliser: per chosen token of the pair, and of the batch."""
 
 
+MOST = 20_000
+"""Pairs on which the page asks what would change them; of more it takes a random sample, and says so."""
+
+
+def sampled(run: str | Path) -> ProbedRows:
+    """A probe's rows, at most `MOST` of the scored ones; the set's block is that of all."""
+    found = ProbedRows.of_run(run)
+    scored = found.pairs[is_scored(found.pairs)]
+    if len(scored) <= MOST:
+        return found
+    return replace(found, pairs=scored.sample(MOST, random_state=0).sort_index())
+
+
 def with_remedy(source: Source, run: str | Path) -> Source:
     """A run of pairs with what would stop the fall of its chosen log-probs, where they may fall."""
     if source.pairs is None or source.what_if is None or source.remedy is not None:
@@ -31,7 +46,7 @@ def with_remedy(source: Source, run: str | Path) -> Source:
     if probe_decision(source).verdict == HARMLESS:
         return source
     base = _first_loss(run, source.losses[0])
-    return source if base is None else replace(source, remedy=remedy_of(run, base))
+    return source if base is None else replace(source, remedy=remedy_of(sampled(run), base))
 
 
 def _first_loss(run: str | Path, label: str) -> PreferenceLoss | None:
@@ -43,14 +58,14 @@ def _first_loss(run: str | Path, label: str) -> PreferenceLoss | None:
     return next((loss for loss in named if loss.label == label), None)
 
 
-def remedy_of(run: str | Path, base: PreferenceLoss) -> dict[str, Any]:
+def remedy_of(probe: ProbedRows, base: PreferenceLoss) -> dict[str, Any]:
     """Words and lines for the smallest weight of an NLL term that stops the fall, by the set where it was measured.
 
     Args:
-        run: a finished probe's folder.
+        probe: rows of a finished probe.
         base: the loss that was trained or is to be trained.
     """
-    found = what_if(run, [base], base=base, knobs=tuple(TERMS)).summary
+    found = what_if(probe, [base], base=base, knobs=tuple(TERMS)).summary
     settings = {name: _setting(found, name) for name in TERMS}
     weights = {name: rounded_up(setting) for name, setting in settings.items() if setting}
     if not weights:
@@ -58,7 +73,7 @@ def remedy_of(run: str | Path, base: PreferenceLoss) -> dict[str, Any]:
         steady = any(setting == 0.0 for setting in settings.values())
         return {"words": "" if steady else tried, "paste": []}
     turned = {name: KNOBS[name].loss(base, weight) for name, weight in weights.items()}
-    judged = what_if(run, [base, *turned.values()], base=base, knobs=()).summary
+    judged = what_if(probe, [base, *turned.values()], base=base, knobs=()).summary
     best = next(iter(turned))
     return {
         "words": _words(judged, base.label, turned[best].label, weights[best]),

@@ -174,6 +174,7 @@ def _loss(source: Source, loss: str, kept: pd.DataFrame) -> dict[str, Any]:
     d_w, d_l = judged["incentive_chosen"], judged["incentive_rejected"]
     return {
         "label": loss,
+        "spec": spec_of(loss),
         "rho": INFINITE if ratio is None else ratio,
         "rho_varies": bool((d_w / d_l).round(9).nunique() > 1),
         "regimes": "".join(judged["regime"].astype(str).map(codes)),
@@ -182,7 +183,27 @@ def _loss(source: Source, loss: str, kept: pd.DataFrame) -> dict[str, Any]:
         "d_l": numbers(d_l),
         "change_chosen": numbers(judged["change_chosen"]),
         "change_rejected": numbers(judged["change_rejected"]),
+        "epochs": _epochs(source, loss, kept, codes),
     }
+
+
+def _epochs(source: Source, loss: str, kept: pd.DataFrame, codes: dict[str, str]) -> str | None:
+    """Regimes over an epoch, a character per pair, `-` where it wasn't measured; None where it was on none."""
+    rows = epoch_rows(source, loss)
+    if rows is None:
+        return None
+    found = kept["index"].map(rows.set_index("index")["epoch_regime"].astype(str).map(codes))
+    return "".join(found.fillna("-"))
+
+
+def spec_of(label: str) -> str:
+    """A loss's label as options of a command take it.
+
+    >>> spec_of("dpop(beta=0.2, penalty=5)"), spec_of("dpo")
+    ('dpop:beta=0.2,penalty=5', 'dpo')
+    """
+    name, bracket, options = label.partition("(")
+    return f"{name}:{options.removesuffix(')').replace(', ', ',')}" if bracket else name
 
 
 def numbers(values: pd.Series) -> Any:
@@ -207,17 +228,24 @@ def _texts(
     ]
     texts = texts.fillna("")
     sides = ("prompt", "chosen", "rejected")
+    is_whole = texts["index"].isin(whole).to_numpy()
+    columns = {side: texts[side].astype(str).tolist() for side in sides}
+    sizes = {side: np.array([len(text.encode()) for text in column]) for side, column in columns.items()}
     for limit in (None, 2000, 1000, 500, 250, 120, 60, 0):
+        most = np.where(is_whole, WHOLE, np.inf if limit is None else limit)
+        if limit != 0 and sum(np.minimum(size, most).sum() for size in sizes.values()) > budget:
+            continue  # more than the budget before a character is escaped
         found = {
-            side: [
-                _cut(text, 4000 if index in whole else limit)
-                for index, text in zip(texts["index"], texts[side].astype(str), strict=True)
-            ]
-            for side in sides
+            side: [_cut(text, WHOLE if keep else limit) for text, keep in zip(column, is_whole, strict=True)]
+            for side, column in columns.items()
         }
         if limit == 0 or len(json.dumps(found, ensure_ascii=False).encode()) <= budget:
             return found, limit
     raise AssertionError("the last limit always fits")
+
+
+WHOLE = 4000
+"""Characters of a worst pair's text that are kept, at most."""
 
 
 def _cut(text: str, limit: int | None) -> str:

@@ -28,6 +28,14 @@ def what_if_blocks(source: Source) -> list[Block]:
     summary = source.what_if.summary
     is_harmful = has_pairs(source) and probe_decision(source).verdict == HARMFUL
     blocks: list[Block] = [Prose(recommendation(summary, is_harmful=is_harmful))]
+    if source.what_if.is_sampled:
+        judged, scored = summary["pairs"]["scored"], source.what_if.of
+        blocks.append(
+            Prose(
+                f"On a random sample: {judged} of the {scored} scored pairs. The set is that of all.",
+                is_quiet=True,
+            )
+        )
     if summary["changes"]:
         blocks.append(_changes(summary))
         idle = [change["knob"] for change in summary["changes"] if is_idle(change)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,17 @@ from entangle.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class WhatIfTables:
-    """The parts of a what-if that are drawn: its settings, its curves, its summary."""
+    """The parts of a what-if that are drawn: its settings, its curves, its summary; `of`: pairs that it was given."""
 
     settings: pd.DataFrame
     curves: pd.DataFrame
     summary: Mapping[str, Any]
+    of: int = 0
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether there were more pairs than it judged."""
+        return self.of > self.summary["pairs"]["scored"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Source:
         summary: its aggregates.
         provenance: what the numbers were computed from and on.
         config: the options that it was made with.
+        path: its folder, as it was named.
         finished: the day on which it was, as 2026-01-31.
         pairs: one row per pair.
         predictions: one row per scored pair and loss.
@@ -62,6 +70,7 @@ class Source:
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
     finished: str = ""
     pairs: pd.DataFrame | None = None
     predictions: pd.DataFrame | None = None
@@ -85,12 +94,12 @@ class Source:
     what_if: WhatIfTables | None = None
     remedy: Mapping[str, Any] | None = None
 
-    @property
+    @cached_property
     def losses(self) -> list[str]:
         """Labels of the judged losses, in their order."""
-        return [] if self.predictions is None else list(dict.fromkeys(self.predictions["loss"]))
+        return [] if self.predictions is None else self.predictions["loss"].unique().tolist()
 
-    @property
+    @cached_property
     def scored(self) -> pd.DataFrame:
         """The scored rows of the pairs."""
         assert self.pairs is not None
@@ -149,6 +158,7 @@ def read_source(path: str | Path) -> Source:
         name=run.path.resolve().name,
         summary=run.read_json("summary.json"),
         provenance=provenance,
+        path=str(path),
         config=run.config if (run.path / "config.yaml").is_file() else {},
         finished=date.fromtimestamp((run.path / "summary.json").stat().st_mtime).isoformat(),
         what_if=_what_if(run),

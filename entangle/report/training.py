@@ -22,7 +22,7 @@ from entangle.analysis.ledger import MEANINGS, PARTS, describe_change
 from entangle.analysis.wording import spoken
 from entangle.figures.curves import trajectory
 from entangle.figures.ledger import running_sums, stacked
-from entangle.figures.sets import drift_course, drift_dots
+from entangle.figures.sets import drift_course, drift_dots, is_bounded
 from entangle.figures.style import figure_of, new_axes
 from entangle.figures.variants import (
     final_dots,
@@ -106,8 +106,9 @@ def _drifts(source: Source) -> list[Block]:
         ]
         for row in table.to_dict("records")
     ]
-    of = table["of"].iloc[0]
-    said = agreement_sentence(table)
+    of, said = table["of"].iloc[0], agreement_sentence(table)
+    if not any(is_bounded(table, name).any() for name in ("predicted", "measured")):
+        return [Prose(said)]
     return [
         Figure(
             name="drift",

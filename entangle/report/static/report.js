@@ -6,7 +6,7 @@
   const root = document.documentElement;
   const withPairs = content.runs.map((run, number) => (run.pairs ? number : -1)).filter((number) => number >= 0);
   const state = { run: withPairs[0] ?? 0, loss: null, cards: 5, printing: false, sort: "index", up: true, order: [] };
-  const ROW = 30, PRINTED = 60, PRINTED_COLUMNS = 8, PRINT_WIDTH = 660;
+  const ROW = 30, FOLDED = 300, WORDS = 900, PRINTED = 60, PRINTED_COLUMNS = 8, PRINT_WIDTH = 660;
 
   // --- small helpers -------------------------------------------------------------------------------------------
 
@@ -40,6 +40,7 @@
   function valueOf(run, name, place) {
     const pairs = pairsOf(run);
     if (name === "regime") return lossOf(run).regimes.charCodeAt(place);
+    if (name === "epoch") return lossOf(run).epochs?.charCodeAt(place) ?? null;
     if (name === "change_chosen" || name === "change_rejected") return at(lossOf(run)[name], place);
     if (name === "kind") return pairs.columns.kind.names[pairs.columns.kind.codes[place]];
     return at(pairs.columns[name], place);
@@ -281,9 +282,14 @@
       if (made.tagName === "text") made.style.font = "12px sans-serif";
     });
     copy.setAttribute("xmlns", SVG);
+    keep(copy.outerHTML, "image/svg+xml", `${content.live[key].view}.svg`);
+  }
+
+  /* A text as a file of the reader's. */
+  function keep(text, type, name) {
     const link = element("a");
-    link.href = URL.createObjectURL(new Blob([copy.outerHTML], { type: "image/svg+xml" }));
-    link.download = `${content.live[key].view}.svg`;
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
     link.click();
     URL.revokeObjectURL(link.href);
   }
@@ -414,6 +420,11 @@
     const link = made.querySelector(".anchor");
     link.textContent = `Pair ${index}`;
     link.href = `#${made.id}`;
+    for (const [name, by] of [["before", -1], ["after", 1]]) {
+      const other = beside(run, place, by), turn = made.querySelector(`.${name}`);
+      turn.disabled = other === null;
+      turn.addEventListener("click", () => go(run, indexOf(run, other)));
+    }
     const badge = made.querySelector(".badge");
     badge.textContent = regime.text;
     badge.style.borderColor = regime.colour;
@@ -421,6 +432,7 @@
     const list = made.querySelector(".facts");
     fact(list, "change, chosen", signed(at(loss.change_chosen, place)), "change");
     fact(list, "change, rejected", signed(at(loss.change_rejected, place)), "change");
+    if (loss.epochs) fact(list, "over an epoch", content.regimes[Number(loss.epochs[place])]?.text ?? "not measured", "across");
     fact(list, "ideal band", `${number(valueOf(run, "band_lower", place), 3)} to ${number(valueOf(run, "band_upper", place), 3)}`, "band");
     fact(list, "d_w, d_l", `${number(at(loss.d_w, place), 3)}, ${number(at(loss.d_l, place), 3)}`, "incentives");
     for (const [name, text, key] of FACTS) fact(list, text, number(valueOf(run, name, place)), key);
@@ -437,6 +449,13 @@
     return made;
   }
 
+  /* The pair before or after one: as the table has them, else as the cards have; null at an end. */
+  function beside(run, place, by) {
+    const order = state.order.includes(place) ? state.order : lossOf(run).worst;
+    const at_ = order.indexOf(place);
+    return at_ < 0 ? null : order[at_ + by] ?? null;
+  }
+
   function fillTexts(made, run, place) {
     const pairs = pairsOf(run), tokens = pairs.tokens[String(indexOf(run, place))], heavy = [];
     if (!pairs.texts && !tokens) {
@@ -444,12 +463,44 @@
       return;
     }
     write(made.querySelector(".text.prompt"), run, "prompt", place);
+    const prompt = textOf(run, "prompt", place);
+    made.querySelector(".fold").open = state.printing || prompt.length <= FOLDED;
+    made.querySelector(".fold summary").textContent = `Prompt (${prompt.length} characters)`;
     for (const side of ["chosen", "rejected"]) {
       const box = made.querySelector(`.text.${side}`);
       if (!tokens?.[side]) write(box, run, side, place);
       else heavy.push(paint(box, side, tokens[side]));
     }
+    if (!tokens && pairs.texts) markWords(made, textOf(run, "chosen", place), textOf(run, "rejected", place));
     if (heavy.length) made.querySelector(".heaviest").textContent = `Share of c: ${heavy.join(" ")} Red adds to the entanglement, underlined blue takes away.`;
+  }
+
+  /* Underline the words of either response that the other hasn't, in the order of both. */
+  function markWords(made, chosen, rejected) {
+    const words = [chosen, rejected].map((text) => text.split(/(\s+)/));
+    if (!chosen.trim() || !rejected.trim() || Math.max(...words.map((own) => own.length)) > WORDS) return;
+    const shared = commonWords(...words);
+    ["chosen", "rejected"].forEach((side, i) => {
+      made.querySelector(`.text.${side}`).replaceChildren(...words[i].map((word, at_) =>
+        shared[i].has(at_) || !word.trim() ? document.createTextNode(word) : element("mark", word, "only")));
+    });
+  }
+
+  /* Places of the longest common subsequence of words in both lists. */
+  function commonWords(left, right) {
+    const length = Array.from({ length: left.length + 1 }, () => new Uint16Array(right.length + 1));
+    for (let i = left.length - 1; i >= 0; i--) {
+      for (let j = right.length - 1; j >= 0; j--) {
+        length[i][j] = left[i] === right[j] ? length[i + 1][j + 1] + 1 : Math.max(length[i + 1][j], length[i][j + 1]);
+      }
+    }
+    const found = [new Set(), new Set()];
+    for (let i = 0, j = 0; i < left.length && j < right.length;) {
+      if (left[i] === right[j]) { found[0].add(i++); found[1].add(j++); }
+      else if (length[i + 1][j] >= length[i][j + 1]) i++;
+      else j++;
+    }
+    return found;
   }
 
   /* A text, or in words why there is none to see. */
@@ -490,7 +541,7 @@
 
   /* Open the pair that the address names, for instance #pair-17 or #run2-pair-17. */
   function openHash() {
-    const found = /^#(?:run(\d+)-)?pair-(\d+)$/.exec(location.hash);
+    const found = /^#(?:run(\d+)-)?pair-(\d+)(?:\?|$)/.exec(location.hash);
     if (!found || !withPairs.length) return;
     const run = found[1] ? Number(found[1]) - 1 : 0, index = Number(found[2]);
     if (!withPairs.includes(run)) return;
@@ -507,19 +558,92 @@
         target = card(run, place);
         const close = target.querySelector(".close");
         close.hidden = false;
-        close.addEventListener("click", () => { byId("selected").replaceChildren(); history.replaceState(null, "", "#worst"); showCards(); });
+        close.addEventListener("click", () => { byId("selected").replaceChildren(); remember("worst"); showCards(); });
       }
       byId("selected").replaceChildren(target);
     } else byId("selected").replaceChildren();
     target.classList.add("target");
     target.scrollIntoView({ block: "start" });
     target.focus({ preventScroll: true });
+    remember();
   }
 
   function go(run, index) {
-    const hash = `#${anchor(run, index)}`;
-    if (location.hash === hash) openHash();
-    else location.hash = hash;
+    if (place_() === anchor(run, index)) openHash();
+    else location.hash = `#${anchor(run, index)}`;
+  }
+
+  // --- the address: #place?loss=...&regime=...&sort=-cosine ----------------------------------------------------------
+
+  const FILTERS = ["words", "regime", "epoch", "kind", "least", "flag"];
+  const place_ = () => location.hash.slice(1).split("?")[0];
+
+  /* Write what is shown into the address, at the place that it names or at another one. */
+  function remember(place = place_()) {
+    const said = new URLSearchParams();
+    if (state.run !== withPairs[0]) said.set("run", state.run + 1);
+    if (state.loss !== state.labels[0]) said.set("loss", state.loss);
+    for (const name of FILTERS) if (byId(name).value) said.set(name, name === "regime" || name === "epoch" ? content.regimes[byId(name).value].name : byId(name).value);
+    if (state.sort !== "index" || !state.up) said.set("sort", (state.up ? "" : "-") + state.sort);
+    history.replaceState(null, "", `#${place}${said.size ? `?${said}` : ""}`);
+  }
+
+  /* Show what the address says; without any parameters it says nothing about that. */
+  function restore() {
+    const [, query] = location.hash.split("?");
+    if (query !== undefined) {
+      const said = new URLSearchParams(query), run = Number(said.get("run") ?? withPairs[0] + 1) - 1;
+      const own = withPairs.includes(run) ? run : withPairs[0], loss = said.get("loss");
+      choose(own, state.labels.includes(loss) ? loss : state.labels[0]);
+      for (const name of FILTERS) {
+        const value = said.get(name) ?? "", code = content.regimes.findIndex((regime) => regime.name === value);
+        const isKnown = name !== "least" || (value && Number.isFinite(Number(value)));
+        byId(name).value = name === "regime" || name === "epoch" ? (code < 0 ? "" : String(code)) : isKnown ? value : "";
+      }
+      const sort = said.get("sort") ?? "index";
+      state.up = !sort.startsWith("-");
+      state.sort = columnsOf(own).includes(sort.replace(/^-/, "")) ? sort.replace(/^-/, "") : "index";
+      arrange();
+    }
+    if (/^(?:run\d+-)?pair-\d+$/.test(place_())) openHash();
+    else if (query !== undefined) byId(place_())?.scrollIntoView();
+  }
+
+  // --- what is shown, taken along ------------------------------------------------------------------------------------
+
+  /* A cell of a CSV file; what a spreadsheet would take for a formula is preceded by an apostrophe. */
+  function cell(value) {
+    if (value === null || value === undefined) return "";
+    if (typeof value === "number") return isInfinite(value) ? (value > 0 ? "inf" : "-inf") : String(value);
+    const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }
+
+  function csv() {
+    const run = state.run, loss = lossOf(run), names = columnsOf(run), sides = pairsOf(run).texts ? ["prompt", "chosen", "rejected"] : [];
+    const named = (code) => content.regimes[code]?.name ?? "";
+    const rows = state.order.map((place) => [
+      ...names.map((name) => name === "regime" ? named(Number(loss.regimes[place])) : name === "epoch" ? named(Number(loss.epochs[place])) : valueOf(run, name, place)),
+      loss.label, ...sides.map((side) => textOf(run, side, place)),
+    ]);
+    return [[...names, "loss", ...sides], ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+  }
+
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+  /* The command that leaves out of the data what is shown; what a rule can't say is named. */
+  function command() {
+    const run = state.run, loss = lossOf(run), rules = [], missing = [], kind = byId("kind").value;
+    const kindName = kind && pairsOf(run).columns.kind.names[Number(kind)];
+    if (byId("regime").value) rules.push(`regime==${content.regimes[byId("regime").value].name}`);
+    if (kindName) (/^\S+$/.test(kindName) && Number.isNaN(Number(kindName)) ? rules : missing).push(`kind==${kindName}`);
+    if (byId("least").value) rules.push(`cosine>=${byId("least").valueAsNumber}`);
+    if (byId("flag").value) rules.push(byId("flag").value);
+    if (byId("words").value.trim()) missing.push("the text");
+    if (byId("epoch").value) missing.push("the regime over an epoch");
+    const lost = missing.length ? `# a rule can't say: ${missing.join(", ").replace(/[\r\n]+/g, " ")}\n` : "";
+    if (!rules.length) return `${lost}# choose a regime, a cosine or a flag: then the command stands here`;
+    return `${lost}entangle filter ${quoted(content.runs[run].path)} --loss ${quoted(loss.spec)} --drop ${quoted(rules.join(" and "))} --out FILE`;
   }
 
   // --- table of pairs ------------------------------------------------------------------------------------------
@@ -527,6 +651,7 @@
   /* On paper there is no room for the columns that only this run has. */
   const columnsOf = (run) => [
     ...content.columns.map((column) => column.name),
+    ...(lossOf(run).epochs ? ["epoch"] : []),
     ...(state.printing ? [] : content.runs[run].extra.map((extra) => extra.name)),
     ...(pairsOf(run).columns.kind && !state.printing ? ["kind"] : []),
   ];
@@ -551,6 +676,7 @@
   function showHeads() {
     const heads = byId("heads");
     for (const old of heads.querySelectorAll("[data-added]")) old.remove();
+    if (lossOf(state.run).epochs) heads.append(head("epoch", "over an epoch", "across"));
     for (const extra of content.runs[state.run].extra) heads.append(head(extra.name, extra.text, extra.term));
     if (pairsOf(state.run).columns.kind) heads.append(head("kind", "kind"));
     if (pairsOf(state.run).texts) {
@@ -573,10 +699,10 @@
   function arrange() {
     const run = state.run, pairs = pairsOf(run), loss = lossOf(run);
     const words = byId("words").value.trim().toLowerCase(), regime = byId("regime").value, kind = byId("kind").value;
-    const least = byId("least").valueAsNumber, flag = byId("flag").value;
+    const least = byId("least").valueAsNumber, flag = byId("flag").value, epoch = loss.epochs ? byId("epoch").value : "";
     const flagged = flag ? new Set(pairs.columns.flags[flag]) : null;
     const matches = (place) =>
-      (!regime || loss.regimes[place] === regime) && (!kind || String(pairs.columns.kind.codes[place]) === kind) &&
+      (!regime || loss.regimes[place] === regime) && (!epoch || loss.epochs[place] === epoch) && (!kind || String(pairs.columns.kind.codes[place]) === kind) &&
       (Number.isNaN(least) || at(pairs.columns.cosine, place) >= least) && (!flagged || flagged.has(place)) &&
       (!words || String(indexOf(run, place)) === words ||
         ["prompt", "chosen", "rejected"].some((side) => textOf(run, side, place).toLowerCase().includes(words)));
@@ -597,6 +723,7 @@
       cell.setAttribute("aria-sort", cell.dataset.column === state.sort ? (state.up ? "ascending" : "descending") : "none");
     }
     byId("rows").scrollTop = 0;
+    byId("command").textContent = command();
     showRows();
   }
 
@@ -610,10 +737,14 @@
         link.href = `#${anchor(run, indexOf(run, place))}`;
         cell.append(link);
         made.append(cell);
-      } else if (name === "regime") {
+      } else if (name === "regime" || name === "epoch") {
+        const shown = name === "regime" ? regime : content.regimes[Number(loss.epochs[place])];
         const cell = element("td"), dot = element("span", undefined, "dot");
-        dot.style.backgroundColor = regime.colour;
-        cell.append(dot, regime.text);
+        if (shown) {
+          dot.style.backgroundColor = shown.colour;
+          cell.append(dot);
+        }
+        cell.append(shown?.text ?? "–");
         made.append(cell);
       } else {
         const value = valueOf(run, name, place);
@@ -671,6 +802,7 @@
       return [item];
     }));
     for (const place of document.querySelectorAll('[data-shown="loss"]')) place.textContent = loss.label;
+    for (const place of document.querySelectorAll('[data-shown="by"]')) place.textContent = loss.epochs ? "an epoch" : "one step";
     for (const place of document.querySelectorAll('[data-shown="run"]')) {
       place.textContent = withPairs.length > 1 ? `, in ${content.runs[state.run].name}` : "";
     }
@@ -685,6 +817,8 @@
     const pairs = pairsOf(run), codes = [...new Set(lossOf(run).regimes)].sort();
     const regimes = lossOf(run).regimes, kind = pairs.columns.kind, flags = Object.entries(pairs.columns.flags);
     fillSelect(byId("regime"), codes.map((code) => [code, content.regimes[Number(code)].text, regimes.split(code).length - 1]));
+    const epochs = lossOf(run).epochs ?? "";
+    fillSelect(byId("epoch"), [...new Set(epochs)].sort().filter((code) => content.regimes[Number(code)]).map((code) => [code, content.regimes[Number(code)].text, epochs.split(code).length - 1]));
     fillSelect(byId("kind"), (kind?.names ?? []).map((name, code) => [String(code), name, kind.codes.filter((own) => own === code).length]));
     fillSelect(byId("flag"), flags.map(([name, places]) => [name, name.replaceAll("_", " "), places.length]));
     if (!columnsOf(run).includes(state.sort)) state.sort = "index";
@@ -693,6 +827,12 @@
     showCards();
     arrange();
     if (isOtherLoss) drawAll();
+  }
+
+  /* What a reader has chosen: shown, and kept in the address. */
+  function act(change) {
+    change();
+    remember();
   }
 
   function isDark() {
@@ -728,7 +868,7 @@
     if (link?.classList.contains("term")) {
       event.preventDefault();
       define(link);
-    } else if (link && link.getAttribute("href") === location.hash) openHash();
+    } else if (link && withPairs.length && link.getAttribute("href") === `#${place_()}`) openHash();
   });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") closeDefinition(true); });
 
@@ -750,6 +890,9 @@
     }
     drawAll();
     if (withPairs.length) { showCards(); showRows(); }
+    for (const fold of document.querySelectorAll(".fold")) fold.open ||= isPrinting;
+    const used = new Set([...document.querySelectorAll("main a.term")].map((link) => link.getAttribute("href").slice(5)));
+    for (const entry of document.querySelectorAll(".glossary > div")) entry.toggleAttribute("data-unused", isPrinting && !used.has(entry.id.slice(4)));
   }
   addEventListener("beforeprint", () => print(true));
   addEventListener("afterprint", () => print(false));
@@ -758,21 +901,22 @@
   if (withPairs.length) {
     const labels = [...new Set(withPairs.flatMap((run) => pairsOf(run).losses.map((loss) => loss.label)))];
     byId("loss").replaceChildren(...labels.map((label) => new Option(label, label)));
-    byId("loss").addEventListener("change", (event) => choose(state.run, event.target.value));
+    byId("loss").addEventListener("change", (event) => act(() => choose(state.run, event.target.value)));
     if (byId("run")) {
       byId("run").replaceChildren(...withPairs.map((run) => new Option(content.runs[run].name, String(run))));
-      byId("run").addEventListener("change", (event) => choose(Number(event.target.value), state.loss));
+      byId("run").addEventListener("change", (event) => act(() => choose(Number(event.target.value), state.loss)));
     }
     byId("more").addEventListener("click", () => { state.cards += 5; showCards(); });
-    byId("filters").addEventListener("input", arrange);
-    byId("filters").addEventListener("reset", () => setTimeout(arrange, 0));
+    byId("filters").addEventListener("input", () => act(arrange));
+    byId("filters").addEventListener("reset", () => setTimeout(() => act(arrange), 0));
+    byId("csv").addEventListener("click", () => keep(csv(), "text/csv", "pairs.csv"));
     for (const form of [byId("filters"), byId("controls")]) form.addEventListener("submit", (event) => event.preventDefault());
     byId("heads").addEventListener("click", (event) => {
       const column = event.target.closest("button")?.parentElement.dataset.column;
       if (!column) return;
       state.up = state.sort === column ? !state.up : true;
       state.sort = column;
-      arrange();
+      act(arrange);
     });
     let waiting = false;
     byId("rows").addEventListener("scroll", () => {
@@ -780,9 +924,10 @@
       waiting = true;
       requestAnimationFrame(() => { waiting = false; showRows(); });
     });
+    state.labels = labels;
     choose(state.run, labels[0]);
-    addEventListener("hashchange", openHash);
-    openHash();
+    addEventListener("hashchange", restore);
+    restore();
   }
   root.dataset.ready = "all";
 })();
