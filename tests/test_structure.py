@@ -31,6 +31,7 @@ FLOORS: list[set[str]] = [
     {"rewards", "diagnostics"},
     {"measure"},
     {"training"},
+    {"integrations"},
     {"commands"},
     {"report"},
     {"cli"},

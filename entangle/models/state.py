@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entangle.scores.fused import plain_lora
 from entangle.scores.logps import evaluating
 
 
@@ -17,13 +18,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Within: the model may be run and differentiated, but not into `.grad`; afterwards all is as before.
 
     Random state is restored. The forward is the model's own, without the autocast that accelerate wraps around it
-    for training: what is measured is the function that the stored weights define, in their own precision. Modes,
-    `requires_grad` and weights are the engines' to restore.
+    for training: what is measured is the function that the stored weights define, in their own precision. Fused LoRA
+    kernels make way for the layers. Modes, `requires_grad` and weights are the engines' to restore.
+
+    Raises:
+        FusedLora: a fused LoRA kernel has no plain path that is known here.
     """
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     own: dict[str, Any] = model.__dict__
     wrapped = own.get("forward")
-    with torch.random.fork_rng(devices=list(devices)):
+    with torch.random.fork_rng(devices=list(devices)), plain_lora(model):
         try:
             if "_original_forward" in own:
                 own["forward"] = own["_original_forward"]

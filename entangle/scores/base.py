@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from entangle.analysis.geometry import GEOMETRY_COLUMNS, RESOLUTION, PairGeometry
 from entangle.errors import UserError
+from entangle.scores.fused import check_unfused
 from entangle.scores.logps import Rows, evaluating, plain_experts, rows_for
 from entangle.scores.model_check import check_causal, check_rows_apart
 from entangle.scores.rows import RowBatch
@@ -106,6 +107,7 @@ class Engine(ABC):
 
     def _check_model(self, batch: RowBatch) -> None:
         """The checks that concern the model alone."""
+        check_unfused(self.model)
         rows = rows_for(self.model, batch)
         whole = Rows.from_batch(batch.to(rows.input_ids.device), whole=True)
         with torch.no_grad(), evaluating(self.model):

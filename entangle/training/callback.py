@@ -6,13 +6,14 @@ import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self, cast
 
 import pandas as pd
+import trl
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
+from packaging.version import Version
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 from trl import DPOTrainer  # pyright: ignore[reportPrivateImportUsage]
@@ -41,9 +42,16 @@ from entangle.training.rows import (
     set_rows,
 )
 from entangle.training.trainer import LOSS_OPTIONS, TrainingError
+from entangle.training.training_set import training_pairs
 from losses import PreferenceLoss, build
 
 logger = logging.get_logger(__name__)
+
+FUSED_HEAD = "1.16"
+"""The TRL from which on a trainer's model returns log-probs instead of logits; live=True reads those."""
+
+OLD_OPTIONS = ("rpo_alpha", "reference_free")
+"""Options of TRL before 0.29 that change its loss."""
 
 
 class EntanglementCallback(TrainerCallback):
@@ -129,8 +137,12 @@ class EntanglementCallback(TrainerCallback):
 
     def attach(self, trainer: Trainer) -> Self:
         """Add the callback to a trainer, and give it what callbacks aren't told: the trainer itself."""
+        trainer.add_callback(self.tell(trainer))
+        return self
+
+    def tell(self, trainer: Trainer) -> Self:
+        """Give the callback the trainer that somebody else adds it to."""
         self._trainer = trainer
-        trainer.add_callback(self)
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -149,6 +161,11 @@ class EntanglementCallback(TrainerCallback):
             logger.warning(
                 "EntanglementCallback: rows are written; for metrics in the log use attach(trainer)."
             )
+        if (self.live or self.ledger) and Version(trl.__version__) < Version(FUSED_HEAD):
+            raise TrainingError(
+                f"live=True and ledger=True read log-probs as the models of TRL {FUSED_HEAD}'s trainers return them; "
+                f"here is TRL {trl.__version__}. Use a probe set alone: pairs=..."
+            )
         self._args = args
         self._loss = self.loss
         if self._loss is None and self._trainer is not None and self.pairs:
@@ -166,7 +183,7 @@ class EntanglementCallback(TrainerCallback):
         if self.live or self.ledger:
             self._batches = BatchRecorder(model, geometry=self.live, memory=self._memory)
         if self.pairs:
-            self._set = self._probe_set(args, model, kwargs["processing_class"])
+            self._set = self._probe_set(args, **kwargs)
         if self.ledger and self._set and self._batches and self._trainer:
             self._ledger_recorder = LedgerRecorder(
                 self._set, self._batches, kwargs["optimizer"], self._trainer.accelerator
@@ -188,13 +205,22 @@ class EntanglementCallback(TrainerCallback):
         self._tables: dict[str, StepRows] = {}
         self._last_probe = -1
 
-    def _probe_set(self, args: Any, model: Any, processing_class: Any) -> ProbeSet:
+    def _probe_set(
+        self, args: Any, model: Any, processing_class: Any, train_dataloader: Any, **_: Any
+    ) -> ProbeSet:
+        max_length = getattr(args, "max_length", None)
+        if isinstance(self.pairs, int):
+            trainer: Any = self._trainer
+            data = train_dataloader.dataset if trainer is None else trainer.train_dataset
+            pairs = training_pairs(data, self.pairs, max_length)
+        else:
+            pairs = self.pairs or ()
         return ProbeSet(
-            training_pairs(self._trainer, self.pairs) if isinstance(self.pairs, int) else self.pairs or (),
+            pairs,
             model,
             getattr(processing_class, "tokenizer", processing_class),
             ref_model=getattr(self._trainer, "ref_model", None),
-            max_length=getattr(args, "max_length", None),
+            max_length=max_length,
             batch_size=self.batch_size,
             process=(args.process_index, args.world_size),
         )
@@ -385,47 +411,6 @@ def is_sharded() -> bool:
     return state.distributed_type in (DistributedType.FSDP, DistributedType.MEGATRON_LM)
 
 
-def training_pairs(trainer: Trainer | None, count: int) -> list[TokenizedPair]:
-    """`count` pairs of a TRL trainer's tokenised training set, evenly spread; their index is their row.
-
-    Args:
-        trainer: of a training set that is tokenised already.
-        count: pairs at most.
-
-    Raises:
-        TrainingError: there is no trainer, or its training set isn't one of tokenised pairs.
-    """
-    data: Any = getattr(trainer, "train_dataset", None)
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    if not set(columns) <= set(getattr(data, "column_names", None) or ()):
-        raise TrainingError(
-            f"pairs={count} asks for pairs of the training set; that needs attach(trainer) with a DPOTrainer or "
-            f"PreferenceTrainer, whose training set has the columns {', '.join(columns)}. Give the pairs themselves."
-        )
-    count = min(count, len(data))
-    limit = getattr(getattr(trainer, "args", None), "max_length", None)
-    pairs = []
-    for index in (i * len(data) // count for i in range(count)):
-        row = data[index]
-        prompt, *responses = (list(row[column]) for column in columns)
-        chosen, rejected = ((prompt + response)[:limit][len(prompt) :] for response in responses)
-        is_empty = min(len(chosen), len(rejected)) <= (0 if prompt else 1)
-        reference = {name: row[name] for name in ("ref_chosen_logps", "ref_rejected_logps") if name in row}
-        pairs.append(
-            TokenizedPair(
-                index,
-                prompt[:limit],
-                chosen,
-                rejected,
-                prompt_hash=blake2b(repr(prompt).encode(), digest_size=8).hexdigest(),
-                identical=chosen == rejected,
-                empty=is_empty,
-                **reference,
-            )
-        )
-    return pairs
-
-
 def trained_loss(trainer: Trainer) -> PreferenceLoss:
     """The loss that a trainer trains.
 
@@ -438,7 +423,13 @@ def trained_loss(trainer: Trainer) -> PreferenceLoss:
         raise TrainingError(
             f"What {type(trainer).__name__} trains can't be told from outside. Give EntanglementCallback(loss=...)."
         )
-    options = {option: getattr(trainer.args, option) for option in ("beta", *LOSS_OPTIONS)}
+    args = vars(trainer.args)
+    options = {option: args[option] for option in ("beta", *LOSS_OPTIONS, *OLD_OPTIONS) if option in args}
+    if "loss_type" not in options or "beta" not in options:
+        raise TrainingError(
+            f"What {type(trainer).__name__} trains can't be told: its arguments have no loss_type and beta. Give "
+            "EntanglementCallback(loss=...)."
+        )
     spec = losses_of_trl(options)[0]
     said = names_in_trl(spec) | {"loss_type", "loss_weights", "beta"}
     silent = [

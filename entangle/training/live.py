@@ -25,6 +25,7 @@ from entangle.analysis.geometry import RESOLUTION, PairGeometry
 from entangle.data import TokenizedPair
 from entangle.scores.base import unstack_geometry
 from entangle.scores.factored import matrix_shape
+from entangle.scores.fused import describe_fused, fused_calls
 from entangle.scores.lora import lora_sites
 from entangle.scores.reduce import pair_block
 from entangle.scores.rules import Call
@@ -140,7 +141,8 @@ class BatchRecorder:
         asked: what the user has asked for, for messages.
 
     Raises:
-        TrainingError: a trained parameter has no rule, so that its part of the scores can't be read off.
+        TrainingError: a trained parameter has no rule, or its layer isn't called (fused LoRA kernels), so that its part
+            of the scores can't be read off.
     """
 
     def __init__(
@@ -234,6 +236,11 @@ class BatchRecorder:
             self._memory.count(int(both.sum()) // 2)
 
     def _hook_layers(self, model: nn.Module) -> None:
+        if fused := fused_calls(model):
+            raise TrainingError(
+                f"{self._asked} reads scores off the calls of layers, and here {describe_fused(fused)}. Or use a probe "
+                "set alone (pairs=...), for which the plain path is put back."
+            )
         self._shapes = {name: matrix_shape(p) for name, p in self._parameters.items()}
         adapted, left = lora_sites(model, [], self._parameters)
         sites, uncovered = find_sites(model, left) if left else ([], set())

@@ -25,7 +25,8 @@ from entangle.runs.shards import StepShards
 from entangle.scores import row_logps
 from entangle.scores.autograd import AutogradEngine
 from entangle.training import EntanglementCallback, TrainingError
-from entangle.training.callback import trained_loss, training_pairs
+from entangle.training.callback import trained_loss
+from entangle.training.training_set import training_pairs
 from losses import DPO, IPO, PairLogps, build
 from tests.processes import run_on_two
 from tests.training import runs
@@ -282,7 +283,7 @@ def test_the_trained_loss_is_read_off_the_trainer(tmp_path: Path) -> None:
 
 def test_pairs_of_the_training_set_are_what_is_trained_on(tmp_path: Path) -> None:
     done = runs.trainer(tmp_path, args={"max_length": 7})
-    pairs = training_pairs(done, 4)
+    pairs = training_pairs(done.train_dataset, 4, 7)
     count = len(done.train_dataset)  # TRL drops pairs whose prompt fills max_length
     assert [pair.index for pair in pairs] == [0, count // 4, count // 2, 3 * count // 4]
     batch = runs.collated(done, [pair.index for pair in pairs])

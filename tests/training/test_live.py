@@ -14,8 +14,8 @@ from entangle.analysis.geometry import GEOMETRY_COLUMNS, PairGeometry
 from entangle.scores.autograd import AutogradEngine
 from entangle.scores.rows import RowBatch
 from entangle.training import TrainingError
-from entangle.training.callback import training_pairs
 from entangle.training.live import BatchRecorder, MicroBatch, pair_key
+from entangle.training.training_set import training_pairs
 from losses import DPO
 from tests.training import runs
 
@@ -128,7 +128,7 @@ def test_a_loss_that_weighs_tokens_gives_no_push(tmp_path: Path) -> None:
 
 def test_pairs_are_recognised_in_a_batch(tmp_path: Path) -> None:
     done, _, seen = stepped(tmp_path)
-    known = {pair_key(pair): pair.index for pair in training_pairs(done, 16)}
+    known = {pair_key(pair): pair.index for pair in training_pairs(done.train_dataset, 16)}
     assert [known[key] for key in seen.keys()] == BATCH
 
 
