@@ -12,10 +12,14 @@ import dataclasses
 import html
 import inspect
 import re
+import sys
 import textwrap
 import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entangle.catalogue import LossRow
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -27,7 +31,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = re.sub(r"^\{\{ formats \}\}$", lambda _: formats_table(), markdown, flags=re.M)
     markdown = re.sub(r"^\{\{ architecture \}\}$", lambda _: architecture(), markdown, flags=re.M)
     markdown = re.sub(r"^\{\{ mitigations \}\}$", lambda _: mitigations_table(), markdown, flags=re.M)
-    return re.sub(r"^\{\{ losses \}\}$", lambda _: losses_table(), markdown, flags=re.M)
+    return re.sub(r"^\{\{ losses \}\}$", lambda _: losses_list(), markdown, flags=re.M)
 
 
 def formats_table() -> str:
@@ -59,11 +63,36 @@ def mitigations_table() -> str:
     return "\n".join(lines)
 
 
-def losses_table() -> str:
-    """The catalogue as Markdown."""
-    from entangle.catalogue import markdown_table
+def losses_list() -> str:
+    """The catalogue by family, a card per loss: a table of as many columns fits no screen."""
+    from entangle.catalogue import loss_rows
+    from losses import CATALOGUE
 
-    return markdown_table()
+    rows = loss_rows()
+    lines: list[str] = []
+    for family in dict.fromkeys(row.family for row in rows):
+        own = [row for row in rows if row.family == family]
+        title = (sys.modules[CATALOGUE[own[0].name].__module__].__doc__ or "").partition("\n")[0]
+        lines += ["", f"### {family}", "", title, "", *map(loss_card, own)]
+    return "\n".join(lines)
+
+
+def loss_card(row: LossRow) -> str:
+    """One loss: name and title; formula; what its direction hangs on, what it reads, where it is from."""
+    paper = text(row.paper) if row.url is None else f'<a href="{row.url}">{row.paper}</a>'
+    facts = {"rho": code(row.ratio), "reads": text(row.reads), "TRL": text(row.trl or ""), "paper": paper}
+    facts["paper"] += "" if row.is_confirmed else " *"
+    said = " ".join(f"<span>{name} {value}</span>" for name, value in facts.items() if value)
+    lines = (f"<b>{code(row.name)}</b> {text(row.title)}", code(row.formula), said)
+    return f'<div class="loss" id="loss-{row.name}">' + "".join(f"<p>{line}</p>" for line in lines) + "</div>"
+
+
+def code(value: str) -> str:
+    return f"<code>{text(value)}</code>"
+
+
+def text(value: str) -> str:
+    return html.escape(value, quote=False)
 
 
 def commands_list() -> str:

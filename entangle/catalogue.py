@@ -42,6 +42,12 @@ class LossRow:
         }
         return ", ".join(name for name, is_read in columns.items() if is_read) or "nothing else"
 
+    @property
+    def url(self) -> str | None:
+        """Where the paper is, if it has an arXiv id."""
+        is_arxiv = self.paper[:4].isdigit() and "." in self.paper
+        return f"https://arxiv.org/abs/{self.paper}" if is_arxiv else None
+
 
 def loss_row(spec: str | Mapping[str, Any] | PreferenceLoss) -> LossRow:
     """The row of one loss, given as `build` takes it."""
@@ -151,5 +157,4 @@ def _first_line(docstring: str | None) -> str:
 
 def _paper_link(row: LossRow) -> str:
     mark = "" if row.is_confirmed else " \\*"
-    is_arxiv = row.paper[:4].isdigit() and "." in row.paper
-    return f"[{row.paper}](https://arxiv.org/abs/{row.paper}){mark}" if is_arxiv else row.paper + mark
+    return row.paper + mark if row.url is None else f"[{row.paper}]({row.url}){mark}"

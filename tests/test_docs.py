@@ -8,6 +8,9 @@ import importlib.util
 import inspect
 import re
 import shlex
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from entangle.cli import COMMANDS
+from entangle.cli import COMMANDS, main
 from entangle.config import parse
 from losses import CATALOGUE, build
 
@@ -49,9 +52,57 @@ def commands() -> list[str]:
 
 
 def snippets(page: str) -> list[str]:
-    return re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.M | re.S
-    )
+    return [code for language, _, code in examples(ROOT / "docs" / page) if language == "python"]
+
+
+def examples(page: Path) -> list[tuple[str, str, str]]:
+    """What a page shows to be run, in its order: language, name of the file that it is (or ""), text."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```(sh|python)(?: title=\"(.+?)\")?\n(.*?)^```", text, re.M | re.S)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT / "docs").as_posix()
+
+
+START = ROOT / "docs" / "index.md"
+APART = "api/index.md"
+"""The page whose snippets are run one by one, below."""
+RUN = [page for page in PAGES if examples(page) and name(page) not in (name(START), APART)]
+
+
+def follow(page: Path) -> None:
+    """Do in the working folder what a page says: save its files, type its commands, run its Python."""
+    names: dict[str, Any] = {"__name__": "page"}
+    for language, file, code in examples(page):
+        if file:
+            Path(file).write_text(code, encoding="utf-8")
+        elif language == "python":
+            exec(compile(code, name(page), "exec"), names)
+        else:
+            for line in code.splitlines():
+                assert main(shlex.split(line)[1:]) == 0, line
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reader who has followed the start page."""
+    folder = tmp_path_factory.mktemp("started")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        follow(START)
+    return folder
+
+
+@pytest.fixture
+def own_loss() -> Iterator[None]:
+    """The loss that a page registers is forgotten afterwards, and so is the folder that it was found in."""
+    known, path = dict(CATALOGUE), list(sys.path)
+    yield
+    CATALOGUE.clear()
+    CATALOGUE.update(known)
+    sys.modules.pop("my_losses", None)
+    sys.path[:] = path
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -70,13 +121,24 @@ def test_every_command_on_a_page_can_be_parsed(command, monkeypatch, tmp_path):
     parse(options_of(verb), arguments, prog=f"entangle {verb}")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=name)
+def test_every_example_of_a_page_runs(page, started, own_loss, tmp_path, monkeypatch):
+    """In their order, in a folder of the page's own that begins as the start page leaves it."""
+    shutil.copytree(started, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    follow(page)
+
+
+def test_the_start_page_makes_the_run_that_the_others_take(started):
+    assert (started / "runs/first/report.html").exists() and (started / "runs/first/tokens.parquet").exists()
+
+
+@pytest.mark.usefixtures("own_loss")
 def test_a_loss_of_the_readers_own_works_as_the_page_says():
     for snippet in snippets("losses.md"):
         exec(compile(snippet, "docs/losses.md", "exec"), {"__name__": __name__})
-    try:
-        assert build("cubic_hinge").config["beta"] == 0.1
-    finally:
-        CATALOGUE.pop("cubic_hinge")
+    assert build("cubic_hinge").config["beta"] == 0.1
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_a_format_is_its_file_and_is_taken_before_the_one_that_takes_all(folder,
 
 def test_a_loss_is_its_class(folder, found):
     assert "zebra" in found["losses"][1] and "-ln s(beta (w - l) / 2)" in found["losses zebra"][1]
-    assert "| `zebra` | Zebra |" in found["hooks"], "the README's table"
+    assert "<code>zebra</code></b> Zebra" in found["hooks"], "the list of the documentation"
     assert found["tests"] == ["zebra", "zebra(beta=0.18)"]
     assert recorded(folder / "probed")["losses"] == [{"name": "zebra", "beta": 0.2}]
     assert "zebra(beta=0.2)" in found["probe"][1] and "zebra(beta=0.2)" in (folder / "page.html").read_text()

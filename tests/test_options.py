@@ -197,9 +197,7 @@ def test_a_loss_of_the_users_own_is_probed_by_the_command_line(tmp_path):
 def test_an_unknown_class_is_no_mitigation():
     from entangle.analysis.mitigations import MITIGATIONS, Mitigation
 
-    with pytest.raises(
-        ConfigError, match="Unknown mitigation 'hope'. Known mitigations: pairwise_normalised"
-    ):
+    with pytest.raises(ConfigError, match="Unknown mitigation 'hope'. Known mitigations: drift_free"):
         construct("hope", MITIGATIONS, Mitigation, "mitigation")
 
 

@@ -193,7 +193,13 @@ def of_probe(
 def epoch_change(
     loss: str, whole: Mapping[str, Any] | None, across: Mapping[str, Any] | None
 ) -> Change | None:
-    """Both mean changes over an epoch of these pairs; None where nothing but single pairs was measured."""
+    """Both mean changes over an epoch of these pairs; None where nothing but single pairs was measured.
+
+    Args:
+        loss: label of the loss.
+        whole: set.json, or a summary's `set`.
+        across: what `entangle across` has found; it comes first.
+    """
     if across is not None and loss in across["losses"]:
         row = across["losses"][loss]
         ends = [

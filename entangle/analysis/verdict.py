@@ -111,7 +111,12 @@ def worst_pairs(pairs: pd.DataFrame, predictions: pd.DataFrame, loss: str, count
 
 
 def recommendation(summary: Mapping[str, Any], *, is_harmful: bool = False) -> str:
-    """The verdict on a what-if's start and its advice; `is_harmful`: see `advice`."""
+    """The verdict on a what-if's start and its advice.
+
+    Args:
+        summary: of a what-if.
+        is_harmful: see `advice`.
+    """
     whole = summary.get("set")
     said = [] if whole is None else [set_verdict(whole, summary["base"]), *set_advice(whole, summary["base"])]
     return " ".join(
