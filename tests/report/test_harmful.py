@@ -1,4 +1,4 @@
-"""A real training that harms: its page says so at the top, since when and on which pairs, though each pair is fine alone."""
+"""A real training that harms: its page says so, since when and on which pairs, though each pair is fine alone."""
 
 from __future__ import annotations
 
