@@ -136,7 +136,7 @@ class Linear(nn.Module):
         self.layer.weight.data = torch.linspace(-1, 1, width)[None]
 
     @property
-    def theta(self) -> nn.Parameter:
+    def theta(self) -> Any:
         """The parameter."""
         return self.layer.weight
 
@@ -286,7 +286,7 @@ def test_real_steps_move_the_populations_means_as_promised(optimizer: str) -> No
 # --- in TRL's trainer ---
 
 
-def trained(folder: Path, rule: Mitigation | None, resume: str | None = None, **args: Any) -> Any:
+def trained(folder: Path, rule: Mitigation | None, resume: Any = None, **args: Any) -> Any:
     options: dict[str, Any] = {"max_steps": 9, "per_device_train_batch_size": 2} | args
     if rule is None:
         done: Any = runs.trainer(folder, args=options)

@@ -321,6 +321,8 @@ def test_a_mitigation_runs_from_options_to_folder(inputs: Path, tmp_path: Path) 
         ({"mitigations": ("virtual_splitting:k=much",)}, "k: expected a number; got 'much'"),
         ({"report_to": ("carrier_pigeon",)}, "no tracker 'carrier_pigeon' is installed"),
         ({"mitigations": ("virtual_splitting",), "ledger": True}, "one backward pass"),
+        ({"mitigations": ("set_band",), "ledger": True}, "own step apart"),
+        ({"mitigations": ("drift_free",), "optim": "adafactor"}, "set_band and drift_free to either"),
         ({"trainer_options": ("no_such_option=1",)}, "no_such_option"),
         ({"trainer_options": ("seed=3",)}, "option of its own"),
         ({"trainer_options": ('loss_type=["ipo"]',)}, "belongs to the loss"),
