@@ -313,6 +313,8 @@ def test_every_mitigation_is_built_back_from_its_config():
         "token_masking",
         "sequential",
         "virtual_splitting",
+        "set_band",
+        "drift_free",
         "select",
     }
     for name in MITIGATIONS:
@@ -324,7 +326,7 @@ def test_every_mitigation_is_built_back_from_its_config():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("nothing", "Known mitigations: pairwise_normalised"),
+        ("nothing", "Known mitigations: drift_free, pairwise_normalised"),
         ({"name": "sequential", "first": "chosen"}, "It has: order, half_steps"),
         ({"name": "sequential", "order": "chosen"}, "chosen_first"),
         ({"name": "reward_calibration", "decay": 1.0}, "decay"),

@@ -114,7 +114,7 @@ def test_rows_are_those_of_the_model(probed: tuple[DPOTrainer, Path]) -> None:
     callback = next(c for c in done.callback_handler.callbacks if isinstance(c, EntanglementCallback))
     last = rows[rows["step"] == 6]
     del done.model.forward  # accelerate's autocast, which the callback too goes around
-    probe = callback._probe_set(done.args, done.model, done.processing_class)
+    probe = callback._probe_set(done.args, done.model, done.processing_class, done.get_train_dataloader())
     ((pairs, batch),) = probe.passes()
     oracle = AutogradEngine(done.model, probe.policy.parameters).pairs(batch)
     scale = (oracle.geometry.sq_chosen * oracle.geometry.sq_rejected).sqrt()

@@ -36,7 +36,7 @@ def test_the_set_is_that_of_plain_autograd(watched: tuple[Any, EntanglementCallb
     assert rows["step"].tolist() == [0, 3, 3, 6, 6]
     assert rows["metric"].tolist() == ["sgd", *["sgd", "adamw"] * 2]
     done.model.__dict__.pop("forward", None)
-    probe = callback._probe_set(done.args, done.model, done.processing_class)
+    probe = callback._probe_set(done.args, done.model, done.processing_class, done.get_train_dataloader())
     ((pairs, batch),) = probe.passes()
     engine = AutogradEngine(done.model, probe.policy.parameters)
     metric = metric_of(innermost(done.optimizer), probe.policy.parameters)
