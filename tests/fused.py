@@ -113,7 +113,7 @@ def fuse_as_unsloth(model: Any) -> Any:
 
 
 class OverwritingSwiglu(torch.autograd.Function):
-    """silu(a) b; its backward pass writes the gradients over a and b, past autograd's notice, as Liger's kernel does."""
+    """silu(a) b; its backward pass writes gradients over a and b, past autograd's notice, as Liger's kernel does."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
