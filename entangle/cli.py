@@ -170,7 +170,7 @@ COMMANDS = {
             "entangle.config.report:ReportConfig",
             "entangle.report.command:command",
             "Look back",
-            "Finished runs as one self-contained HTML page, or their figures as files: entangle report RUN.",
+            "Finished runs as one self-contained HTML page, a README's section or figures: entangle report RUN.",
         ),
     )
 }

@@ -110,3 +110,32 @@ def fuse_as_unsloth(model: Any) -> Any:
         layer.self_attn.apply_o = apply_lora_o
         layer.mlp.forward = MethodType(partial(apply_lora_mlp_swiglu, inplace=False), layer.mlp)
     return model
+
+
+class OverwritingSwiglu(torch.autograd.Function):
+    """silu(a) b; its backward pass writes gradients over a and b, past autograd's notice, as Liger's kernel does."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return F.silu(a) * b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        sigmoid = torch.sigmoid(a)
+        of_a, of_b = grads[0] * b * sigmoid * (1 + a * (1 - sigmoid)), grads[0] * a * sigmoid
+        a.data.copy_(of_a)
+        b.data.copy_(of_b)
+        return a, b
+
+
+def overwrite_in_mlps(model: Any) -> Any:
+    """Every MLP with `OverwritingSwiglu` between its layers, which are called."""
+    for layer in model.get_base_model().model.layers:
+        layer.mlp.forward = MethodType(_overwriting_forward, layer.mlp)
+    return model
+
+
+def _overwriting_forward(self: Any, x: Tensor) -> Any:
+    return self.down_proj(OverwritingSwiglu.apply(self.gate_proj(x), self.up_proj(x)))

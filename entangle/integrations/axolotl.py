@@ -44,7 +44,8 @@ def __getattr__(name: str) -> Any:
 def _args() -> type:
     from pydantic import create_model  # pyright: ignore[reportMissingImports]
 
-    return create_model("EntangleArgs", __module__=__name__, **{KEY: (dict[str, Any] | None, None)})
+    field: Any = (dict[str, Any] | None, None)
+    return create_model("EntangleArgs", __module__=__name__, entangle=field)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`entangle report`: finished run folders as one HTML page, or their figures as files."""
+"""`entangle report`: finished run folders as one HTML page, as a section of a README, or their figures as files."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def run_report(config: ReportConfig) -> list[Path]:
         from entangle.report.page import write_page
 
         return [write_page(sources, config.output_path)]
+    if config.format == "card":
+        from entangle.report.card import write_card
+
+        return write_card(sources, config.output_path)
     from entangle.report.files import write_figures
 
     return write_figures(sources, config.output_path, config.format)

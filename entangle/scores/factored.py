@@ -274,7 +274,7 @@ class FactoredEngine(Engine):
         if sample is None or not self._sites:
             return
         self._check_folding(sample)
-        norms, _ = self._norms_by_rules(sample, group_size)
+        norms = self._norms_by_rules(sample, group_size)
         covered = {name: self.parameters[name] for name in self.covered}
         oracle = AutogradEngine(self.model, covered).squared_norms(sample[:1])
         if wrong := disagreeing(norms, oracle, self.resolution):
@@ -307,18 +307,22 @@ class FactoredEngine(Engine):
             f"LoRA isn't folded into {few}: the model reads that weight past its layer, where the adapter has no say"
         )
 
-    def _norms_by_rules(self, sample: Rows, group_size: int) -> tuple[dict[str, float], Tensor]:
-        """`_norms` of whole rows; parameters whose rule fails are given up until none does."""
+    def _norms_by_rules(self, sample: Rows, group_size: int) -> dict[str, float]:
+        """`_norms` of the first whole row; parameters whose rule fails are given up until none does."""
         while True:
             try:
-                return self._norms(sample, None, group_size)
+                return self._norms(sample, None, group_size)[0][0]
             except RuleFailed as failure:
                 layers = {site for site in self._sites if type(site.module) is type(failure.site.module)}
                 names = {name for site in layers for name in site.parameters.values()}
                 self._give_up(names, f"of {type(failure.site.module).__name__} can't go by their rule")
 
     def _check_sharing(self, rows: Rows, group_size: int) -> None:
-        """Compare shared prompts with whole rows on a few of them; stop sharing if they disagree."""
+        """Compare shared prompts with whole rows on a few of them; stop sharing if they disagree.
+
+        The last response's backward pass is looked at as well as the first one's: a kernel that overwrites what it has
+        saved (Liger's SwiGLU does) is right once.
+        """
         sample = sample_rows(rows, group_size)
         split = None if sample is None else split_for(self.model, sample, group_size, min_share=0.0)
         if sample is None or split is None:
@@ -326,7 +330,11 @@ class FactoredEngine(Engine):
         norms, logps = self._norms(sample, None, group_size)
         try:
             shared_norms, shared_logps = self._norms(sample, split, group_size)
-            wrong = disagreeing(shared_norms, norms, self.resolution)
+            wrong = [
+                name
+                for shared, whole in zip(shared_norms, norms, strict=True)
+                for name in disagreeing(shared, whole, self.resolution)
+            ]
             problem = f"the scores of {', '.join(wrong[:3])} differ" if wrong else ""
             if not logps_agree(shared_logps, logps, self.resolution):
                 problem = "log-probs differ"
@@ -339,15 +347,19 @@ class FactoredEngine(Engine):
             self.notes.append(f"prompts are evaluated with every response, not once ({problem[:200]})")
         self._is_sharing_checked = True
 
-    def _norms(self, rows: Rows, split: Split | None, group_size: int) -> tuple[dict[str, float], Tensor]:
-        """|S|^2 of the first row in each parameter, and log pi of all rows."""
-        norms: dict[str, float] = {}
+    def _norms(
+        self, rows: Rows, split: Split | None, group_size: int
+    ) -> tuple[tuple[dict[str, float], dict[str, float]], Tensor]:
+        """|S|^2 in each parameter, of the first prompt's first and last response, and log pi of all rows."""
+        first: dict[str, float] = {}
+        last: dict[str, float] = {}
 
         def take(name: str, score: Score) -> None:
-            norms[name] = float(gram_block(score.first_row(), None))
+            for member, norms in ((0, first), (-1, last)):
+                norms[name] = float(gram_block(score.first_row(member), None))
 
         logps = self._record(rows, split, group_size, take)
-        return norms, logps
+        return (first, last), logps
 
     def _weight(self, metric: Metric | None, name: str, score: Score) -> Tensor | None:
         """The metric in one parameter, as a matrix on its device."""

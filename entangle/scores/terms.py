@@ -191,9 +191,9 @@ class Score:
         rows = prompts.to(self.device)
         return Score(tuple(tuple(term[rows] for term in member) for member in self.members), self.shape)
 
-    def first_row(self) -> Score:
-        """The first row alone."""
-        return Score((tuple(term[:1] for term in self.members[0]),), self.shape)
+    def first_row(self, member: int = 0) -> Score:
+        """The first row of a member alone."""
+        return Score((tuple(term[:1] for term in self.members[member]),), self.shape)
 
     def slices(self, at_least: int = 0) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, scores `(rows, stop - start, b)`) over all of a, a bounded amount at a time.

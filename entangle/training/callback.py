@@ -206,12 +206,12 @@ class EntanglementCallback(TrainerCallback):
         self._last_probe = -1
 
     def _probe_set(
-        self, args: Any, model: Any, processing_class: Any, train_dataloader: Any, **_: Any
+        self, args: Any, model: Any, processing_class: Any, train_dataloader: Any = None, **_: Any
     ) -> ProbeSet:
         max_length = getattr(args, "max_length", None)
         if isinstance(self.pairs, int):
             trainer: Any = self._trainer
-            data = train_dataloader.dataset if trainer is None else trainer.train_dataset
+            data = getattr(train_dataloader, "dataset", None) if trainer is None else trainer.train_dataset
             pairs = training_pairs(data, self.pairs, max_length)
         else:
             pairs = self.pairs or ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -279,6 +281,40 @@ def test_the_trained_loss_is_read_off_the_trainer(tmp_path: Path) -> None:
     assert both.name == "weighted_sum" and both.losses[0] == DPO()
     with pytest.raises(TrainingError, match="label_smoothing=0.1"):
         of(label_smoothing=0.1)
+
+
+def test_older_trainers_losses_are_told_or_refused(tmp_path: Path) -> None:
+    """Before 0.29 TRL had more options, and LLaMA-Factory's DPOTrainer has arguments without any loss."""
+
+    @dataclass
+    class Older:
+        loss_type: str = "sigmoid"
+        beta: float = 0.1
+        rpo_alpha: float | None = None
+        reference_free: bool = False
+
+    done = runs.trainer(tmp_path, DPOTrainer)
+    done.args = Older(beta=0.3)
+    assert trained_loss(done) == DPO(beta=0.3)
+    for options, said in (
+        ({"rpo_alpha": 1.0}, "rpo_alpha=1.0"),
+        ({"reference_free": True}, "reference_free=True"),
+    ):
+        done.args = Older(**options)
+        with pytest.raises(TrainingError, match=said):
+            trained_loss(done)
+    done.args = SimpleNamespace()
+    with pytest.raises(TrainingError, match="no loss_type and beta"):
+        trained_loss(done)
+
+
+def test_what_reads_log_probs_refuses_a_trl_that_returns_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trl.__version__", "1.9.0")
+    with pytest.raises(TrainingError, match="here is TRL 1.9.0"):
+        train(tmp_path, EntanglementCallback(4, live=True))
+    train(tmp_path, EntanglementCallback(4))
 
 
 def test_pairs_of_the_training_set_are_what_is_trained_on(tmp_path: Path) -> None:

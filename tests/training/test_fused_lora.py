@@ -23,6 +23,12 @@ PAIRS = [
     {"prompt": "w9 w2", "chosen": " w4 w5 w11 w12", "rejected": " w4 w6"},
 ]
 
+LONG = [
+    {"prompt": " ".join(f"w{i}" for i in range(30)), "chosen": " w4 w5", "rejected": " w6 w7 w8"},
+    {"prompt": " ".join(f"w{i}" for i in range(2, 30)), "chosen": " w4 w5 w11", "rejected": " w4 w6"},
+]
+"""Prompts so long that sharing them pays."""
+
 KINDS = {"axolotl": fused.fuse_as_axolotl, "unsloth": fused.fuse_as_unsloth}
 
 
@@ -98,3 +104,21 @@ def test_a_fused_function_without_a_known_plain_path_is_refused() -> None:
         attention.forward
     )  # axolotl's own plain function, as it stands where a kernel is off
     assert fused_calls(model) == []
+
+
+def test_a_backward_pass_that_overwrites_what_it_saved_is_noticed() -> None:
+    """The graph of a shared prompt is walked once per response; through such a kernel only the first time is right."""
+    found = {}
+    for name, model in (("overwriting", fused.overwrite_in_mlps(fused.policy())), ("plain", fused.policy())):
+        policy = en.Policy.of(model, runs.tokenizer())
+        batch = policy.collate(policy.tokenize(en.load_pairs(LONG)).tokens)
+        with policy.ready():
+            engine = make_engine(model, policy.parameters)
+            found[name] = engine.pairs(batch).geometry
+            assert any("prompts are evaluated with every response" in n for n in engine.notes) == (
+                name != "plain"
+            )
+    for column in ("sq_chosen", "sq_rejected", "inner"):
+        torch.testing.assert_close(
+            getattr(found["overwriting"], column), getattr(found["plain"], column), rtol=1e-4, atol=0
+        )
