@@ -135,7 +135,7 @@ def _said(source: Source) -> dict[str, Any]:
 def title_of(source: Source) -> str:
     """Data set and model of a run, as far as they are known; else its folder's name."""
     known = [_data_name(source), model_name(source.provenance) if _has_model(source) else ""]
-    return ", ".join(filter(None, known)) or source.name
+    return ", ".join(dict.fromkeys(filter(None, known))) or source.name
 
 
 def _has_model(source: Source) -> bool:
