@@ -113,6 +113,66 @@ def _direction(moved: float, error: float) -> str:
     return "rose" if moved > 0 else "fell"
 
 
+def comparison_headline(
+    variants: pd.DataFrame, start: Mapping[str, float], seeds: int
+) -> tuple[str, tuple[str, ...]]:
+    """Which loss is best, by chosen log-prob, margin, accuracy and quality together, and why no other; or that none is.
+
+    A loss counts if its margin grew and its chosen log-prob rose on every seed, more than half of the pairs prefer the
+    chosen response, and the summaries' ROUGE-L (where it was measured) isn't below its value before training.
+
+    Args:
+        variants: one row per loss and setting: its last point, over seeds.
+        start: quality of the summaries before training.
+        seeds: number of seeds; 0 where it isn't known.
+    """
+    table = variants.set_index("variant")
+    grew = _ends_of(table, "moved_margin") > 0
+    rose, right = _ends_of(table, "moved_chosen") > 0, table["accuracy"] > 0.5
+    kept = pd.Series(True, index=table.index)
+    if "rouge_l_greedy" in table and start.get("rouge_l_greedy") is not None:
+        kept = table["rouge_l_greedy"] >= start["rouge_l_greedy"]
+    of = f"{len(table)} losses and settings"
+    basis = f"{table['pairs'].iloc[0]:.0f} probed pairs" + (
+        f", {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""
+    )
+    good = table[grew & rose & right & kept]
+    if len(good):
+        best = good["moved_margin"].idxmax()
+        return f"Best of {of} ({basis}): {_reached(table, best)}.", ()
+    details = []
+    if grew.any():
+        least = table.loc[grew, "moved_chosen"].idxmax()
+        details.append(
+            f"The margin grew on every seed under {'; '.join(table.index[grew])}. Of these {least} costs the chosen "
+            f"least: {_reached(table, least)}."
+        )
+    else:
+        details.append("The margin grew on every seed under none.")
+    if (bought := rose & ~grew).any():
+        details.append(
+            f"Where the chosen rose ({'; '.join(table.index[bought])}) no gain of margin is certain."
+        )
+    quality = ", ROUGE-L no worse than before" if "rouge_l_greedy" in table and start else ""
+    return (
+        f"None of {of} is good in all ({basis}): chosen up, margin up, most pairs preferred{quality}.",
+        tuple(details),
+    )
+
+
+def _ends_of(table: pd.DataFrame, name: str) -> pd.Series:
+    """The lowest value over seeds, where it is there."""
+    return table[f"{name}_low"] if f"{name}_low" in table else table[name]
+
+
+def _reached(table: pd.DataFrame, name: Any) -> str:
+    """What a loss has reached, in a few words."""
+    row = table.iloc[table.index.tolist().index(name)]
+    said = f"{name}, chosen {row['moved_chosen']:+.2g} nats, margin {row['moved_margin']:+.2g}, "
+    said += f"{100 * row['accuracy']:.0f} % of the pairs preferred"
+    return said if "rouge_l_greedy" not in row else f"{said}, ROUGE-L {100 * row['rouge_l_greedy']:.1f} %"
+
+
 def comparison_sentences(variants: pd.DataFrame, causes: pd.DataFrame | None) -> list[str]:
     """Losses and settings side by side: which lower the chosen log-prob, on which share of pairs, and what did it.
 
@@ -170,6 +230,27 @@ def reward_sentences(summary: Mapping[str, Any]) -> list[str]:
         f"{thresholds['std']:g}, mean below {thresholds['mean']:g}.",
         "An SFT phase on good answers, or easier prompts, would give such prompts a signal.",
     ]
+
+
+def cut_sentence(cut: Mapping[str, float]) -> str:
+    """That answers were cut before they ended, and what their rewards have to do with it.
+
+    Args:
+        cut: a summary's `cut`: count, share, reward_gap with its standard error.
+    """
+    gap, error = cut["reward_gap"], cut["reward_gap_error"]
+    start = f"{cut['count']:.0f} answers ({100 * cut['share']:.0f} %) were cut before they ended"
+    if gap is None or error is None or gap != gap or error != error:
+        return f"{start}: their rewards are of what was there. Allow longer answers to be sure."
+    half = Z * error
+    if abs(gap) <= half:
+        return (
+            f"{start}; their rewards don't differ clearly from those of the others ({gap:+.2g} ± {half:.2g})."
+        )
+    return (
+        f"{start}, and their reward is {abs(gap):.2g} ± {half:.2g} {'lower' if gap < 0 else 'higher'} than that of the "
+        "others to the same prompt: a part of the spread is the cut's. Allow longer answers."
+    )
 
 
 def change_sentences(summary: Mapping[str, Any]) -> list[str]:

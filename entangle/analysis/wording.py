@@ -12,7 +12,7 @@ import pandas as pd
 from entangle.analysis.regimes import Regime
 
 _HAPPENS = {
-    "identical": "Chosen and rejected are the same text: no loss can separate them.",
+    "identical": "The same tokens are scored on both sides: no loss can separate them.",
     Regime.IDEAL: "Under {loss} the chosen rises and the rejected falls.",
     Regime.BOTH_DOWN: "Under {loss} both fall: lowering the rejected response drags the chosen one along "
     "(their gradients' product is {ratio_chosen:.2f} of the chosen's own square).",

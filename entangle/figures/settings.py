@@ -59,6 +59,8 @@ def write_figures(
     put(verdict_bars(new_axes(9, 1.2 + 0.33 * bars), settings, base), "losses.png")
     put(pair_plane(new_axes(8, 5.4), pairs, settings, regimes[base].astype(str), base), "plane.png")
     for change in summary["changes"]:
+        if change["setting"] == change["start"]:
+            continue  # no setting does better, which is said in a line
         put(knob_curve(new_axes(), curves, change, summary["target"]), f"knob-{change['knob']}.png")
     for field in grid_fields(settings):
         put(grid_lines(new_axes(8, 4.6), settings, field, base), f"grid-{field}.png")

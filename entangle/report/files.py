@@ -45,7 +45,7 @@ def write_figures(sources: Sequence[Source], folder: str | Path, suffix: str) ->
 
 
 def figures(source: Source) -> Iterator[Figure]:
-    """Every figure that a run has something for, each once: those of its page, and every knob's."""
+    """Every figure that a run has something for, each once: those of its page, and the knobs'."""
     blocks = [block for section in sections([source]) for block in section.columns[0]]
     shown = [block for block in blocks if isinstance(block, Figure)]
     yield from {figure.name: figure for figure in (*shown, *knob_figures(source))}.values()

@@ -127,14 +127,15 @@ def render_page(sources: Sequence[Source]) -> str:
 def _said(source: Source) -> dict[str, Any]:
     """The head of a run: its title, what is decided, and the sentences below."""
     decided, said = decision(source), verdict(source)
-    repeated = 1 if decided and source.pairs is None else 0  # of training the headline is the first sentence
+    is_repeated = decided is not None and source.pairs is None and source.variants is None
+    repeated = 1 if is_repeated else 0  # the headline is the first sentence
     return {"title": title_of(source), "decision": decided, "verdict": said[repeated:]}
 
 
 def title_of(source: Source) -> str:
     """Data set and model of a run, as far as they are known; else its folder's name."""
     known = [_data_name(source), model_name(source.provenance) if _has_model(source) else ""]
-    return ", ".join(filter(None, known)) or source.name
+    return ", ".join(dict.fromkeys(filter(None, known))) or source.name
 
 
 def _has_model(source: Source) -> bool:

@@ -26,7 +26,7 @@ TERMS = {"nll": "LLaMA-Factory", "nll_batch": "TRL"}
 """NLL terms with each trainer's normaliser: per chosen token of the pair, and of the batch."""
 
 
-MOST = 20_000
+MOST = 10_000
 """Pairs on which the page asks what would change them; of more it takes a random sample, and says so."""
 
 

@@ -52,11 +52,15 @@ def what_if_blocks(source: Source) -> list[Block]:
 
 
 def knob_figures(source: Source) -> list[Figure]:
-    """A figure for every knob, also for those that don't help."""
+    """A figure for every knob that helps."""
     if source.what_if is None:
         return []
     summary = source.what_if.summary
-    return [_knob(source.what_if.curves, change, summary["target"]) for change in summary["changes"]]
+    return [
+        _knob(source.what_if.curves, change, summary["target"])
+        for change in summary["changes"]
+        if not is_idle(change)
+    ]
 
 
 def _changes(summary: Mapping[str, Any]) -> Table:

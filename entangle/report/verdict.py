@@ -5,7 +5,9 @@ from __future__ import annotations
 from entangle.analysis.decision import HARMFUL, Decision, of_probe, of_training, with_remedy
 from entangle.analysis.findings import (
     change_sentences,
+    comparison_headline,
     comparison_sentences,
+    cut_sentence,
     joint_sentences,
     reward_sentences,
     training_sentences,
@@ -24,6 +26,12 @@ def decision(source: Source) -> Decision | None:
     """What is decided on a run, with the pairs and the lines that go with it; None where nothing is measured for it."""
     if source.pairs is not None and source.summary.get("regimes") and source.predictions is not None:
         return with_remedy(probe_decision(source), source.remedy)
+    if source.variants is not None:
+        start, seeds = source.summary.get("start", {}), source.summary.get("seeds", [])
+        return Decision("", *comparison_headline(source.variants, start, len(seeds)))
+    if (cut := source.summary.get("cut", {})).get("count"):
+        first = verdict(source)[0]
+        return Decision("", first, (cut_sentence(cut),))
     points = None if source.steps is None or source.variants is not None else step_table(source.steps)
     if points is None or source.steps is None:
         return None

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from entangle.analysis.curves import over_seeds
+from entangle.analysis.findings import comparison_headline, cut_sentence
 from entangle.analysis.geometry import SIDES, PairGeometry
 from entangle.analysis.ledger import PARTS
 from entangle.analysis.statistics import share
@@ -33,7 +34,7 @@ from entangle.report.page import render_page
 from entangle.report.rows import pair_rows
 from entangle.report.sections import sections
 from entangle.report.source import Source, module_shares, read_source
-from entangle.report.verdict import verdict
+from entangle.report.verdict import decision, verdict
 from entangle.runs.folder import RunFolder
 from tests.run_folders import pairs_of, synthetic_pairs, synthetic_run, with_flag
 
@@ -451,7 +452,7 @@ def test_command_writes_figures(run, tmp_path, suffix):
         run = synthetic_run(tmp_path / "small", synthetic_pairs(8)).path
     assert main(["report", str(run), "--format", suffix, "--output", str(tmp_path / "out")]) == 0
     files = {file.name: file.read_bytes()[:5] for file in (tmp_path / "out").iterdir()}
-    assert {f"{name}.{suffix}" for name in ("regimes", "plane", "changes", "knob-nll")} <= set(files)
+    assert {f"{name}.{suffix}" for name in ("regimes", "plane", "changes", "knob-shift")} <= set(files)
     assert set(files.values()) == {{"png": b"\x89PNG\r", "svg": b"<?xml", "pdf": b"%PDF-"}[suffix]}
 
 
@@ -518,9 +519,55 @@ def pair(
         (pair(1, 1, -0.5, "ideal"), ("chosen rises and the rejected falls",)),
         (pair(1, 1, 0.5, "inverted", -1.0, -1.0), ("wrong way",)),
         (pair(0, 0, 0, "degenerate"), ("too small",)),
-        (pair(1, 1, 1, "both_down") | {"identical": True}, ("same text",)),
+        (pair(1, 1, 1, "both_down") | {"identical": True}, ("same tokens",)),
     ],
 )
 def test_a_pair_is_explained(row, said):
     sentence = pair_sentence(row, row)
     assert all(part in sentence for part in said), sentence
+
+
+def compared(**changes: list) -> pd.DataFrame:
+    """Three losses at their last point: one raises both, one loses the chosen, one the margin."""
+    table = pd.DataFrame(
+        {
+            "variant": ["good", "falling", "shrinking"],
+            "pairs": 32,
+            "moved_chosen": [0.5, -2.0, 1.0],
+            "moved_margin": [0.4, 0.9, -0.2],
+            "accuracy": [0.6, 0.7, 0.4],
+        }
+    ).assign(**changes)
+    for name in ("moved_chosen", "moved_margin"):
+        table[f"{name}_low"] = table[name] - 0.1
+    return table
+
+
+def test_the_best_loss_is_weighed_by_all_that_counts():
+    headline, details = comparison_headline(compared(), {}, 3)
+    assert headline.startswith(
+        "Best of 3 losses and settings (32 probed pairs, 3 seeds): good, chosen +0.5 nats"
+    )
+    assert details == ()
+    for changes in (
+        {"moved_margin": [-0.4, 0.9, -0.2]},  # a loss whose margin shrinks isn't best, whatever else it does
+        {"accuracy": [0.5, 0.7, 0.4]},
+        {"rouge_l_greedy": [0.10, 0.2, 0.2]},
+        {"moved_chosen": [0.05, -2.0, 1.0]},  # rises in the mean, not on every seed
+    ):
+        headline, details = comparison_headline(compared(**changes), {"rouge_l_greedy": 0.12}, 1)
+        assert headline.startswith("None of 3 losses and settings is good in all (32 probed pairs, 1 seed)")
+        assert "The margin grew on every seed under" in details[0] and "falling" in details[0]
+
+
+def test_answers_that_were_cut_are_said_at_the_top(tmp_path):
+    cut = {"count": 12, "share": 0.25, "reward_gap": -0.5, "reward_gap_error": 0.1}
+    assert "12 answers (25 %) were cut" in cut_sentence(cut) and "0.5 ± 0.2 lower" in cut_sentence(cut)
+    assert "don't differ clearly" in cut_sentence(cut | {"reward_gap": 0.1})
+    assert "of what was there" in cut_sentence(cut | {"reward_gap": None, "reward_gap_error": None})
+    thresholds = {"std": 0.01, "mean": 0.0}
+    prevalence = dict.fromkeys(("small", "small_low", "small_high"), share(3, 8))
+    summary = {"prevalence": prevalence, "thresholds": thresholds, "prompts": {"measured": 8}, "cut": cut}
+    found = decision(Source(name="r", summary=summary))
+    assert found is not None and "12 answers" in found.details[0]
+    assert decision(Source(name="r", summary=summary | {"cut": cut | {"count": 0}})) is None

@@ -15,6 +15,7 @@ import pytest
 from entangle.config import build_losses
 from entangle.config.filter import parse_rule
 from entangle.config.specs import parse_spec
+from entangle.report import page as report_page
 from entangle.report.command import load_sources
 from entangle.report.page import render_page, write_page
 from entangle.report.rows import spec_of
@@ -207,3 +208,18 @@ def test_the_page_is_titled_by_its_data_and_model(tmp_path):
         'dir="auto">tldr.jsonl, m-135M</h2>' in page and "<dt>size</dt>" in page and "<dt>date</dt>" in page
     )
     assert "/data/tldr.jsonl" in page and "9 parameters" in page
+
+
+def test_a_sample_is_named_wherever_it_is_shown(opened, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_page, "LARGEST", 0)
+    show(opened, write_page([source], tmp_path / "page.html"))
+    held = opened.execute_script(
+        "return JSON.parse(document.getElementById('content').textContent).runs[0].pairs.count"
+    )
+    assert (
+        held < COUNT
+        and found(opened) == f"{held} of {held} pairs (a sample of the {COUNT} scored, with the worst)"
+    )
+    for key in ("plane-0-0", "changes-0-0"):
+        assert f"{held} pairs shown (a sample of the {COUNT} scored" in text(opened, f"#tools-{key}")
+    assert complaints(opened) == []

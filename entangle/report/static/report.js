@@ -250,6 +250,8 @@
     if (set) list.append(legendItem(shape("path", { d: diamond(7, 7, 6), style: wholeStyle(set) }), set.text));
     const whole = button("Whole view", () => look(key, null)), file = button("Save as SVG", () => save(key));
     whole.hidden = !drawn[key].part;
+    const part = sample(content.live[key].run);
+    if (part) list.append(element("li", `${pairsOf(content.live[key].run).count} pairs shown${part}`, "sampled"));
     tools.replaceChildren(list, whole, file);
   }
 
@@ -695,6 +697,9 @@
     select.closest("label").hidden = options.length < 2 && select.id !== "flag" || !options.length;
   }
 
+  /* That a page holds a part of the pairs only, wherever that part is shown; nothing where it holds all. */
+  const sample = (run) => pairsOf(run).count < pairsOf(run).scored ? ` (a sample of the ${pairsOf(run).scored} scored, with the worst)` : "";
+
   /* Which pairs are shown, and in which order. */
   function arrange() {
     const run = state.run, pairs = pairsOf(run), loss = lossOf(run);
@@ -717,7 +722,7 @@
       if (right === null) return -1;
       return (left < right ? -1 : 1) * sign;
     });
-    byId("found").textContent = `${state.order.length} of ${pairs.count} pairs`;
+    byId("found").textContent = `${state.order.length} of ${pairs.count} pairs${sample(run)}`;
     byId("table").setAttribute("aria-rowcount", state.order.length + 1);
     for (const cell of byId("heads").querySelectorAll("[data-column]")) {
       cell.setAttribute("aria-sort", cell.dataset.column === state.sort ? (state.up ? "ascending" : "descending") : "none");
