@@ -23,7 +23,12 @@ from entangle.report.source import Source, step_table
 
 
 def decision(source: Source) -> Decision | None:
-    """What is decided on a run, with the pairs and the lines that go with it; None where nothing is measured for it."""
+    """What is decided on a run, with the pairs and the lines that go with it; None where nothing is measured for it.
+
+    Answers of `entangle why` are decisions of their own.
+    """
+    if "answers" in source.summary:
+        return None
     if source.pairs is not None and source.summary.get("regimes") and source.predictions is not None:
         return with_remedy(probe_decision(source), source.remedy)
     if source.variants is not None:
