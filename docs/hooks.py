@@ -88,10 +88,12 @@ def loss_card(row: LossRow) -> str:
 
 
 def code(value: str) -> str:
+    """HTML of a formula or a name."""
     return f"<code>{text(value)}</code>"
 
 
 def text(value: str) -> str:
+    """HTML of plain words."""
     return html.escape(value, quote=False)
 
 

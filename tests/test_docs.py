@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import entangle
 from entangle.cli import COMMANDS, main
 from entangle.config import parse
 from losses import CATALOGUE, build
@@ -150,12 +153,33 @@ def test_every_snippet_of_the_python_api_runs(number, tmp_path, monkeypatch, cap
     assert capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+def printed(notebook: Any) -> list[list[tuple[str, ...]]]:
+    """What each cell of a notebook shows, but for digits, spaces and pictures: what every machine shows alike."""
+    return [
+        [
+            (
+                *sorted(output.get("data", ())),
+                re.sub(r"[\d\s.-]+", " ", output.get("text", "") or plain(output)),
+            )
+            for output in cell.get("outputs", ())
+            if output.get("name") != "stderr"  # progress
+        ]
+        for cell in notebook.cells
+    ]
+
+
+def plain(output: Any) -> str:
+    return output.get("data", {}).get("text/plain", "").partition("Figure size")[0]
+
+
 @pytest.mark.slow
-def test_the_notebook_for_the_embedded_pairs_runs(tmp_path):
-    notebook = nbformat.read(ROOT / "docs" / "notebooks" / "embedded.ipynb", as_version=4)
+def test_the_notebook_for_the_embedded_pairs_runs_and_holds_what_it_shows(tmp_path):
+    kept = nbformat.read(ROOT / "docs" / "notebooks" / "embedded.ipynb", as_version=4)
+    notebook = copy.deepcopy(kept)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = str([cell.get("outputs") for cell in notebook.cells])
-    assert "single_word" in printed and "image/png" in printed
+    shown = str([cell.get("outputs") for cell in notebook.cells])
+    assert "single_word" in shown and "image/png" in shown
+    assert printed(kept) == printed(notebook)
 
 
 def test_the_notebook_for_a_gpu_calls_what_there_is():
@@ -200,3 +224,19 @@ def test_every_name_in_the_architecture_exists():
             raise AssertionError(name)
         if attribute[:1].isupper():
             assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_every_extra_is_named_on_the_start_page():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    install = START.read_text(encoding="utf-8").partition("## Install")[2].partition("\n## ")[0]
+    assert [extra for extra in extras if f"`{extra}`" not in install] == []
+
+
+def test_every_public_name_has_an_entry_in_the_api_pages():
+    texts = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md")]
+    shown = {found for text in texts for found in re.findall(r"^::: (\S+)", text, re.M)}
+    assert {f"entangle.{public}" for public in entangle.PUBLIC} - shown == set()
+    modules = {f"losses.{file.stem}" for file in (ROOT / "losses").glob("*.py")} - {"losses.__init__"}
+    assert {
+        module for module in modules if getattr(importlib.import_module(module), "__all__", ())
+    } - shown == set()
