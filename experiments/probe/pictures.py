@@ -40,7 +40,7 @@ class Picture:
 
 
 PICTURES = {
-    "report.png": Picture("body > header", "#regimes", height=1300),
+    "report.png": Picture("body > header", "#regimes", height=1010),
     "reading-verdict.png": Picture(
         ".verdict",
         "#controls",
@@ -48,7 +48,7 @@ PICTURES = {
             (".verdict .lede", 0, 0.2),
             (".verdict .said", 0, 0.5),
             (".verdict dl.facts", 0, 0.5),
-            ("#loss", 1, 0.5),
+            ("#loss", 0.7, 0),
             ("#legend", 1, 0.5),
         ),
     ),
@@ -59,7 +59,7 @@ PICTURES = {
             ("#plane .points", 0, 0.97),
             ("#plane .plot.live", 0.9, 0.52),
             ("#plane .whole", 1, 0.05),
-            ("#plane .tools", 0.8, 0.2),
+            ("#plane .tools", 0.7, 0.36),
         ),
     ),
     "reading-pair.png": Picture(
@@ -95,12 +95,12 @@ return first && last ? [first.top + scrollY, last.bottom + scrollY] : null
 """
 
 
-def make_page(folder: Path) -> Path:
+def make_page(folder: Path, *limit: str) -> Path:
     """Probe, take apart and report the pairs of the package; their page."""
     run = str(folder / "run")
     with contextlib.redirect_stdout(io.StringIO()):
         for command in (
-            ("probe", "--output_dir", run),
+            ("probe", "--output_dir", run, *limit),
             ("tokens", run, "--worst", "2", "--losses", "dpo"),
             ("report", run),
         ):
@@ -121,7 +121,7 @@ def photograph(opened: Any, picture: Picture, output: Path) -> None:
     box = opened.execute_script(BOX, picture.first, picture.last)
     if box is None:
         raise LookupError(f"{output.name}: the page has no {picture.first!r} or no {picture.last!r}.")
-    top, bottom = max(0, box[0] - 12), box[1] + 12
+    top, bottom = max(0, box[0] - 4), box[1] + 4
     clip = {"x": 0, "y": top, "width": WIDTH, "height": min(bottom - top, picture.height), "scale": 1}
     taken = opened.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     opened.execute_script("document.querySelectorAll('.mark').forEach(dot => dot.remove())")
@@ -139,13 +139,13 @@ def photograph_all(page: Path, output: Path) -> None:
             photograph(opened, picture, output / name)
 
 
-def make(output: Path) -> None:
-    """All pictures, into a folder."""
+def make(output: Path, *limit: str) -> None:
+    """All pictures, into a folder; `limit` is an option of the probe, for a look with fewer pairs."""
     with tempfile.TemporaryDirectory() as folder:
-        photograph_all(make_page(Path(folder)), output)
+        photograph_all(make_page(Path(folder), *limit), output)
         run = str(Path(folder) / "plane")
         with contextlib.redirect_stdout(io.StringIO()):
-            main(["probe", "--losses", *PLANE_LOSSES, "--output_dir", run])
+            main(["probe", "--losses", *PLANE_LOSSES, "--output_dir", run, *limit])
         draw(run, str(output / "plane.png"))
 
 
