@@ -88,13 +88,11 @@ def loss_card(row: LossRow) -> str:
 
 
 def code(value: str) -> str:
-    """A text in code, for HTML."""
     """HTML of a formula or a name."""
     return f"<code>{text(value)}</code>"
 
 
 def text(value: str) -> str:
-    """A text, for HTML."""
     """HTML of plain words."""
     return html.escape(value, quote=False)
 
