@@ -22,11 +22,13 @@ from entangle.analysis.hyperparameters import (
     PartlyNormalised,
     SettingRange,
     best_change,
+    falling_interval,
+    fewest_change,
     ideal_interval,
     readable,
     smallest_change,
 )
-from entangle.analysis.predictions import incentives_of, is_scored, logps_of, predict_losses
+from entangle.analysis.predictions import geometry_of, incentives_of, is_scored, logps_of, predict_losses
 from entangle.analysis.regimes import REGIMES, critical_addition, critical_shift, predict
 from entangle.analysis.statistics import wilson
 from entangle.cli import main
@@ -34,6 +36,7 @@ from entangle.commands.whatif import what_if
 from entangle.commands.whatif.choice import token_requirements
 from entangle.commands.whatif.grid import apply_grid
 from entangle.commands.whatif.scored import margin_growth
+from entangle.config import build_losses
 from entangle.errors import ConfigError, RunError
 from entangle.runs.folder import RunFolder
 from losses import CATALOGUE, CPO, DPO, DPOP, IPO, KTO, WPO, DPOShift, Incentives, SigmoidNorm, build
@@ -485,6 +488,116 @@ def test_parallel_and_identical_pairs_are_listed_and_never_ideal():
     assert result.critical.loc[:2, bounds].isna().all().all()
     assert "3 pairs can't be made ideal by any loss" in result.summary["recommendation"]
     assert "can't be reached on these pairs by any loss" in result.summary["recommendation"]
+
+
+# Where the chosen stops falling
+
+
+def falls_under(pairs: pd.DataFrame, loss, batch_size: int = 8) -> np.ndarray:
+    """The slow oracle: pairs whose chosen a loss lowers, by `predict_losses`, beyond the error of the arithmetic."""
+    rows = predict_losses(pairs, [loss], resolution=FLOAT32, batch_size=batch_size)
+    d_w, d_l = rows["incentive_chosen"], rows["incentive_rejected"]
+    norms = np.sqrt(pairs["sq_chosen"] * pairs["sq_rejected"])
+    floor = FLOAT32 * (d_w.abs() * pairs["sq_chosen"] + d_l.abs() * norms)
+    return (rows["change_chosen"] < -floor).to_numpy()
+
+
+@pytest.mark.parametrize("name", list(KNOBS))
+def test_falls_agree_with_a_scan_of_the_real_losses(name: str):
+    """A pair's chosen falls within its interval alone; no scanned setting has fewer, no nearer one as few."""
+    pairs = synthetic_pairs(50, norm_ratio=1.7)
+    knob, base = KNOBS[name], DPO(beta=0.2)
+    line = knob.line(base, logps_of(pairs), 8)
+    lower, upper = (end.numpy() for end in falling_interval(geometry_of(pairs, FLOAT32), line))
+    summary = what_if(pairs, ["dpo"], base=base, knobs=[name]).summary
+    found = summary["changes"][0]["falls"]
+    assert falls_under(pairs, base).sum() == summary["falls"]["count"] > 10
+    assert falls_under(pairs, knob.loss(base, found["setting"])).sum() == found["after"]["count"]
+    top, crossed = (knob.end if math.isfinite(knob.end) else 12.0), 0
+    for x in [x for x in np.linspace(knob.start, top, 25) if x > 0 or name != "shift"]:
+        falls = falls_under(pairs, knob.loss(base, float(x)))
+        assert (falls == ((lower < x) & (x < upper))).all(), x
+        assert falls.sum() >= found["after"]["count"]
+        assert falls.sum() > found["after"]["count"] or abs(x - knob.start) >= abs(
+            found["exact"] - knob.start
+        )
+        crossed += int((falls != falls_under(pairs, knob.origin(base))).sum())
+    assert crossed > 10
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("start", "end"), [(0.0, math.inf), (0.0, 1.0), (1.0, 0.0)])
+def test_the_fewest_intervals_are_found_by_trying_every_stretch(seed: int, start: float, end: float):
+    draw = torch.Generator().manual_seed(seed)
+    lower, width = torch.rand(2, 9, generator=draw, dtype=torch.float64) * 2 - 0.5
+    upper = lower + width.abs()
+    lower[0] = upper[0] = torch.nan
+    found = fewest_change(lower, upper, start, end)
+    ends = torch.cat([lower, upper, torch.tensor([start, min(end, 9.0)])])
+    ends = ends[~ends.isnan()].sort().values
+    inside = [x for x in ((ends[1:] + ends[:-1]) / 2).tolist() if min(start, end) <= x <= max(start, end)]
+    counts = {x: int(((lower < x) & (x < upper)).sum()) for x in [start, *inside]}
+    assert (
+        found.count == min(counts.values()) == int(((lower < found.nearest) & (found.nearest < upper)).sum())
+    )
+    nearest = min((x for x in counts if counts[x] == found.count), key=lambda x: abs(x - start))
+    assert abs(found.nearest - start) <= abs(nearest - start)
+    assert all(counts[x] > found.count for x in inside if abs(x - start) < abs(found.nearest - start) - 1e-6)
+    before, until = abs(found.nearest - start), abs(found.until - start)
+    assert all(counts[x] == found.count for x in inside if before <= abs(x - start) < until)
+    past = {x: count for x, count in counts.items() if abs(x - start) > until}
+    assert not past or past[min(past, key=lambda x: abs(x - start))] > found.count
+
+
+def test_a_small_weight_that_stops_every_fall_is_named_where_few_pairs_fall():
+    """4 of 40 fall, 90 % are ideal as asked for, and still the weight under which none falls is said: 0.025."""
+    unrelated = dict.fromkeys(("sq_chosen", "sq_rejected", "gap_chosen", "gap_rejected"), 1.0) | {
+        "inner": 0.0
+    }
+    pairs = pd.concat([hand_pairs(4), hand_pairs(36).assign(**unrelated)], ignore_index=True)
+    pairs["index"] = range(40)
+    result = what_if(pairs, ["dpo"], knobs=["nll"])
+    found = result.summary["changes"][0]["falls"]
+    assert (found["before"]["count"], found["after"]["count"], found["until"]) == (4, 0, None)
+    assert found["setting"] == pytest.approx(0.025) and found["exact"] == pytest.approx(0.025, rel=1e-4)
+    said = "lowers the chosen response of 4 pairs, and of none with nll = 0.025; with nll 36 of 40 are then ideal"
+    assert said in result.recommendation
+    assert "none needed" in result.table(120) and "chosen falls on" in result.table(120)
+
+
+def test_that_nothing_falls_is_said_in_a_sentence_and_that_nothing_helps_too():
+    unrelated = PairGeometry.from_scores(*torch.eye(2, dtype=torch.float64)[:, None, :].expand(2, 30, 2))
+    logps = torch.full((2, 30), -5.0)
+    fine = what_if(pairs_of(unrelated, logps, logps, torch.ones(2, 30)))
+    assert "Under dpo no pair's own step lowers its chosen response." in fine.table(120)
+    assert fine.summary["paste"] is None
+    stuck = what_if(hand_pairs(), ["dpo"], knobs=["length"])
+    assert "no setting of a knob lowers that number" in stuck.recommendation
+    assert stuck.summary["paste"] is None
+
+
+# Lines to paste
+
+
+def test_the_recommended_change_comes_as_lines_for_trl():
+    """TRL has no per-pair NLL term: its own, per token of the batch, at the smallest weight that does the same."""
+    result = what_if(hand_pairs(), ["dpo"], knobs=["nll"])
+    paste = result.summary["paste"]
+    assert (paste["knob"], paste["does"]) == ("nll_batch", "makes the share of pairs asked for ideal")
+    lines = ["loss_type: [sigmoid, sft]", f"loss_weights: [1.0, {paste['setting']:g}]", "beta: 0.1"]
+    assert paste["lines"] == lines
+    weight = paste["setting"]
+    assert ideal_under(hand_pairs(), KNOBS["nll_batch"].loss(DPO(), weight)).all()
+    assert not ideal_under(hand_pairs(), KNOBS["nll_batch"].loss(DPO(), 0.9 * weight)).any()
+    assert all(line in result.table(120) for line in lines)
+    (again,) = build_losses([paste["spec"]])
+    assert again.label == paste["loss"]
+
+
+def test_a_loss_that_trl_does_not_have_is_pasted_for_the_trainer_here():
+    paste = what_if(hand_pairs(), ["slic"], base="slic", knobs=["nll"]).summary["paste"]
+    assert paste["lines"] is None and build_losses([paste["spec"]])[0].label == paste["loss"]
+    assert "TRL's DPOTrainer has no such loss" in what_if(hand_pairs(), base="slic", knobs=["nll"]).table(120)
 
 
 # The recommendation

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -86,16 +86,37 @@ def ideal_interval(geometry: PairGeometry, line: IncentiveLine) -> tuple[Tensor,
         geometry: the pairs' Gram blocks, `(B,)`.
         line: their incentives as a function of the setting.
     """
-    fixed, slope = (
-        _half_lines(geometry, d) for d in (line.fixed, line.slope)
-    )  # (8, B) each: fixed + x slope > 0
+    return _positive(_half_lines(geometry, line.fixed), _half_lines(geometry, line.slope), line.log_growth)
+
+
+def falling_interval(geometry: PairGeometry, line: IncentiveLine) -> tuple[Tensor, Tensor]:
+    """Settings between which each pair's step lowers its chosen log-prob: an open interval; NaN for none.
+
+    Exactly the settings at which `regimes.predict` finds a change of the chosen below 0 by more than the error of the
+    arithmetic, whatever the rejected does: -(d_w A - d_l c) > t (|d_w| A + |d_l| sqrt(AB)), concave in the setting as
+    in `ideal_interval`.
+
+    Args:
+        geometry: the pairs' Gram blocks, `(B,)`.
+        line: their incentives as a function of the setting.
+
+    Returns:
+        (lower, upper), `(B,)` each.
+    """
+    return _positive(
+        _falling_lines(geometry, line.fixed), _falling_lines(geometry, line.slope), line.log_growth
+    )
+
+
+def _positive(fixed: Tensor, slope: Tensor, log_growth: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where all of some linear functions fixed + x slope, `(L, B)` each, are positive: an open interval per pair."""
     crossing = -fixed / slope
     never = ((slope == 0) & ~(fixed > 0)) | fixed.isnan() | slope.isnan()
     lower = torch.where(slope > 0, crossing, -torch.inf).amax(0)
     upper = torch.where(slope < 0, crossing, torch.inf).amin(0)
     empty = never.any(0) | ~(lower < upper)
-    if line.log_growth is not None:
-        lower, upper, empty = _exponents(lower, upper, empty, line.log_growth)
+    if log_growth is not None:
+        lower, upper, empty = _exponents(lower, upper, empty, log_growth)
     return torch.where(empty, torch.nan, lower), torch.where(empty, torch.nan, upper)
 
 
@@ -111,6 +132,19 @@ def _half_lines(geometry: PairGeometry, incentives: Incentives) -> Tensor:
             -prediction.change_rejected - t * (sign_w * d_w * norms + sign_l * d_l * geometry.sq_rejected)
         )
     return torch.stack(rows)
+
+
+def _falling_lines(geometry: PairGeometry, incentives: Incentives) -> Tensor:
+    """The four linear functions of the incentives that are all positive iff a pair's chosen falls, `(4, B)`."""
+    d_w, d_l = incentives.chosen.double(), incentives.rejected.double()
+    change = predict(geometry, Incentives(d_w, d_l)).change_chosen
+    norms, t = (geometry.sq_chosen * geometry.sq_rejected).sqrt(), geometry.resolution
+    return torch.stack(
+        [
+            -change - t * (sign_w * d_w * geometry.sq_chosen + sign_l * d_l * norms)
+            for sign_w, sign_l in itertools.product((1, -1), repeat=2)
+        ]
+    )
 
 
 def _exponents(
@@ -334,9 +368,35 @@ def best_change(lower: Tensor, upper: Tensor, start: float, end: float) -> Setti
     return ends.range_from(best, int(ends.counts[best]))
 
 
+def fewest_change(lower: Tensor, upper: Tensor, start: float, end: float) -> SettingRange:
+    """The setting that lies in the fewest open intervals; the one nearest to `start` of several.
+
+    Exact: the count only falls at `start` and just past an upper end.
+
+    Args:
+        lower: lower ends, `(B,)`; NaN for an empty interval.
+        upper: upper ends, `(B,)`.
+        start: where the search begins.
+        end: where it ends.
+
+    Returns:
+        The stretch; its `count` is of the intervals that still hold it, and it ends where one more does.
+
+    Examples:
+        >>> ends = torch.tensor([-1.0, -1.0, 6.0]), torch.tensor([3.0, 4.0, 9.0])
+        >>> found = fewest_change(*ends, start=0.0, end=9.0)
+        >>> round(found.nearest, 3), found.until, found.count
+        (4.0, 6.0, 0)
+    """
+    ends = _IntervalEnds.make(lower, upper, start, end)
+    ends = replace(ends, past=ends.upper[(ends.upper >= 0) & (ends.upper < abs(end - start))].unique())
+    least = int(ends.counts.argmin())  # the first of equals
+    return ends.few_from(least, int(ends.counts[least]))
+
+
 @dataclass(frozen=True)
 class _IntervalEnds:
-    """Interval ends as distances from a start; candidate 0 is the start, the others are past a lower end."""
+    """Interval ends as distances from a start; candidate 0 is the start, the others are `past` an end (a lower one)."""
 
     lower: Tensor
     upper: Tensor
@@ -374,6 +434,13 @@ class _IntervalEnds:
         short = closing[self.at(closing) < needed]
         until = min(short[0].item() if len(short) else math.inf, abs(self.end - self.start))
         return SettingRange(self._setting(nearest), self._setting(until), int(self.counts[candidate]))
+
+    def few_from(self, candidate: int, allowed: int) -> SettingRange:
+        nearest = 0.0 if candidate == 0 else self._step_past(self.past[candidate - 1].item())
+        opening = self.lower[self.lower >= nearest]
+        more = opening[self._up_to(self.lower, opening) - self._up_to(self.upper, opening) > allowed]
+        until = min(more[0].item() if len(more) else math.inf, abs(self.end - self.start))
+        return SettingRange(self._setting(nearest), self._setting(until), allowed)
 
     def _step_past(self, distance: float) -> float:
         ends = torch.cat([self.lower, self.upper])

@@ -7,7 +7,7 @@ states it only where its interval means something, and says how many pairs would
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entangle.analysis.regimes import Regime
@@ -153,11 +153,10 @@ def set_advice(content: Mapping[str, Any], loss: str) -> list[str]:
         return []
     stops = [f"{c['knob']} = {c['stops']:.3g}" for c in changes if c["stops"] not in (None, c["start"])]
     chosen = [f"The mean chosen log-prob stops falling from {' or '.join(stops)} on."] if stops else []
-    found = [change for change in changes if change["setting"] is not None]
-    if not found:
+    best = best_set_change(changes)
+    if best is None:
         tried = ", ".join(change["knob"] for change in changes)
         return [f"No setting of {tried} keeps the set from drifting.", *chosen]
-    best = max(found, key=lambda change: change["at_setting"]["margin"]["value"])
     after, before = best["at_setting"], best["at_start"]
     doubt = "" if finding(after) == IDEAL else ", by these pairs' means and without certainty,"
     return [
@@ -166,6 +165,12 @@ def set_advice(content: Mapping[str, Any], loss: str) -> list[str]:
         f"{after['margin']['value']:.3g} nats per unit of learning rate, instead of {before['margin']['value']:.3g}.",
         *chosen,
     ]
+
+
+def best_set_change(changes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Of the smallest changes that keep a set from drifting the one that leaves most margin; None if none does."""
+    found = [change for change in changes if change["setting"] is not None]
+    return max(found, key=lambda change: change["at_setting"]["margin"]["value"]) if found else None
 
 
 def steady_losses(content: Mapping[str, Any]) -> list[str]:

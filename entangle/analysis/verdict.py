@@ -120,7 +120,12 @@ def recommendation(summary: Mapping[str, Any], *, is_harmful: bool = False) -> s
     whole = summary.get("set")
     said = [] if whole is None else [set_verdict(whole, summary["base"]), *set_advice(whole, summary["base"])]
     return " ".join(
-        [*said, pair_verdict(summary["regimes"], summary["base"]), *advice(summary, is_harmful=is_harmful)]
+        [
+            *said,
+            pair_verdict(summary["regimes"], summary["base"]),
+            *advice(summary, is_harmful=is_harmful),
+            *fall_advice(summary),
+        ]
     )
 
 
@@ -156,6 +161,40 @@ def cheapest_change(changes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] |
     """Of the changes that reach the target the one that keeps most margin growth; None if none reaches it."""
     reaching = [change for change in changes if change["reaches"]]
     return max(reaching, key=_worth) if reaching else None
+
+
+def fewest_falls(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The knobs under which the chosen log-prob falls on the fewest pairs, fewer than under the base; none if none.
+
+    Args:
+        summary: of a what-if.
+    """
+    counts = {change["knob"]: change["falls"]["after"]["count"] for change in summary["changes"]}
+    least = min(counts.values(), default=summary["falls"]["count"])
+    if least >= summary["falls"]["count"]:
+        return []
+    return [change for change in summary["changes"] if counts[change["knob"]] == least]
+
+
+def fall_advice(summary: Mapping[str, Any]) -> list[str]:
+    """From which settings on the chosen log-prob stops falling on single pairs, where it falls on any.
+
+    Args:
+        summary: of a what-if.
+    """
+    before, found = summary["falls"]["count"], fewest_falls(summary)
+    if not before or not summary["changes"]:
+        return []
+    start = f"One step lowers the chosen response of {counted(before)}"
+    if not found:
+        return [f"{start}, and no setting of a knob lowers that number."]
+    after = found[0]["falls"]["after"]["count"]
+    settings = " or ".join(f"{change['knob']} = {change['falls']['setting']:.4g}" for change in found)
+    ideal = found[0]["falls"]["at_setting"]["regimes"]["ideal"]["count"]
+    return [
+        f"{start}, and of {f'only {after}' if after else 'none'} with {settings}; with {found[0]['knob']} {ideal} of "
+        f"{summary['pairs']['scored']} are then ideal, instead of {summary['regimes']['ideal']['count']}."
+    ]
 
 
 def is_idle(change: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -76,12 +77,46 @@ def brief_content(
 
 def geometry_of_content(content: Mapping[str, Any]) -> SetGeometry:
     """The set's geometry from set.json: other losses are judged without the model."""
-    sums = content["sums"]
-    numbers = {
-        name: torch.tensor(sums[name], dtype=torch.float64 if name in ("products", "own") else torch.int64)
-        for name in ("products", "own", "pairs", "squares", "prompts")
+    return SetGeometry.from_sums(_sums_of(content), tuple(content["sums"]["kinds"]))
+
+
+def content_under(content: Mapping[str, Any], predictions: pd.DataFrame) -> dict[str, Any]:
+    """What `set_content` would give under other losses: the same block, sums and layers, other moves.
+
+    Args:
+        content: of the same pairs, from set.json.
+        predictions: rows of predictions of these losses.
+    """
+    sums, kinds = _sums_of(content), tuple(content["sums"]["kinds"])
+    geometry = SetGeometry.from_sums(sums, kinds)
+    found = dict(content) | {"losses": moves_of(geometry, predictions)}
+    found["epoch"] = dict(content["epoch"]) | {"losses": moves_of(geometry.epoch(), predictions)}
+    if "kinds" in content:
+        between = by_kind(sums, kinds)
+        found["kinds"] = dict(content["kinds"]) | {
+            "block": [
+                dict(part) | {"losses": moves_of(between[part["of"], part["by"]], predictions)}
+                for part in content["kinds"]["block"]
+            ]
+        }
+    return found
+
+
+def _sums_of(content: Mapping[str, Any]) -> GramSums:
+    """Products of group sums from set.json, in which null stands for NaN."""
+    types = {
+        "products": "float64",
+        "own": "float64",
+        "pairs": "int64",
+        "squares": "int64",
+        "prompts": "int64",
     }
-    return SetGeometry.from_sums(GramSums(**numbers), tuple(sums["kinds"]))
+    return GramSums(
+        **{
+            name: torch.from_numpy(np.array(content["sums"][name], dtype=kind))
+            for name, kind in types.items()
+        }
+    )
 
 
 def block_of(geometry: SetGeometry) -> dict[str, Any]:

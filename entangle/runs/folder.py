@@ -102,7 +102,33 @@ class RunFolder:
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self.write_json("identity.json", identity)
-                self.write_yaml("config.yaml", config.recorded, head=f"{MADE_BY}{config.VERB}\n")
+                self.record(config)
+
+    def record(self, config: RecordedOptions) -> None:
+        """Write down the options that the run is of.
+
+        Raises:
+            RunError: the folder can't be written.
+        """
+        self.write_yaml("config.yaml", config.recorded, head=f"{MADE_BY}{config.VERB}\n")
+
+    def differs_only_in(
+        self, options: Sequence[str], config: RecordedOptions, identity: Mapping[str, Any]
+    ) -> bool:
+        """Whether the folder holds a finished run of the same inputs that differs in some of these options alone.
+
+        Args:
+            options: their names.
+            config: the options asked for.
+            identity: hashes of the inputs asked for.
+        """
+        if not self.is_complete or not (self.path / "config.yaml").is_file() or self.verb != config.VERB:
+            return False
+        try:
+            changed, inputs = self.changed_options(config), self.read_json("identity.json")
+        except UserError:  # illegible: whoever begins the run says so
+            return False
+        return bool(changed) and changed.keys() <= set(options) and not _changes(inputs, _plain(identity))
 
     def _is_same(self, config: RecordedOptions, identity: Mapping[str, Any]) -> bool:
         """Whether the folder holds this run, and says so legibly."""

@@ -118,6 +118,17 @@ class Session:
         self._started = time.monotonic()
         return True
 
+    def holds_all_but(self, options: Sequence[str], identity: Mapping[str, Any]) -> bool:
+        """Whether the folder holds this run, finished, but for some of these options; not where it is to be replaced.
+
+        Args:
+            options: names of options that need nothing measured.
+            identity: as in `begin`.
+        """
+        found = self.config.replaces != "any" and self.run.differs_only_in(options, self.config, identity)
+        self.processes.wait_for_everyone()  # before one of them rewrites the options
+        return found
+
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Make the run folder, or check that it is of the same run; also of a finished one that may be extended.
 

@@ -62,10 +62,11 @@ def whatif_tables(
         ]
     parts.append(verdict_table(settings, rows, summary["base"]))
     if summary["changes"]:
-        parts.append(change_table(summary))
+        parts += [change_table(summary), fall_table(summary)]
     parts += [
         inseparable_list(critical, summary["inseparable"], texts),
         Text(f"\n{summary['recommendation']}", "bold"),
+        *([] if summary["paste"] is None else [paste_text(summary["paste"])]),
         Text("Limits: " + " ".join(summary["limits"]), "dim"),
     ]
     if summary["refused"]:
@@ -157,6 +158,45 @@ def change_table(summary: Mapping[str, Any]) -> RenderableType:
         "same length can (median pair; every loss with rho = 1 has 100)."
     )
     return Group(table, Text("\n".join(lines) + "\n", "dim"))
+
+
+def fall_table(summary: Mapping[str, Any]) -> RenderableType:
+    """One row per knob: the smallest setting at which the chosen log-prob falls on the fewest pairs, and its price."""
+    if not any(change["falls"]["before"]["count"] for change in summary["changes"]):
+        return Text(f"Under {summary['base']} no pair's own step lowers its chosen response.\n")
+    title = "Smallest change under which the chosen falls on the fewest pairs"
+    table = plain_table(title, padding=(0, 1, 0, 0))
+    for column in ("knob", "setting", "up to", "chosen falls on", "before", "ideal %", "both\nup"):
+        table.add_column(column, justify="left" if column == "knob" else "right", no_wrap=True)
+    for change in summary["changes"]:
+        found = change["falls"]
+        before, after, regimes = found["before"], found["after"], found["at_setting"]["regimes"]
+        is_start = found["setting"] == change["start"]
+        idle = "none helps" if before["count"] else "none needed"
+        table.add_row(
+            change["knob"],
+            idle if is_start else _number(found["setting"]),
+            "-" if is_start else "no limit" if found["until"] is None else _number(found["until"]),
+            counted(after["count"]),
+            counted(before["count"]),
+            percent(regimes["ideal"]),
+            percent(regimes["both_up"], interval=False),
+        )
+    return Group(table, "")
+
+
+def paste_text(paste: Mapping[str, Any]) -> Text:
+    """The recommended change as lines to paste."""
+    what = f"{paste['knob']} = {paste['setting']:.4g}, the smallest that {paste['does']}"
+    text = Text()
+    if paste["lines"] is None:
+        text.append(f"\nTRL's DPOTrainer has no such loss ({paste['loss']}).")
+    else:
+        text.append(f"\nTo paste into the file for trl dpo ({what}):")
+        text.append("".join(f"\n  {line}" for line in paste["lines"]), "bold")
+    if paste["spec"] is not None:
+        text.append("\nTo train with it here: ").append(f"entangle train --loss '{paste['spec']}'", "bold")
+    return text.append("\n")
 
 
 def setting_text(change: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from entangle.analysis.real_steps import is_refuted
 from entangle.commands.output import Output
 from entangle.commands.probe.judged import judge, provenance_of
 from entangle.commands.probe.prepared import Prepared, check_group, check_request
+from entangle.commands.probe.rejudged import JUDGING, check_rejudging, rejudge
 from entangle.commands.probe.result import ProbeResult
 from entangle.config import DEFAULT_LOSSES, ProbeConfig, build_losses
 from entangle.config.hashing import hash_file
@@ -30,7 +31,8 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     """Probe a policy on preference pairs: the main job, from options to a finished run folder.
 
     Computes A, B, c and both gaps of every pair exactly over the probed parameters, log-probs under policy and
-    reference, then every loss's incentives, predicted changes and regimes. A run that was broken off is resumed.
+    reference, then every loss's incentives, predicted changes and regimes. A run that was broken off is resumed; a
+    finished one that differs in its losses alone is judged under the new ones, from its stored scores.
     Under `accelerate launch` or `torchrun` the processes share the shards and write one folder.
 
     Args:
@@ -55,6 +57,9 @@ def run_probe(config: ProbeConfig, console: Console | None = None) -> ProbeResul
     if config.optimizer_state is not None:
         prepared = prepared.under(load_adam_state(config.optimizer_state, policy.model, policy.trained))
         identity["optimizer"] = hash_file(optimizer_file(config.optimizer_state))
+    if session.holds_all_but(JUDGING, identity):
+        check_rejudging(session.run, prepared)
+        return ProbeResult.load(session.finish(lambda: rejudge(session, prepared)))
     if not session.begin(identity):
         return ProbeResult.load(session.run.path)
     for note in prepared.notes:

@@ -27,6 +27,7 @@ from entangle.analysis.verdict import limits, recommendation
 from entangle.commands.output import Output
 from entangle.commands.whatif.choice import allowed_losses, base_of, build_all, usable_knobs
 from entangle.commands.whatif.grid import apply_grid
+from entangle.commands.whatif.paste import lines_to_paste
 from entangle.commands.whatif.scored import ScoredPairs
 from entangle.commands.whatif.set import ScoredSet
 from entangle.commands.whatif.source import Probed, read_probe
@@ -61,7 +62,7 @@ class WhatIf(Shown):
         critical: one row per pair: for each knob the interval of settings that makes it ideal (NaN: none),
             and why no loss can move it as wanted, where that is so.
         curves: one row per knob and setting of a grid: regime shares along the knob.
-        summary: what was judged, the smallest changes, refusals, limits, the recommendation.
+        summary: what was judged, the smallest changes, refusals, limits, the recommendation, its lines to paste.
         texts: texts of the pairs, where the probe kept them.
     """
 
@@ -143,6 +144,7 @@ def what_if(
         "metric": source.provenance.get("metric", "sgd"),
         "provenance": {key: source.provenance[key] for key in PROVENANCE if key in source.provenance},
         "regimes": _shares_of(settings, start.label),
+        "falls": scored.falls(start),
         "changes": changes,
         "refused": refused + idle,
         "batch_coupled": [loss.label for loss in judged if loss.is_batch_coupled],
@@ -150,13 +152,18 @@ def what_if(
         "best": _best(settings),
         "grid": list(grid),
     }
+    whole = None
     if source.set_content is not None:
         whole = ScoredSet(geometry_of_content(source.set_content), scored)
         summary["set"] = {name: source.set_content[name] for name in SET_BLOCK} | {
             "losses": whole.content(judged),
             "changes": [whole.smallest_change(knob, start) for knob in turned],
         }
-    summary |= {"recommendation": recommendation(summary), "limits": limits(summary)}
+    summary |= {
+        "recommendation": recommendation(summary),
+        "paste": lines_to_paste(summary, scored, whole, start),
+        "limits": limits(summary),
+    }
     curves = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
     return WhatIf(rows, settings, regimes, critical, curves, summary, source.texts)
 

@@ -18,6 +18,8 @@ from entangle.analysis.hyperparameters import (
     Knob,
     SettingRange,
     best_change,
+    falling_interval,
+    fewest_change,
     ideal_interval,
     readable,
     smallest_change,
@@ -117,6 +119,28 @@ class ScoredPairs:
             "best_count": best.count,
             "at_start": self._state(knob.origin(base)),
             "at_setting": self._state(knob.loss(base, setting)),
+            "falls": self._fewest_falls(knob, base),
+        }
+
+    def falls(self, loss: PreferenceLoss) -> dict[str, float]:
+        """Share of pairs whose chosen log-prob a step of a loss lowers, whatever the rejected does."""
+        found = predict(self.geometry, self.incentives(loss))
+        return share(int((found.change_chosen < -found.floor_chosen).sum()), len(self.logps.chosen))
+
+    def _fewest_falls(self, knob: Knob, base: PreferenceLoss) -> dict[str, Any]:
+        """The setting nearest to a knob's start at which the chosen log-prob falls on the fewest pairs."""
+        lower, upper = falling_interval(self.geometry, knob.line(base, self.logps, self.batch_size))
+        found = fewest_change(lower, upper, knob.start, knob.end)
+        setting = readable(found, knob.start)
+        loss = knob.loss(base, setting)
+        return {
+            "setting": setting,
+            "exact": found.nearest,
+            "until": None if found.until == knob.end else found.until,
+            "loss": loss.label,
+            "before": self.falls(knob.origin(base)),
+            "after": self.falls(loss),
+            "at_setting": self._state(loss),
         }
 
     def _past(self, line: IncentiveLine, found: SettingRange, knob: Knob) -> str | None:
