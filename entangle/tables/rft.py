@@ -145,7 +145,9 @@ def size_table(sizes: Sequence[Mapping[str, Any]]) -> Table:
     ):
         table.add_column(column, justify="right")
     for row in sizes:
-        live = f"{100 * row['live']:.0f} [{100 * row['live_low']:.0f}-{100 * row['live_high']:.0f}]"
+        live = f"{100 * row['live']:.0f}"
+        if row["live_low"] is not None:  # a single prompt has no interval
+            live += f" [{100 * row['live_low']:.0f}-{100 * row['live_high']:.0f}]"
         cost = [_ends(row, name) for name in ("groups", "rollouts")]
         table.add_row(str(row["size"]), live, *cost, number(row["grad_norm"]))
     table.caption = (

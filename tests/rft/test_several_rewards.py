@@ -16,6 +16,8 @@ from entangle.rewards.gradients import grpo_weights
 from entangle.rewards.group_size import group_sizes
 from entangle.rewards.history import prompt_state, transitions
 from entangle.rewards.several import compare_rewards, pair_accuracy, within_correlation
+from entangle.runs.folder import as_json
+from entangle.tables.rft import size_table
 from tests.tiny import save_adapter, save_policy
 
 DRAW = np.random.default_rng(1)
@@ -87,6 +89,13 @@ def test_no_live_group_costs_infinitely_many():
     (row,) = group_sizes([np.eye(2)], [np.ones(2)])
     assert row["live"] == 0 and row["rollouts"] == math.inf
     assert group_sizes([], []) == []
+
+
+def test_a_single_prompt_has_a_share_without_an_interval():
+    sizes = as_json(group_sizes([np.eye(4)], [np.array([0.0, 1.0, 0.0, 1.0])]))
+    assert sizes[0]["live_low"] is None
+    cells = list(size_table(sizes).columns[1].cells)
+    assert cells[0] == f"{100 * sizes[0]['live']:.0f}"
 
 
 def test_states_and_where_prompts_go():
