@@ -53,6 +53,7 @@ def test_ideal_is_explained_where_it_first_appears(finished):
 
 def test_the_sets_sentence_is_said_once_and_last(finished):
     text, said = finished.table(4 * WIDE), set_verdict(finished.summary["set"], "dpo")
+    assert finished.set.table(4 * WIDE).count(said) == 1  # shown alone, the set says it itself
     assert text.count(said) == 1 and text.rindex(said) > text.index("Distribution over the pairs")
 
 
