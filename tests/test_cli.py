@@ -272,7 +272,7 @@ def test_embedded_default_runs_outside_the_checkout(tmp_path):
     finished = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=True
     )
-    assert "72 pairs, 72 scored" in finished.stdout
+    assert "72 embedded pairs, 72 scored" in finished.stdout
     run = next((tmp_path / "runs").iterdir())
     summary = json.loads((run / "summary.json").read_text())
     kinds = summary["groups"]["values"]

@@ -84,4 +84,4 @@ def test_installed_command_runs_outside_the_checkout(wheel, tmp_path):
     assert found.stdout.count(str(tmp_path / "site")) == 2, found.stderr
     command = [sys.executable, "-m", "entangle", "probe", "--limit", "4", "--losses", "dpo", "simpo"]
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0 and "4 pairs, 4 scored" in finished.stdout, finished.stderr
+    assert finished.returncode == 0 and "4 embedded pairs, 4 scored" in finished.stdout, finished.stderr

@@ -96,7 +96,7 @@ def test_lora_run_against_plain_forward_passes(lora: Path, base: Path, pairs: st
         np.testing.assert_allclose(
             point["moved_chosen_error"], change.std(ddof=1) / len(change) ** 0.5, rtol=1e-3
         )
-    assert result.summary["start"] == "reference (adapter_off)"
+    assert result.summary["start"] == "reference (the model without its adapter)"
     assert (lora / "sweep" / "sweep.png").stat().st_size > 10_000
 
 

@@ -144,7 +144,7 @@ def positives_sentence(content: Mapping[str, Any], step: str) -> str:
     correct, incorrect = (content["parts"][step][side] for side in ("correct", "incorrect"))
     from_correct, from_incorrect = correct["own"] + correct["by_correct"], correct["by_incorrect"]
     return (
-        f"Of the mean change of correct answers, {correct['change']:+.2g} nats per unit of learning rate, "
+        f"Of the mean change of correct answers, {correct['change']:+.2g} nats by a step of learning rate 1, "
         f"{from_correct:+.2g} come from the correct answers and {from_incorrect:+.2g} from the incorrect ones; the "
         f"correct ones alone would move incorrect answers by {incorrect['by_correct']:+.2g}."
     )

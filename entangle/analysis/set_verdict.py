@@ -162,7 +162,8 @@ def set_advice(content: Mapping[str, Any], loss: str) -> list[str]:
     return [
         f"The smallest change that{doubt} keeps the set from drifting is {best['knob']} ({best['title']}) = "
         f"{best['setting']:.3g}, that is {best['loss']}: the mean margin then grows by "
-        f"{after['margin']['value']:.3g} nats per unit of learning rate, instead of {before['margin']['value']:.3g}.",
+        f"{after['margin']['value']:.3g} nats in a step of learning rate 1, instead of "
+        f"{before['margin']['value']:.3g}.",
         *chosen,
     ]
 

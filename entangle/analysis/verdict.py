@@ -230,8 +230,8 @@ def _cost(change: Mapping[str, Any]) -> str:
     """What a change costs in margin growth, per unit of learning rate and at equal length of the step."""
     before, after = change["at_start"], change["at_setting"]
     return (
-        f"The median pair's margin then grows by {_number(after['margin_change_median'])} nats per unit of learning "
-        f"rate ({before['label']}: {_number(before['margin_change_median'])}), and at "
+        f"The median pair's margin then grows by {_number(after['margin_change_median'])} nats in a step of "
+        f"learning rate 1 ({before['label']}: {_number(before['margin_change_median'])}), and at "
         f"{_hundred(after['margin_efficiency_median'])} % of the fastest rate for a step of that length."
     )
 

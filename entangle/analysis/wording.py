@@ -107,6 +107,15 @@ def is_known(value: float | None) -> bool:
     return value is not None and value == value
 
 
+def reference_text(name: str) -> str:
+    """A reference as a run's provenance names it, in words.
+
+    >>> reference_text("adapter_off")
+    'the model without its adapter'
+    """
+    return "the model without its adapter" if name == "adapter_off" else name
+
+
 def share_text(part: Mapping[str, float]) -> str:
     """A share of pairs with its interval.
 

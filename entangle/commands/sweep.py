@@ -17,6 +17,7 @@ from entangle.analysis.geometry import GEOMETRY_COLUMNS, SIDES
 from entangle.analysis.predictions import is_scored
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.statistics import share
+from entangle.analysis.wording import reference_text
 from entangle.commands.across import ACROSS, run_across
 from entangle.commands.probe import ProbeResult, run_probe
 from entangle.config import AcrossConfig, ProbeConfig, SweepConfig
@@ -221,7 +222,9 @@ def collect(
         points = points.merge(pd.DataFrame(others), on="step")
     summary = {
         "loss": loss,
-        "start": f"reference ({provenance['reference']})" if has_reference else f"checkpoint-{min(probes)}",
+        "start": f"reference ({reference_text(provenance['reference'])})"
+        if has_reference
+        else f"checkpoint-{min(probes)}",
         "checkpoints": list(probes),
         "onset": onset(points),
         "fallen_pairs": share(int(pairs.notna().sum()), len(pairs)),

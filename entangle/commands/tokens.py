@@ -36,7 +36,7 @@ from entangle.scores import Metric, make_engine
 from entangle.scores.check import logps_agree
 from entangle.scores.float64 import KeepFloat64
 from entangle.scores.tokens import TokenProducts, token_products
-from entangle.tables.base import Shown
+from entangle.tables.base import Shown, heading
 from entangle.tables.tokens import token_table
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -71,10 +71,11 @@ class TokenResult(Shown):
         numbers = self.probe.pairs.merge(predictions[predictions["loss"] == self.loss], on="index")
         by_index = {row["index"]: row for row in numbers.to_dict("records")}
         return Group(
+            heading(self.probe.summary, self.probe.provenance),
             *(
                 token_table(by_index[i], self.tokens[self.tokens["index"] == i], self.loss, rows)
                 for i in wanted
-            )
+            ),
         )
 
 

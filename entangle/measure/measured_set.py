@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from entangle.analysis.jackknife import Estimate
 from entangle.analysis.regimes import Regime
+from entangle.analysis.set_verdict import set_verdict
 from entangle.analysis.sets import SetGeometry, SetMove
 from entangle.measure.set_content import estimate_of, geometry_of_content, move_of
 from entangle.tables.base import Shown
@@ -80,4 +82,5 @@ class MeasuredSet(Shown):
 
     def renderable(self) -> RenderableType:
         """The tables as rich objects: the geometry, the drift under every loss, and what that means."""
-        return set_tables(self.content)
+        first = next(iter(self.content["losses"]))
+        return Group(set_tables(self.content), Text(set_verdict(self.content, first), "bold"))

@@ -247,6 +247,7 @@ class PromptMeasurement:
             | dict(self.policy.description)
             | own
             | {
+                "dataset_name": self.config.rollouts or self.config.dataset_name,
                 "resolution": self.engine.resolution,
                 "metric": "sgd",
                 "engine": self.config.engine,

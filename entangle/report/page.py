@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from entangle.analysis.regimes import REGIMES
-from entangle.analysis.wording import SENTENCES, spoken
+from entangle.analysis.wording import SENTENCES, reference_text, spoken
 from entangle.errors import RunError, UserError
 from entangle.figures.pairs import set_spread
 from entangle.figures.style import MARKERS, REGIME_COLOURS
@@ -260,7 +260,7 @@ def _facts(source: Source) -> list[tuple[str, str, str]]:
     if data := str(source.config.get("dataset_name") or ""):
         facts.append(("data", data, ""))
     if source.pairs is not None:
-        facts.append(("pairs", count_line(source.summary), ""))
+        facts.append(("pairs", count_line(source.summary, {}), ""))
     if _has_model(source):
         facts.append(("model", model_name(known), ""))
     if adapter := known.get("adapter_name_or_path"):
@@ -277,7 +277,8 @@ def _facts(source: Source) -> list[tuple[str, str, str]]:
         ("reference", "reference", "reference"),
     ):
         if key in known:
-            facts.append((name, str(known[key]).upper() if key == "metric" else str(known[key]), term))
+            value = str(known[key])
+            facts.append((name, value.upper() if key == "metric" else reference_text(value), term))
     return [*facts, *([("date", source.finished, "")] if source.finished else [])]
 
 

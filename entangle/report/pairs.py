@@ -118,7 +118,9 @@ def change_blocks(source: Source) -> list[Block]:
             live="changes",
             terms=("change", "regime"),
             table=Table(
-                "Predicted change per unit learning rate, nats: median [5 %, 95 % of the pairs]", head, rows
+                "Predicted change in nats by a step of learning rate 1: median [5 %, 95 % of the pairs]",
+                head,
+                rows,
             ),
         )
     ]

@@ -109,7 +109,7 @@ def _words(judged: Mapping[str, Any], before: str, after: str, weight: float) ->
     gain = [number(tuple(move["margin"][end] for end in ("value", "low", "high"))) for move in (new, old)]
     doubt = "" if (new["chosen"]["low"] or -1) > 0 else ", by these pairs' means and without certainty"
     return (
-        f"{start}{doubt}: the mean chosen log-prob then changes by {moved[0]} nats per unit of learning rate. Its "
+        f"{start}{doubt}: the mean chosen log-prob then changes by {moved[0]} nats in a step of learning rate 1. Its "
         f"price: the mean margin grows by {gain[0]} instead of {gain[1]}."
     )
 

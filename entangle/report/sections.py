@@ -60,7 +60,7 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Source], list[Block]], tuple[str
     (
         "changes",
         "Predicted changes",
-        "By how much: to first order, in nats per unit of learning rate.",
+        "By how much: to first order, in nats, by a step of learning rate 1: multiply by yours.",
         change_blocks,
         ("change", "incentives", "gram"),
     ),

@@ -58,7 +58,7 @@ def _drift(content: Mapping[str, Any]) -> Figure:
         width=8.0,
         terms=("set", "drift", "interval"),
         table=Table(
-            "The set under every loss: changes of the mean log-probs in nats per unit of learning rate [95 % interval]",
+            "The set under every loss: mean changes of log-probs in nats, by a step of learning rate 1 [95 % interval]",
             [
                 Heading("loss"),
                 Heading("rho of means", "rho"),
@@ -127,7 +127,7 @@ def _kinds(kinds: Mapping[str, Any], loss: str) -> Figure:
         width=10.0,
         terms=("set", "change"),
         table=Table(
-            f"Nats per unit of learning rate under {loss} [95 % interval]",
+            f"Nats by a step of learning rate 1 under {loss} [95 % interval]",
             [Heading(f"{kinds['column']}"), *(Heading(side, "change") for side in SIDES)],
             rows,
         ),

@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from entangle.analysis.regimes import Regime
+from entangle.analysis.wording import reference_text
+from entangle.config import EMBEDDED
 from entangle.tables.console import SafeConsole
 
 REGIME_STYLES = {
@@ -27,6 +29,9 @@ REGIME_STYLES = {
     Regime.DEGENERATE: "dim",
 }
 """How the terminal colours a regime."""
+
+IDEAL_MEANS = "ideal: the chosen rises and the rejected falls, by this step alone"
+"""Said where a table first speaks of ideal pairs."""
 
 
 def percent(share: Mapping[str, float], *, interval: bool = True) -> str:
@@ -56,9 +61,10 @@ def plain_table(title: str, **options: Any) -> Table:
 
 def heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> Text:
     """Pairs counted, and what the numbers are of: model, parameters, precision, metric."""
-    text = Text(count_line(summary), "bold")
+    text = Text(count_line(summary, provenance), "bold")
     text.append(
-        f"\n{measured_on(provenance)}, {provenance['metric'].upper()} metric, reference {provenance['reference']}\n",
+        f"\n{measured_on(provenance)}, {provenance['metric'].upper()} metric, reference: "
+        f"{reference_text(provenance['reference'])}\n",
         style="not bold",
     )
     return text
@@ -78,12 +84,32 @@ def model_name(provenance: Mapping[str, Any]) -> str:
     return " + ".join(dict.fromkeys(Path(name).name for name in names if name))
 
 
-def count_line(summary: Mapping[str, Any]) -> str:
-    """`450 pairs, 448 scored; 2 truncated`."""
+def of_data(count: int, noun: str, provenance: Mapping[str, Any]) -> str:
+    """What was counted and of which data: a file by its name, a data set of the hub by its id.
+
+    Args:
+        count: how many.
+        noun: what, in the plural.
+        provenance: of the run; without `dataset_name`, as of pairs in memory, nothing is said of the data.
+
+    >>> of_data(40, "pairs", {"dataset_name": "data/pairs.jsonl"}), of_data(72, "pairs", {"dataset_name": "embedded"})
+    ('40 pairs of pairs.jsonl', '72 embedded pairs')
+    """
+    name = provenance.get("dataset_name")
+    if name is None:
+        return f"{count} {noun}"
+    if name == EMBEDDED:
+        return f"{count} {EMBEDDED} {noun}"
+    is_place = bool(Path(name).suffix) or Path(name).is_absolute()
+    return f"{count} {noun} of {Path(name).name if is_place else name}"
+
+
+def count_line(summary: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """`450 pairs of pairs.jsonl, 448 scored; 2 truncated`."""
     counts = dict(summary["pairs"])
     total, scored = counts.pop("total"), counts.pop("scored")
     flags = ", ".join(f"{count} {flag.replace('_', '-')}" for flag, count in counts.items() if count)
-    return f"{total} pairs, {scored} scored" + (f"; {flags}" if flags else "")
+    return f"{of_data(total, 'pairs', provenance)}, {scored} scored" + (f"; {flags}" if flags else "")
 
 
 def snippet(text: str, width: int = 150) -> str:

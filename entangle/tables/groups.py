@@ -38,7 +38,7 @@ def group_tables(content: Mapping[str, Any]) -> RenderableType:
 def move_table(content: Mapping[str, Any]) -> Table:
     """A row per step: displaced prompts, mean changes of the groups' own answers, drift of all three kinds."""
     table = plain_table(
-        "One step on groups of answers (changes: nats per unit of learning rate)", padding=(0, 1, 0, 0)
+        "One step on groups of answers (changes: nats, by a step of learning rate 1)", padding=(0, 1, 0, 0)
     )
     for name in (
         "step",

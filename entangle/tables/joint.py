@@ -36,7 +36,7 @@ _UNITS = {
         "best_distance",
         "answer_distance",
     ),
-    "norm of the step per unit learning rate": ("pair_grad_norm", "best_grad_norm", None),
+    "norm of a step of learning rate 1": ("pair_grad_norm", "best_grad_norm", None),
     "cosine of the pair's gradients": ("pair_cosine", "best_cosine", None),
 }
 
@@ -172,7 +172,7 @@ def angle_table(summary: Mapping[str, Any]) -> Table:
         f"{n} {steps[n]['mean']:+.3g} +- {number(steps[n]['error'])}" for n in ("chosen", "rejected")
     )
     table.caption = (
-        "<d, grad V>: change of the mean reward per unit learning rate of a preference step; the other way round, a "
+        "<d, grad V>: change of the mean reward by a preference step of learning rate 1; the other way round, a "
         f"step on the reward changes the pair's log-probs by {moved} nats"
     )
     return table

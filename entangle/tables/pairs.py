@@ -48,8 +48,8 @@ def _card(row: Mapping[str, Any], text: Mapping[str, str] | None) -> Panel:
     body = Text(_history(row))
     body.append(pair_sentence(row, row))
     body.append(
-        f"\ncosine {row['cosine']:.3f}, change per unit learning rate: chosen {row['change_chosen']:+.3g}, "
-        f"rejected {row['change_rejected']:+.3g} nats; {row['length_chosen']:.0f} and "
+        f"\ncosine {row['cosine']:.3f}; a step of learning rate 1 changes the chosen by {row['change_chosen']:+.3g}, "
+        f"the rejected by {row['change_rejected']:+.3g} nats; {row['length_chosen']:.0f} and "
         f"{row['length_rejected']:.0f} tokens",
         style="dim",
     )

@@ -13,7 +13,7 @@ from rich.text import Text
 from entangle.analysis.real_steps import is_refuted, verification_sentences
 from entangle.analysis.regimes import REGIMES, Regime
 from entangle.analysis.verdict import probe_verdict
-from entangle.tables.base import REGIME_STYLES, heading, number, percent, plain_table
+from entangle.tables.base import IDEAL_MEANS, REGIME_STYLES, heading, number, percent, plain_table
 from entangle.tables.diagnostics import correlation_tables
 from entangle.tables.modules import module_tables
 from entangle.tables.pairs import pair_cards
@@ -89,7 +89,7 @@ def regime_table(summary: Mapping[str, Any]) -> Table:
     """Share of pairs per regime and loss, with 95 % intervals."""
     shares = summary["regimes"]
     shown = _occurring(shares)
-    table = Table(title="Share of pairs per regime, % [95 % interval]", title_justify="left")
+    table = Table(title=f"Share of pairs per regime, % [95 % interval]\n{IDEAL_MEANS}", title_justify="left")
     table.add_column("loss")
     table.add_column("rho", justify="right")
     for regime in shown:

@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from entangle.tables.base import measured_on, number, percent, snippet, with_interval
+from entangle.analysis.wording import reference_text
+from entangle.tables.base import measured_on, number, of_data, percent, snippet, with_interval
 from entangle.tables.groups import group_tables
 
 _MEANINGS = {
@@ -57,9 +58,13 @@ def prompt_heading(summary: Mapping[str, Any], provenance: Mapping[str, Any]) ->
     counts = dict(summary["prompts"])
     total, measured = counts.pop("total"), counts.pop("measured")
     flags = "".join(f"; {count} {flag.replace('_', '-')}" for flag, count in counts.items() if count)
-    text = Text(f"{total} prompts, {measured} measured with {summary['answers']} answers{flags}", "bold")
+    text = Text(
+        f"{of_data(total, 'prompts', provenance)}, {measured} measured with {summary['answers']} answers{flags}",
+        "bold",
+    )
     text.append(
-        f"\n{measured_on(provenance)}, reward {provenance['reward']['name']}, reference {provenance['reference']}\n",
+        f"\n{measured_on(provenance)}, reward {provenance['reward']['name']}, reference: "
+        f"{reference_text(provenance['reference'])}\n",
         style="not bold",
     )
     return text

@@ -18,7 +18,6 @@ from entangle.analysis.set_verdict import (
     UNKNOWN,
     UNSURE,
     finding,
-    set_verdict,
     steady_sentence,
 )
 from entangle.tables.base import number, plain_table
@@ -34,14 +33,14 @@ WORDS = {
 
 
 def set_tables(content: Mapping[str, Any]) -> RenderableType:
-    """The set's geometry, its drift under every loss, and what that means.
+    """The set's geometry, its drift under every loss, and the losses under which it has none.
+
+    What it means for the first loss is the last sentence of a probe's tables (`probe_verdict`).
 
     Args:
         content: a summary's `set`.
     """
-    losses = list(content["losses"])
     parts: list[RenderableType] = [geometry_text(content), drift_table(content)]
-    parts.append(Text(set_verdict(content, losses[0]), "bold"))
     parts.append(Text(f"{steady_sentence(content)}\n"))
     return Group(*parts)
 
@@ -114,7 +113,9 @@ def finding_table(content: Mapping[str, Any], base: str) -> Table:
 
 def set_change_table(content: Mapping[str, Any]) -> Table:
     """A row per knob: the smallest setting that keeps the set from drifting, and what it costs in margin."""
-    title = "Smallest change that keeps the set from drifting (margin: mean nats per lr)"
+    title = (
+        "Smallest change that keeps the set from drifting (margin: mean nats, by a step of learning rate 1)"
+    )
     table = plain_table(title, padding=(0, 1, 0, 0))
     for name in ("knob", "setting", "drift", "95 % interval", "margin", "before", "chosen rises\nfrom"):
         table.add_column(name, justify="left" if name == "knob" else "right")

@@ -26,7 +26,7 @@ def token_table(pair: Mapping[Any, Any], tokens: pd.DataFrame, loss: str, rows: 
     title.append(
         f"  cosine {pair['cosine']:.3f}, {str(pair['regime']).replace('_', ' ')} under {loss}: "
         f"chosen {pair['change_chosen']:+.3g}, rejected {pair['change_rejected']:+.3g} nats "
-        "per unit learning rate",
+        "by a step of learning rate 1",
         "not bold",
     )
     table = Table(

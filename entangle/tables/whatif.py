@@ -15,6 +15,7 @@ from entangle.analysis.settings import by_verdict, listed, short_labels
 from entangle.analysis.verdict import batch_composition, is_idle
 from entangle.analysis.wording import counted
 from entangle.tables.base import (
+    IDEAL_MEANS,
     REGIME_STYLES,
     count_line,
     heading,
@@ -80,7 +81,7 @@ def _heading(summary: Mapping[str, Any]) -> Text:
     if summary["provenance"]:
         text = heading(summary, summary["provenance"])
     else:
-        text = Text(count_line(summary), "bold").append("\n")
+        text = Text(count_line(summary, {}), "bold").append("\n")
     if summary["batch_coupled"]:
         losses = sorted({label.partition("(")[0] for label in summary["batch_coupled"]})
         text.append(f"Batches of {', '.join(losses)}: {batch_composition(summary)}.\n", style="not bold dim")
@@ -92,7 +93,7 @@ def verdict_table(settings: pd.DataFrame, rows: int, base: str) -> Table:
     shown, total = by_verdict(settings, rows, base), settings["verdict"].nunique()
     used = [r for r in REGIMES if (settings[f"{r}_count"] > 0).any()]
     cut = f"; {len(shown)} of {total}" if total > len(shown) else ""
-    title = f"Share of pairs per regime, % [95 % interval]; one row per verdict, most ideal first{cut}"
+    title = f"Share of pairs per regime, % [95 % interval]; one row per verdict, most ideal first{cut}\n{IDEAL_MEANS}"
     table = plain_table(title, padding=(0, 1, 0, 0), expand=True)
     for regime in used:
         table.add_column(_HEADERS[regime], justify="right", style=REGIME_STYLES[regime], no_wrap=True)
@@ -133,7 +134,7 @@ def change_table(summary: Mapping[str, Any]) -> RenderableType:
         "ideal %",
         "both\nup",
         "both\ndown",
-        "margin\nper lr",
+        "margin\ngrowth",
         "margin\nkept %",
     )
     for column in columns:
@@ -152,8 +153,8 @@ def change_table(summary: Mapping[str, Any]) -> RenderableType:
     lines = [f"{change['knob']}: {change['title']}." for change in summary["changes"]]
     lines.append(
         "setting: the smallest that reaches the target, or (most) the one with the most ideal pairs. "
-        "margin per lr: growth of the margin per unit of learning rate, as a multiple of the start's (median "
-        "pair). "
+        "margin growth: how much the margin grows in one step, as a multiple of what it grows at the start, at the "
+        "same learning rate (median pair). "
         "margin kept: how fast a step of this loss widens the margin, in % of the fastest that a step of the "
         "same length can (median pair; every loss with rho = 1 has 100)."
     )

@@ -302,7 +302,7 @@ def test_what_the_data_says_is_kept_with_the_run(folder, tmp_path):
 def test_tables_and_figures_of_a_run(finished):
     text = render(JointResult.load(finished.run.path).renderable(), width=160)
     for part in (
-        "6 prompts, 5 measured",
+        "6 prompts of pairs.jsonl, 5 measured",
         "Both signals in the same units",
         "sign unknown",
         "best against worst",
@@ -350,7 +350,7 @@ def test_command_line(folder, tmp_path, capsys):
         f"--reward length:most=2 --losses simpo:beta=2 --no_plots --output_dir {tmp_path / 'run'}"
     )
     assert cli.main(words.split()) == 0
-    assert "2 prompts, 2 measured with 8 answers" in capsys.readouterr().out
+    assert "2 prompts of pairs.jsonl, 2 measured with 8 answers" in capsys.readouterr().out
     config = str(tmp_path / "run" / "config.yaml")
     assert cli.main(["joint", "--config", config, "--output_dir", str(tmp_path / "run")]) == 0
     assert "holds this run already" in " ".join(capsys.readouterr().err.split())

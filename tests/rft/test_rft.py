@@ -185,7 +185,7 @@ def test_two_processes_share_the_prompts_and_equal_one(folder, tmp_path):
     printed = run_on_two(
         "entangle", "rft", "--config", str(path), "--output_dir", str(tmp_path / "both"), "--no_plots"
     )
-    assert printed.count("7 prompts, 6 measured") == 1
+    assert printed.count("7 prompts of prompts.jsonl, 6 measured") == 1
     both, one = RftResult.load(tmp_path / "both"), run_rft(config)
     pd.testing.assert_frame_equal(both.prompts, one.prompts, rtol=1e-9, atol=1e-12)
     assert len(both.run.read_shards(ANSWERS)) == 7
@@ -310,7 +310,7 @@ def test_jacobian_norm_against_the_whole_jacobian():
 def test_tables_and_figures_of_a_run(finished):
     text = render(RftResult.load(finished.run.path).renderable(), width=140)
     for part in (
-        "7 prompts, 6 measured",
+        "7 prompts of prompts.jsonl, 6 measured",
         "small std and low mean",
         "TRL's reward_std is",
         "the paper's form",
@@ -360,7 +360,7 @@ def test_command_line(folder, tmp_path, capsys):
     )
     assert cli.main(words.split()) == 0
     captured = capsys.readouterr()
-    assert "2 prompts, 2 measured with 8 answers" in captured.out
+    assert "2 prompts of prompts.jsonl, 2 measured with 8 answers" in captured.out
     assert "drawn with temperature" in " ".join(captured.err.split())
     assert cli.main(["rft", "--reward", "nonsense"]) == 2
     assert (

@@ -97,7 +97,7 @@ def judge(
 
 
 def provenance_of(
-    prepared: Prepared, judged: Judged, seconds: float, notes: tuple[str, ...]
+    prepared: Prepared, judged: Judged, seconds: float, notes: tuple[str, ...], dataset_name: str | None
 ) -> dict[str, Any]:
     """What the numbers were computed from and on.
 
@@ -106,6 +106,7 @@ def provenance_of(
         judged: what was found.
         seconds: that it took.
         notes: all that the reader should know.
+        dataset_name: of the pairs; None for pairs in memory.
     """
     own = {str(embedded.POLICY), str(embedded.ADAPTER)}  # not the place where this installation keeps them
     described = {
@@ -115,6 +116,7 @@ def provenance_of(
         environment()
         | described
         | {
+            "dataset_name": dataset_name,
             "resolution": judged.resolution.believed,
             "metric": prepared.metric_name,
             "engine": prepared.options.engine,

@@ -137,7 +137,7 @@ def probe(
     ):
         say(shown, note)
     notes = (*data.notes, *prepared.notes, *measurement.engine.notes)
-    provenance = provenance_of(prepared, judged, time.monotonic() - started, notes)
+    provenance = provenance_of(prepared, judged, time.monotonic() - started, notes, dataset_name=None)
     return ProbeResult(
         pairs=rows,
         predictions=judged.predictions,

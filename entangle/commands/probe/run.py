@@ -109,7 +109,9 @@ def _close(
         run.write_table("texts.parquet", texts_of(prepared.pairs))
     run.write_table("predictions.parquet", judged.predictions)
     all_notes = (*notes, *prepared.notes, *engine.notes)
-    run.write_json("provenance.json", provenance_of(prepared, judged, seconds, all_notes))
+    run.write_json(
+        "provenance.json", provenance_of(prepared, judged, seconds, all_notes, options.dataset_name)
+    )
     run.write_json("summary.json", judged.summary)
     shutil.rmtree(run.path / "modules", ignore_errors=True)  # what its shards hold is in modules.parquet
     if sums is not None:

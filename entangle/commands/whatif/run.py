@@ -40,6 +40,7 @@ from entangle.tables.whatif import whatif_tables
 from losses import PreferenceLoss
 
 PROVENANCE = (
+    "dataset_name",
     "model_name_or_path",
     "adapter_name_or_path",
     "probed_parameters",
