@@ -26,7 +26,9 @@ def test_every_picture_of_the_documentation_can_be_made_anew(tmp_path):
     make(tmp_path, "--limit", "26")  # the last of these is the one whose chosen log-prob falls
     made = {file.name for file in tmp_path.iterdir()}
     assert made == {*PICTURES, "plane.png"}
-    assert made <= {file.name for file in (ROOT / "docs").glob("*.png")}, "python -m experiments.probe.pictures docs"
+    assert made <= {file.name for file in (ROOT / "docs").glob("*.png")}, (
+        "python -m experiments.probe.pictures docs"
+    )
     for file in (*tmp_path.iterdir(), *(ROOT / "docs").glob("*.png")):
         assert file.stat().st_size < LARGEST, file
 
