@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(
@@ -39,6 +40,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "adapter": save_adapter(folder / "adapter", base),
         "data": write_rows(folder / "rows.jsonl"),
     }
+
+
+@pytest.fixture
+def keeping_float64() -> Iterator[None]:
+    """Oracles by hand in float64 all the way: transformers' own norms and rotary factors would go through float32."""
+    from entangle.scores.float64 import KeepFloat64
+
+    with KeepFloat64():
+        yield
 
 
 @pytest.fixture

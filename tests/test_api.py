@@ -49,7 +49,14 @@ def in_memory(inputs: dict[str, str]) -> en.Policy:
 
 def plain(result: en.ProbeResult) -> dict:
     """What a result says, without the time that it took and the places of its files."""
-    changing = {"seconds", "model_name_or_path", "model_revision", "adapter_name_or_path", "adapter_base"}
+    changing = {
+        "seconds",
+        "model_name_or_path",
+        "model_revision",
+        "adapter_name_or_path",
+        "adapter_base",
+        "dataset_name",
+    }
     provenance = {name: value for name, value in result.provenance.items() if name not in changing}
     return {"summary": result.summary, "set": result.set_content, "provenance": provenance}
 

@@ -13,6 +13,7 @@ import pytest
 from entangle.commands.across import AcrossResult
 from entangle.commands.compare import CompareResult
 from entangle.commands.filter import FilterResult
+from entangle.commands.forecast.curves import ForecastResult
 from entangle.commands.joint import JointResult
 from entangle.commands.probe import ProbeResult
 from entangle.commands.rft import RewardChange, RftResult
@@ -92,6 +93,7 @@ RESULTS = (
     AcrossResult,
     CompareResult,
     FilterResult,
+    ForecastResult,
     JointResult,
     MeasuredSet,
     ProbeResult,

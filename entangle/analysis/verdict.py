@@ -182,6 +182,8 @@ def fall_advice(summary: Mapping[str, Any]) -> list[str]:
     Args:
         summary: of a what-if.
     """
+    if "falls" not in summary:  # made before this was asked
+        return []
     before, found = summary["falls"]["count"], fewest_falls(summary)
     if not before or not summary["changes"]:
         return []

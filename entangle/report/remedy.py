@@ -40,8 +40,16 @@ def sampled(run: str | Path) -> ProbedRows:
 
 
 def with_remedy(source: Source, run: str | Path) -> Source:
-    """A run of pairs with what would stop the fall of its chosen log-probs, where they may fall."""
-    if source.pairs is None or source.what_if is None or source.remedy is not None:
+    """A run of pairs with what would stop the fall of its chosen log-probs, where they may fall.
+
+    `entangle why` has said it already.
+    """
+    if (
+        "answers" in source.summary
+        or source.pairs is None
+        or source.what_if is None
+        or source.remedy is not None
+    ):
         return source
     if probe_decision(source).verdict == HARMLESS:
         return source

@@ -14,6 +14,8 @@ from entangle.scores import AutogradEngine, row_logps
 from entangle.scores.rows import RowBatch
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 
+pytestmark = pytest.mark.usefixtures("keeping_float64")
+
 
 def policy_of(model: nn.Module, reference: Reference | None = None) -> Policy:
     return Policy(model, None, trainable(model), reference or Itself(model))  # pyright: ignore[reportArgumentType]

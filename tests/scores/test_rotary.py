@@ -17,6 +17,8 @@ from entangle.scores.tokens import token_products
 from tests.architectures import random_batch, select, tiny_model, trainable, with_lora
 from tests.scores.test_architectures import relative_error
 
+pytestmark = pytest.mark.usefixtures("keeping_float64")
+
 ORIGINAL = 9
 """Tokens up to which rows have the short factors; rows of `random_batch` have 4 to 14."""
 

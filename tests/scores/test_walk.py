@@ -11,7 +11,10 @@ import transformers
 from experiments.architectures.shapes import ARCHITECTURES
 from experiments.architectures.walk import TOLERANCE, walk
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*_pattern keys.*:RuntimeWarning")  # PEFT, expert banks
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*_pattern keys.*:RuntimeWarning"),  # PEFT, expert banks
+    pytest.mark.usefixtures("keeping_float64"),
+]
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 
