@@ -28,6 +28,7 @@ from entangle.models import (
     settle_reference,
 )
 from entangle.scores import make_engine
+from entangle.scores.float64 import KeepFloat64
 from entangle.scores.logps import row_logps, token_logps
 from entangle.scores.rows import RowBatch
 from tests import tiny
@@ -695,7 +696,7 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch):
 # --- mixtures of experts --------------------------------------------------------------------------------------
 
 
-def test_experts_are_measured_one_by_one_in_every_precision(tmp_path, keeping_float64):
+def test_experts_are_measured_one_by_one_in_every_precision(tmp_path):
     """LoRA on fused experts (target_parameters), the router's loss on: float64 scores are autograd's; both are said."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -731,16 +732,17 @@ def test_experts_are_measured_one_by_one_in_every_precision(tmp_path, keeping_fl
     batch = batch_of(policy, tiny.ROWS[:1])
     check_reference(policy, batch)
     scores = make_engine(policy.model, policy.parameters, "auto").pairs(batch)
-    logps = token_logps(policy.model, batch).sum(1)
-    grads = [
-        torch.cat(
-            [
-                g.flatten()
-                for g in torch.autograd.grad(row, list(policy.parameters.values()), retain_graph=True)
-            ]
-        )
-        for row in logps
-    ]
+    with KeepFloat64():
+        logps = token_logps(policy.model, batch).sum(1)
+        grads = [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(row, list(policy.parameters.values()), retain_graph=True)
+                ]
+            )
+            for row in logps
+        ]
     found = torch.tensor([scores.geometry.sq_chosen[0], scores.geometry.inner[0]])
     torch.testing.assert_close(
         found, torch.stack([grads[0] @ grads[0], grads[0] @ grads[1]]), rtol=1e-9, atol=0

@@ -22,6 +22,7 @@ from entangle.commands.sweep import SweepResult
 from entangle.commands.tokens import TokenResult
 from entangle.commands.train import TrainResult
 from entangle.commands.whatif import WhatIf
+from entangle.commands.why import WhyResult
 from entangle.config import ProbeConfig, RunOptions, TrainConfig, parse
 from entangle.errors import RunError
 from entangle.measure.measured_set import MeasuredSet
@@ -103,6 +104,7 @@ RESULTS = (
     TokenResult,
     TrainResult,
     WhatIf,
+    WhyResult,
 )
 
 

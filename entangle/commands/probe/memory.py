@@ -137,7 +137,8 @@ def probe(
     ):
         say(shown, note)
     notes = (*data.notes, *prepared.notes, *measurement.engine.notes)
-    provenance = provenance_of(prepared, judged, time.monotonic() - started, notes, dataset_name=None)
+    name = str(pairs) if isinstance(pairs, str | Path) else None
+    provenance = provenance_of(prepared, judged, time.monotonic() - started, notes, dataset_name=name)
     return ProbeResult(
         pairs=rows,
         predictions=judged.predictions,
