@@ -59,6 +59,10 @@ class Momentum:
         return cls(beta1, is_mean=True)
 
 
+PLAIN = Momentum()
+"""No memory: the step is the gradient's."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """Log-probs of N pairs before every step and after the last one.
@@ -86,7 +90,7 @@ def forecast(
     batches: Sequence[Tensor],
     *,
     learning_rate: float | Sequence[float],
-    momentum: Momentum = Momentum(),  # noqa: B008, it is frozen
+    momentum: Momentum = PLAIN,
 ) -> Forecast:
     """Train on `batches` in function space.
 
@@ -146,7 +150,7 @@ def rate_for_margin(
     loss: PreferenceLoss,
     pairs: Tensor,
     steps: int,
-    momentum: Momentum = Momentum(),  # noqa: B008, it is frozen
+    momentum: Momentum = PLAIN,
     nats: float = 1.0,
 ) -> float:
     """The learning rate at which the trained pairs' mean margin would grow by `nats`, at its first speed.

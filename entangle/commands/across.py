@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console, RenderableType
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from entangle.analysis.across import Across, set_block
 from entangle.analysis.geometry import SIDES
-from entangle.analysis.predictions import geometry_of, is_scored
+from entangle.analysis.predictions import geometry_of
 from entangle.analysis.regimes import REGIMES
 from entangle.analysis.statistics import share
 from entangle.commands.output import Output
@@ -97,7 +96,7 @@ def run_across(config: AcrossConfig, console: Console | None = None) -> AcrossRe
     session = Session.start(config, console)
     probe = ProbeResult.load(config.run)
     labels = _labels(probe, config)
-    numbers = _chosen_pairs(probe, config.limit)
+    numbers = probe.scored(config.limit, least=2)
     indices = numbers["index"].tolist()
     options = options_of(probe.folder)
     policy, pairs = load_again(probe.folder, options, indices, session.processes)
@@ -188,15 +187,6 @@ def _labels(probe: ProbeResult, config: AcrossConfig) -> list[str]:
             "first."
         )
     return labels
-
-
-def _chosen_pairs(probe: ProbeResult, limit: int | None) -> pd.DataFrame:
-    """Rows of the scored pairs, evenly spread where there are more than asked for."""
-    rows = probe.pairs[is_scored(probe.pairs)]
-    if len(rows) < 2:
-        raise RunError(f"Expected at least 2 scored pairs in {probe.folder.path}; it has {len(rows)}.")
-    count = min(limit or len(rows), len(rows))
-    return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)].reset_index(drop=True)
 
 
 def _incentives(probe: ProbeResult, label: str, numbers: pd.DataFrame) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import tyro
+
 from entangle import embedded
 from entangle.config.hashing import sha256_of
-from entangle.config.kinds import DataName, DeviceMap, FormatName, ModelName, Settings
+from entangle.config.kinds import DataName, DeviceMap, FormatName, ModelName, RunName, Settings
 from entangle.config.typed import with_types
 from entangle.errors import ConfigError
 
@@ -185,6 +187,36 @@ class RecordedOptions(Options, ABC):
     def defaults(self) -> dict[str, Any]:
         """The value of each option that isn't given."""
         return {field.name: field.default for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class ExtensionOptions(RecordedOptions):
+    """Options of a command that adds to the run folder of a finished probe.
+
+    What it has while it isn't finished is kept in RUN/<command>; a measurement with other options is begun anew.
+    """
+
+    UNRECORDED: ClassVar[tuple[str, ...]] = ("run", "plots")
+
+    run: tyro.conf.Positional[RunName] = ""
+    """Run folder of a finished probe."""
+    plots: bool = True
+    """Draw the figure (needs matplotlib)."""
+
+    @property
+    def run_path(self) -> Path:
+        """RUN/<command>."""
+        return Path(self.run) / self.VERB
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The probe's run folder."""
+        return (self.run,)
+
+    @property
+    def replaces(self) -> Replaced:
+        """A measurement with other options or inputs."""
+        return "another"
 
 
 @dataclass(frozen=True)

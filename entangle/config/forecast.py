@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-import tyro
-
-from entangle.config.base import RecordedOptions, Replaced, check_at_least
-from entangle.config.kinds import Losses, RunName
+from entangle.config.base import ExtensionOptions, check_at_least
+from entangle.config.kinds import Losses
 from entangle.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class ForecastConfig(RecordedOptions):
+class ForecastConfig(ExtensionOptions):
     """Training curves of a finished probe's pairs under any loss, with all gradients held as they are at its start."""
 
     VERB: ClassVar[str] = "forecast"
     UNRECORDED: ClassVar[tuple[str, ...]] = (
-        "run",
+        *ExtensionOptions.UNRECORDED,
         "losses",
         "learning_rate",
         "per_device_train_batch_size",
@@ -27,11 +24,8 @@ class ForecastConfig(RecordedOptions):
         "momentum",
         "eval_share",
         "seeds",
-        "plots",
     )
 
-    run: tyro.conf.Positional[RunName] = ""
-    """Run folder of a finished probe."""
     losses: Losses = ()
     """Losses to forecast, each name or name:key=value,...; by default the probe's first."""
     learning_rate: float | None = None
@@ -52,8 +46,6 @@ class ForecastConfig(RecordedOptions):
     """This many scored pairs, evenly spread over the run; time and memory of the Gram matrix grow with the square."""
     batch_size: int | None = None
     """Pairs of a pass of the measurement; by default as many as make 4096 tokens."""
-    plots: bool = True
-    """Draw the figure (needs matplotlib)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,18 +58,3 @@ class ForecastConfig(RecordedOptions):
             raise ConfigError(f"eval_share must be at least 0 and below 1; got {self.eval_share}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds must be given once each; got {list(self.seeds)}.")
-
-    @property
-    def run_path(self) -> Path:
-        """Where the measurement keeps what it has while it isn't finished: RUN/gram."""
-        return Path(self.run) / "gram"
-
-    @property
-    def place(self) -> tuple[str, ...]:
-        """The probe's run folder."""
-        return (self.run,)
-
-    @property
-    def replaces(self) -> Replaced:
-        """A measurement of other pairs, which is begun anew."""
-        return "another"

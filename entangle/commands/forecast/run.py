@@ -7,7 +7,7 @@ ones read it and need no model.
     RUN/forecast.parquet   one row per loss, seed, step and split
     RUN/forecast.json      where each loss ends, and its means
     RUN/forecast.png       the curves
-    RUN/gram/              what a measurement has that isn't finished
+    RUN/forecast/          what a measurement has that isn't finished
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ def run_forecast(config: ForecastConfig, console: Console | None = None) -> Fore
         UserError: the run isn't a finished probe, its model or data has changed, or a loss can't be forecast.
         Interrupted: Ctrl-C; the shard at hand is finished first.
     """
+    session = Session.start(config, console)
     probe = ProbeResult.load(config.run)
     rows = probe.scored(config.limit, least=4)
     gram = PairGram.load(probe.folder)
     if gram is None or list(gram.indices) != rows["index"].tolist():
-        gram = _measure(config, probe, rows, console)
+        gram = _measure(session, config, probe, rows)
     result = forecast_pairs(
         gram,
         rows,
-        build_losses(config.losses or (str(probe.predictions["loss"].iloc[0]),)),
+        build_losses(config.losses or (probe.first_loss,)),
         metric=str(probe.provenance["metric"]),
         learning_rate=config.learning_rate,
         batch_size=config.per_device_train_batch_size,
@@ -62,21 +63,12 @@ def run_forecast(config: ForecastConfig, console: Console | None = None) -> Fore
         eval_share=config.eval_share,
         seeds=config.seeds,
     )
-    probe.folder.write_table("forecast.parquet", result.curves)
-    probe.folder.write_json(FORECAST, result.summary)
-    if config.plots:
-        from entangle.figures.forecast import forecast_figure
-        from entangle.figures.style import save
-
-        save(forecast_figure(result.curves), probe.folder.path / "forecast.png")
+    session.finish(lambda: _write(config, probe, result))
     return result
 
 
-def _measure(
-    config: ForecastConfig, probe: ProbeResult, rows: pd.DataFrame, console: Console | None
-) -> PairGram:
+def _measure(session: Session, config: ForecastConfig, probe: ProbeResult, rows: pd.DataFrame) -> PairGram:
     """Load the probe's model again, and keep the products of its pairs in its folder."""
-    session = Session.start(config, console)
     options = options_of(probe.folder)
     policy, pairs = load_again(probe.folder, options, rows["index"].tolist(), session.processes)
     engine = make_engine(policy.model, policy.parameters, options.engine)
@@ -92,12 +84,22 @@ def _measure(
         batch_size=config.batch_size,
     )
 
-    def close() -> None:
+    def keep() -> None:
         probe.folder.write_table(GRAM, gram.rows())
         shutil.rmtree(session.run.path)
 
-    session.finish(close)
+    session.finish(keep)
     return gram
+
+
+def _write(config: ForecastConfig, probe: ProbeResult, result: ForecastResult) -> None:
+    probe.folder.write_table("forecast.parquet", result.curves)
+    probe.folder.write_json(FORECAST, result.summary)
+    if config.plots:
+        from entangle.figures.forecast import forecast_figure
+        from entangle.figures.style import save
+
+        save(forecast_figure(result.curves), probe.folder.path / "forecast.png")
 
 
 def command(config: ForecastConfig, console: Console | None = None) -> Output:

@@ -89,6 +89,17 @@ class ProbeResult(Shown):
             )
         return self.run
 
+    @property
+    def first_loss(self) -> str:
+        """Label of the first loss that was judged.
+
+        Raises:
+            RunError: none was, since no pair could be scored.
+        """
+        if self.predictions.empty:
+            raise RunError("No pair of this probe could be scored, so no loss was judged.")
+        return str(self.predictions["loss"].iloc[0])
+
     def scored(self, limit: int | None, least: int) -> pd.DataFrame:
         """Rows of the scored pairs, `limit` of them evenly spread where there are more.
 
@@ -147,7 +158,7 @@ class ProbeResult(Shown):
                 f"{self.folder.path}"
             )
         rows = self.pairs.set_index("index", drop=False).loc[list(gram.indices)].reset_index(drop=True)
-        names = losses or (str(self.predictions["loss"].iloc[0]),)
+        names = losses or (self.first_loss,)
         return forecast_pairs(
             gram, rows, build_losses(names), metric=str(self.provenance["metric"]), **options
         )
