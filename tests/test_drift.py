@@ -10,8 +10,8 @@ from entangle.analysis.curves import curve, with_changes
 from entangle.analysis.drift import (
     agreement_sentence,
     beside_predicted,
-    drifts,
     mean_drift,
+    measured_drifts,
     of_runs,
     runs_sentence,
 )
@@ -60,7 +60,7 @@ def test_without_a_gain_of_margin_there_is_no_drift():
 
 
 def test_every_look_is_compared_with_the_next_one():
-    table = drifts(looks((-1.0, -2.0), (1.0, -1.0), predicted=(1.0, -1.0)))
+    table = measured_drifts(looks((-1.0, -2.0), (1.0, -1.0), predicted=(1.0, -1.0)))
     assert table[["step", "until"]].to_numpy().tolist() == [[0, 10], [10, 20]]
     assert table["measured"].tolist() == pytest.approx([-1.5, 0.0], abs=0.15)
     assert table["alone"].tolist() == pytest.approx([0.0, 0.0], abs=0.01)
@@ -69,7 +69,7 @@ def test_every_look_is_compared_with_the_next_one():
 
 def test_disagreement_is_said_in_words():
     rows = looks((-1.0, -2.0), (1.0, -1.0), predicted=(1.0, -1.0))
-    table = beside_predicted(drifts(rows), None)
+    table = beside_predicted(measured_drifts(rows), None)
     said = agreement_sentence(table)
     assert table["agrees"].tolist() == [False, True]
     assert "from each pair alone agrees with the measured one in 1 of 2 comparable intervals" in said
@@ -85,21 +85,21 @@ def test_the_set_s_prediction_is_taken_where_it_was_measured():
         {"step": [0, 10, 20], "set_drift": [-1.5, 0.2, 0.1]}
         | {f"set_drift_{end}": [-1.5 + by, by * np.inf, by] for end, by in (("low", -0.4), ("high", 0.4))}
     )
-    table = beside_predicted(drifts(looks((-1.0, -2.0), (1.0, -1.0), predicted=(1.0, -1.0))), points)
+    table = beside_predicted(measured_drifts(looks((-1.0, -2.0), (1.0, -1.0), predicted=(1.0, -1.0))), points)
     assert table["of"].unique().tolist() == ["the set in SGD's metric"]
     assert table["agrees"].tolist() == [True, pd.NA]
     assert "in 1 of 1 comparable intervals (their 95 % intervals meet)" in agreement_sentence(table)
 
 
 def test_a_margin_that_shrinks_is_named():
-    table = beside_predicted(drifts(looks((-2.0, -1.0), predicted=(1.0, -1.0))), None)
+    table = beside_predicted(measured_drifts(looks((-2.0, -1.0), predicted=(1.0, -1.0))), None)
     said = agreement_sentence(table)
     assert "In 1 of 1 intervals the margin shrank (in 1 of them both log-probs fell)" in said
     assert "where each pair alone predicts a gain in 1" in said
 
 
 def test_runs_without_predictions_have_no_figure():
-    assert beside_predicted(drifts(looks((-1.0, -2.0))), None).empty
+    assert beside_predicted(measured_drifts(looks((-1.0, -2.0))), None).empty
 
 
 def test_drift_of_a_whole_run_from_its_curve():

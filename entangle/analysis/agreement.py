@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from entangle.analysis.drift import mean_drift
+from entangle.analysis.drift import following, gained, mean_drift, of_changes
 from entangle.analysis.geometry import SIDES
 from entangle.analysis.statistics import Z, bootstrap
 
@@ -95,8 +95,7 @@ def drifts(rows: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
     found = []
     for key, step, now, later in _intervals(rows):
         said = _said(sets, key, step)
-        columns = [f"logps_{side}" for side in SIDES]
-        moved = (later[columns] - now[columns]).dropna()
+        moved = gained(now, later)
         own = [float(now[f"change_{side}"].astype(float).reindex(moved.index).mean()) for side in SIDES]
         of_set = [said.get(f"set_change_{side}", math.nan) for side in SIDES]
         if any(map(math.isnan, [*own, *of_set])):
@@ -115,11 +114,11 @@ def drifts(rows: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
             }
             | {"is_clear": bool((abs(mean) > error / root).all())}
             | {
-                "drift": _drift(*of_set),
+                "drift": of_changes(*of_set),
                 "drift_low": said["set_drift_low"],
                 "drift_high": said["set_drift_high"],
             }
-            | {"pairs_drift": _drift(*own), "measured_drift": drift.value}
+            | {"pairs_drift": of_changes(*own), "measured_drift": drift.value}
             | {"measured_drift_low": drift.low, "measured_drift_high": drift.high}
             | {"gains": bool(gain.mean() > Z * gain.std(ddof=1) / root)}
         )
@@ -183,10 +182,8 @@ def drift_sentence(found: Mapping[Any, Any], between: str = "probes") -> str:
 def _intervals(rows: pd.DataFrame) -> Iterator[tuple[Any, int, pd.DataFrame, pd.DataFrame]]:
     """(run, step, its rows, the next probe's rows), both by index of the pair."""
     for key, run in rows.groupby(KEYS, sort=False):
-        steps = sorted(run["step"].unique())
-        tables = {step: own.set_index("index") for step, own in run.groupby("step")}
-        for step, following in zip(steps, steps[1:], strict=False):
-            yield key, int(step), tables[step], tables[following]
+        for now, later in following(run):
+            yield key, int(now["step"].iloc[0]), now, later
 
 
 def _said(sets: pd.DataFrame | None, key: Any, step: int) -> Mapping[Any, Any]:
@@ -202,10 +199,6 @@ def _named(chosen: float, rejected: float) -> str:
     if chosen > 0:
         return "rise" if rejected > 0 else "part"
     return "inverted" if rejected > 0 else "fall"
-
-
-def _drift(chosen: float, rejected: float) -> float:
-    return (chosen + rejected) / (2 * (chosen - rejected)) if chosen > rejected else math.nan
 
 
 def agreement(table: pd.DataFrame, by: str | None = None, draws: int = 2000) -> pd.DataFrame:

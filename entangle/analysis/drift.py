@@ -56,7 +56,7 @@ def mean_drift(chosen: np.ndarray, rejected: np.ndarray) -> Estimate:
     )
 
 
-def drifts(rows: pd.DataFrame) -> pd.DataFrame:
+def measured_drifts(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per look but the last: the drift measured until the next one, and that of every pair's own step.
 
     Columns: step, until; measured, measured_low, measured_high; moved_chosen, moved_rejected and measured_margin, nats
@@ -66,17 +66,37 @@ def drifts(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: step, index, logps_chosen, logps_rejected, and change_chosen and change_rejected where there are any.
     """
-    return pd.DataFrame([_interval(*looks) for looks in _following(rows)])
+    return pd.DataFrame([_interval(*looks) for looks in following(rows)])
 
 
-def _following(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Every look with the next one, by pair."""
+def following(rows: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Every look of one run at its pairs with the next one, both by index of the pair."""
     looks = [look.set_index("index", drop=False) for _, look in rows.groupby("step", sort=True)]
     yield from zip(looks, looks[1:], strict=False)
 
 
+def gained(now: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
+    """What both log-probs of each pair gained from one look to another, nats; pairs that are in both.
+
+    Args:
+        now: the earlier look, by index of the pair, with logps_chosen and logps_rejected.
+        later: the later one.
+    """
+    return pd.DataFrame({side: later[f"logps_{side}"] - now[f"logps_{side}"] for side in SIDES}).dropna()
+
+
+def of_changes(chosen: float, rejected: float) -> float:
+    """The drift of two mean changes; NaN where no margin is gained.
+
+    Args:
+        chosen: D_w, in any unit.
+        rejected: D_l, in the same.
+    """
+    return (chosen + rejected) / (2 * (chosen - rejected)) if chosen > rejected else math.nan
+
+
 def _interval(now: pd.DataFrame, later: pd.DataFrame) -> dict[str, Any]:
-    moved = pd.DataFrame({side: later[f"logps_{side}"] - now[f"logps_{side}"] for side in SIDES}).dropna()
+    moved = gained(now, later)
     found: dict[str, Any] = {"step": int(now["step"].iloc[0]), "until": int(later["step"].iloc[0])}
     found |= _columns("measured", moved)
     found |= {f"moved_{side}": float(moved[side].mean()) for side in SIDES}
@@ -96,13 +116,13 @@ def _columns(name: str, changes: pd.DataFrame) -> dict[str, float]:
 def beside_predicted(
     measured: pd.DataFrame, points: pd.DataFrame | None, metric: str = "sgd"
 ) -> pd.DataFrame:
-    """Rows of `drifts` with the prediction that there is: of the set where it was measured, else of the pairs alone.
+    """Rows of `measured_drifts` with the prediction that there is: of the set where measured, else of the pairs alone.
 
     Columns predicted, predicted_low, predicted_high; `of`, which of the two; agrees, whether the intervals overlap
     (missing where either isn't known at both ends).
 
     Args:
-        measured: of `drifts`.
+        measured: of `measured_drifts`.
         points: step, and set_drift with its ends, where the set was measured.
         metric: in which they were.
     """
@@ -152,7 +172,7 @@ def of_runs(curves: pd.DataFrame) -> pd.DataFrame:
         up, down = sums.to_numpy(dtype=float)
         found.append(
             {"variant": variant, "seed": seed, "step": int(last["step"])}
-            | {"predicted": (up + down) / (2 * (up - down)) if up > down else math.nan}
+            | {"predicted": of_changes(up, down)}
             | _of_means(last)
         )
     return pd.DataFrame(found)

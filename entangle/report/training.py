@@ -13,7 +13,7 @@ from entangle.analysis.curves import SIDES, onset, over_seeds
 from entangle.analysis.drift import (
     agreement_sentence,
     beside_predicted,
-    drifts,
+    measured_drifts,
     of_probes,
     of_runs,
     runs_sentence,
@@ -93,7 +93,7 @@ def _drifts(source: Source) -> list[Block]:
     """Predicted beside measured drift, in a figure and in words; the set's in the optimiser's metric if it is known."""
     assert source.steps is not None
     metric = "adamw" if set_course(source, "adamw") is not None else "sgd"
-    table = beside_predicted(drifts(source.steps), set_course(source, metric), metric)
+    table = beside_predicted(measured_drifts(source.steps), set_course(source, metric), metric)
     if table.empty:
         return []
     rows = [
