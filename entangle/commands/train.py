@@ -46,7 +46,7 @@ from entangle.data import PreferencePair, TokenizedPair, collate, hash_pairs
 from entangle.data.sources import read_rows
 from entangle.diagnostics import compute
 from entangle.errors import ConfigError
-from entangle.measure.inputs import load_pairs_of, own_device
+from entangle.measure.inputs import own_device, read_pairs_of
 from entangle.measure.plan import is_scorable
 from entangle.models import Policy, load_policy
 from entangle.models.origin import find_origin
@@ -125,11 +125,13 @@ class Samples:
         pairs: pairs to train on; empty where the data has completions.
         completions: rows of prompt and completion, in the stage sft.
         held: held-out pairs.
+        notes: what is to be known of the data.
     """
 
     pairs: list[PreferencePair]
     completions: list[dict[str, Any]]
     held: list[PreferencePair]
+    notes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -162,6 +164,8 @@ def run_train(config: TrainConfig, console: Console | None = None) -> TrainResul
     policy = _load_policy(config, processes)
     if not session.begin(dict(policy.identity) | samples.identity):
         return TrainResult.load(run.path)
+    for note in samples.notes:
+        session.note(note)
     if config.sft_share:
         policy = _fine_tuned(config, run, console, processes)
     rule = next((item for item in _mitigations(config) if isinstance(item, Select)), None)
@@ -222,8 +226,9 @@ def _mitigations(config: TrainConfig) -> list[Mitigation]:
 def _load_samples(config: TrainConfig) -> Samples:
     """The pairs (or completions) that are trained on, and the pairs that are held out."""
     held: list[PreferencePair] = []
+    notes: tuple[str, ...] = ()
     if config.eval_dataset_name is not None and config.eval_limit != 0:
-        held = load_pairs_of(
+        evaluated = read_pairs_of(
             DataOptions(
                 dataset_name=config.eval_dataset_name,
                 dataset_train_split=config.eval_dataset_split,
@@ -231,15 +236,17 @@ def _load_samples(config: TrainConfig) -> Samples:
                 limit=config.eval_limit,
             )
         )
+        held, notes = evaluated.pairs, tuple(f"Held-out data: {note}" for note in evaluated.notes)
     if config.stage == "sft" and (rows := _completions(config)):
         return Samples(
-            [], take_share(rows, config.train_share, lambda row: json.dumps(row, default=str)), held
+            [], take_share(rows, config.train_share, lambda row: json.dumps(row, default=str)), held, notes
         )
-    pairs = load_pairs_of(config)
+    data = read_pairs_of(config)
+    pairs, notes = data.pairs, (*data.notes, *notes)
     if config.eval_dataset_name is None:
         pairs, held = hold_out(pairs, config.eval_share, config.eval_limit)
     pairs = take_share(pairs, config.train_share, text_of)
-    return Samples(pairs, chosen_rows(pairs) if config.stage == "sft" else [], held)
+    return Samples(pairs, chosen_rows(pairs) if config.stage == "sft" else [], held, notes)
 
 
 def _completions(config: TrainConfig) -> list[dict[str, Any]]:

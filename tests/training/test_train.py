@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import PartialState
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
@@ -96,6 +98,18 @@ def test_dpo_is_a_hand_made_run_of_trl(inputs: Path, finished: TrainResult, tmp_
     ours = adapter(finished)
     assert are_equal({n.replace(".default", ""): p for n, p in named.items()}, ours)
     assert finished.log["loss"].dropna().tolist() == runs.logged(theirs, "loss")
+
+
+def test_what_is_to_be_known_of_the_data_is_said(inputs: Path, tmp_path: Path) -> None:
+    """Prompts that are what both responses begin with, in the training and in the held-out data."""
+    rows = [{"chosen": f"w1 w2 w{k} w3", "rejected": f"w1 w2 w{k} w4 w5"} for k in range(6, 12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = Console(file=io.StringIO(), width=1000)
+    data = {"dataset_name": str(tmp_path / "rows.jsonl"), "eval_dataset_name": str(tmp_path / "rows.jsonl")}
+    run_train(config(inputs, tmp_path / "run", max_steps=1, save_steps=0, **data), said)
+    notes = said.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "Note: There is no column 'prompt'" in notes
+    assert "Note: Held-out data: There is no column 'prompt'" in notes
 
 
 def test_the_folder_says_what_happened(inputs: Path, finished: TrainResult) -> None:
