@@ -19,8 +19,7 @@ def answer_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def answer_blocks(source: Source) -> list[Block]:
     """What each answer rests on, and what was missing or assumed."""
-    if "answers" not in source.summary:
-        return []
-    parts = [(answer["question"], answer["details"]) for answer in source.summary["answers"]]
-    parts.append(("also", source.summary["missing"]))
+    parts = [(answer["question"], answer["details"]) for answer in source.answers]
+    if parts:
+        parts.append(("also", source.summary["missing"]))
     return [Prose(f"{name.capitalize()}. {' '.join(sentences)}") for name, sentences in parts if sentences]

@@ -44,12 +44,7 @@ def with_remedy(source: Source, run: str | Path) -> Source:
 
     `entangle why` has said it already.
     """
-    if (
-        "answers" in source.summary
-        or source.pairs is None
-        or source.what_if is None
-        or source.remedy is not None
-    ):
+    if source.answers or source.pairs is None or source.what_if is None or source.remedy is not None:
         return source
     if probe_decision(source).verdict == HARMLESS:
         return source

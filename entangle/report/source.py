@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
@@ -63,6 +63,7 @@ class Source:
         across: what the other pairs do to each pair: the aggregates of `entangle across`.
         epochs: one row per pair and loss: what an epoch does to it, by `entangle across`.
         what_if: other losses and settings on the same pairs.
+        answers: of `entangle why`: question, line, paste and details of each.
         remedy: what would stop a fall, where it was looked for: words, and paste with (trainer, line).
     """
 
@@ -92,6 +93,7 @@ class Source:
     across: Mapping[str, Any] | None = None
     epochs: pd.DataFrame | None = None
     what_if: WhatIfTables | None = None
+    answers: Sequence[Mapping[str, Any]] = ()
     remedy: Mapping[str, Any] | None = None
 
     @cached_property
@@ -179,10 +181,10 @@ def _answers(run: RunFolder) -> Source:
     return replace(
         shown,
         name=f"{run.path.resolve().parent.name}/{run.path.name}",
-        summary={**shown.summary}
-        | {"answers": summary["answers"], "missing": summary["evidence"]["missing"], "loss": summary["loss"]},
+        summary={**shown.summary} | {"missing": summary["evidence"]["missing"], "loss": summary["loss"]},
         steps=run.table("steps.parquet"),
         curve=run.table("curve.parquet"),
+        answers=summary["answers"],
     )
 
 

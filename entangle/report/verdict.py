@@ -27,7 +27,7 @@ def decision(source: Source) -> Decision | None:
 
     Answers of `entangle why` are decisions of their own.
     """
-    if "answers" in source.summary:
+    if source.answers:
         return None
     if source.pairs is not None and source.summary.get("regimes") and source.predictions is not None:
         return with_remedy(probe_decision(source), source.remedy)
@@ -59,8 +59,8 @@ def probe_decision(source: Source) -> Decision:
 
 def verdict(source: Source) -> list[str]:
     """Sentences on a run, the main one first."""
-    if "answers" in source.summary:
-        return answer_lines(source.summary["answers"])
+    if source.answers:
+        return answer_lines(source.answers)
     if source.pairs is not None:
         return _of_pairs(source)
     if source.variants is not None:
