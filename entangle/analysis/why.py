@@ -186,7 +186,7 @@ def _since(evidence: Evidence, is_fallen: bool) -> Answer:
     """From which step on."""
     found, log = evidence.get("measured"), evidence.get("log")
     if not is_fallen:
-        return Answer("since", "-", "-: nothing has fallen")
+        return Answer("since", "-", "nothing has fallen")
     by_log = None if log is None else log["onset"]
     details: list[str] = []
     between = ""
@@ -252,8 +252,8 @@ def _harmful(evidence: Evidence, is_fallen: bool) -> Answer:
     size = f"{100 * lost['value']:+.2g} % ({100 * low:+.2g} to {100 * high:+.2g} %)"
     details.insert(
         0,
-        f"The chosen's log-probs are {size} further from 0 than at the start; from {100 * COLLAPSE:.0f} % on that is "
-        f"called harmful. The margin grew on {share_text(grew)} of the pairs.",
+        f"The chosen's distance from log-prob 0 has changed by {size} since the start; growth by {100 * COLLAPSE:.0f} % or "
+        f"more is called harmful. The margin grew on {share_text(grew)} of the pairs.",
     )
     return Answer("harmful", verdict, line, tuple(details))
 
@@ -277,7 +277,7 @@ def _responsible(evidence: Evidence, is_fallen: bool) -> Answer:
     part = f"{100 * share['value']:.0f} % ({100 * share['low']:.0f}-{100 * share['high']:.0f})"
     tenth = f"{len(found['pairs'])} of {found['of']}"
     if not is_fallen:
-        return Answer("which", "-", "-: nothing has fallen", _which_details(found))
+        return Answer("which", "-", "nothing has fallen", _which_details(found))
     if not found["pairs"]:
         return Answer(
             "which", NO, "none: no pair's step lowers the others' chosen log-probs", _which_details(found)
@@ -343,7 +343,7 @@ def _change(evidence: Evidence, is_fallen: bool) -> Answer:
         "to try, not a promise; what it does to quality isn't known."
     )
     if not is_fallen:
-        return Answer("stop it", "-", "-: nothing to stop", (*details, limits))
+        return Answer("stop it", "-", "nothing to stop", (*details, limits))
     if found["is_steady"]:
         line = "by no loss: a step on this set doesn't lower it, by its mean"
         return Answer("stop it", NO, line, (*details, _LOWER, limits))
