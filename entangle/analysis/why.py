@@ -252,7 +252,7 @@ def _harmful(evidence: Evidence, is_fallen: bool) -> Answer:
     size = f"{100 * lost['value']:+.2g} % ({100 * low:+.2g} to {100 * high:+.2g} %)"
     details.insert(
         0,
-        f"The chosen's distance from log-prob 0 has changed by {size} since the start; growth by {100 * COLLAPSE:.0f} % or "
+        f"The chosen's distance from log-prob 0 changed by {size} since the start; growth by {100 * COLLAPSE:.0f} % or "
         f"more is called harmful. The margin grew on {share_text(grew)} of the pairs.",
     )
     return Answer("harmful", verdict, line, tuple(details))

@@ -87,8 +87,10 @@ def require_run(path: str | Path) -> None:
     """
     if os.path.isfile(os.path.join(path, "config.yaml")):
         return
-    message = f"Expected a run folder (with config.yaml) at {path}; found none.{near(str(path))}"
-    if os.path.isdir(path) and any(name.startswith("checkpoint-") for name in os.listdir(path)):
+    message = f"Expected a run folder (with config.yaml) at {path}; found none."
+    if not os.path.exists(path):
+        message += near(path)
+    elif os.path.isdir(path) and any(name.startswith("checkpoint-") for name in os.listdir(path)):
         message += (
             f" It holds the checkpoints of a training: entangle doctor {path} reads its log, and entangle sweep {path} "
             "--dataset_name PAIRS probes its checkpoints into a run folder."
